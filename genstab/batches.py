@@ -1,0 +1,63 @@
+"""What a validation batch holds: the source images, and which of them count on several processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from genstab.errors import InputError
+
+
+def source_of(batch: Any, key: str = "source") -> Tensor:
+    """Return the source images of a batch: `batch[key]` of a dict, the first item of a sequence, or the batch itself.
+
+    Raises:
+        InputError: there is no image batch (N, C, H, W) there.
+
+    >>> source_of({"source": torch.zeros(2, 3, 8, 8)}).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    found = batch
+    if isinstance(batch, Mapping):
+        if key not in batch:
+            raise InputError(f"source_key={key!r} is not in the batch, which has {', '.join(map(str, batch))}")
+        found = batch[key]
+    elif isinstance(batch, Sequence):
+        found = batch[0]
+    if not isinstance(found, Tensor) or found.ndim != 4:
+        raise InputError(f"the source of a batch must be images (N, C, H, W), not {type(found).__name__}")
+    return found
+
+
+def dataset_positions(
+    loader: Any,
+    batch_idx: int,
+    batch_length: int,
+    world_size: int = 1,
+    rank: int = 0,
+) -> Tensor:
+    """Return where in the dataset the images of one unshuffled validation batch lie; −1 for a repeated one.
+
+    `DistributedSampler` gives rank r the positions r, r + P, r + 2P, … and fills the last round with repetitions, so
+    that every process has equally many batches. Counting a repetition would change the metric.
+
+    Args:
+        loader: the validation `DataLoader`; of a list of them, the first.
+        batch_idx: which batch of this process.
+        batch_length: its number of images.
+
+    Shape: → (batch_length,), integers.
+
+    >>> loader = DataLoader(range(5), batch_size=2, sampler=DistributedSampler(range(5), 2, rank=1, shuffle=False))
+    >>> [dataset_positions(loader, i, len(batch), 2, rank=1).tolist() for i, batch in enumerate(loader)]
+    [[1, 3], [-1]]
+    """
+    if not isinstance(loader, DataLoader):
+        loader = loader[0]
+    first = batch_idx * (loader.batch_size or batch_length)
+    positions = rank + world_size * torch.arange(first, first + batch_length)
+    if isinstance(loader.sampler, DistributedSampler):
+        return torch.where(positions < len(loader.dataset), positions, -1)
+    return positions

@@ -1,0 +1,144 @@
+"""The command line; the only place that knows Hydra."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import seed_everything
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from genstab.errors import InputError
+from genstab.loggers import close
+from genstab.summary import RunSummary
+
+_PACKAGE = Path(__file__).resolve().parent
+# conf/ lies inside the package in a wheel and beside it in a checkout.
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+# Holds a job's composed config for the processes that it starts, see `_workers_follow`.
+WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
+COMMANDS = ("train",)
+USAGE = """genstab: image-to-image models that stay stable when their input moves
+
+usage: genstab COMMAND [key=value …]
+
+  train      train an anti-aliased pix2pix and measure its shift PSNR
+
+genstab train --help shows the options and examples."""
+
+
+def run(config: DictConfig) -> float | None:
+    """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
+
+    Raises:
+        InputError: the config, the data or the machine cannot do it; before any training where possible.
+    """
+    _quieten()
+    _check_devices(config.trainer)
+    seed_everything(config.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    with _input_errors():
+        data, model = instantiate(config.data), instantiate(config.model)
+        callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+        logger = instantiate(config.logger) if config.logger else False
+        plain = OmegaConf.to_container(config, resolve=True)
+        callbacks.append(RunSummary(config.output_dir, plain))  # type: ignore[arg-type]  # a dict with string keys
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+    for each in trainer.loggers:
+        each.log_hyperparams(plain)
+    try:
+        with _workers_follow(config):
+            trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+    finally:
+        for each in trainer.loggers:
+            close(each)
+    measured = trainer.callback_metrics.get("val/shift_psnr")
+    return None if measured is None else measured.item()
+
+
+def _quieten() -> None:
+    # Lightning's hints about hardware and products that the user did not ask for
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    devices = trainer.get("devices", "auto")
+    if trainer.get("accelerator") in ("gpu", "cuda"):
+        present = torch.cuda.device_count()
+        wanted = devices if isinstance(devices, int) else len(devices) if not isinstance(devices, str) else 1
+        if wanted > present or not present:
+            raise InputError(
+                f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
+            )
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """Bring out the `InputError` that Hydra wraps when a constructor raises it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError | MisconfigurationException):
+                raise InputError(" ".join(str(cause).split())) from error
+            cause = cause.__cause__
+        raise
+
+
+@contextmanager
+def _workers_follow(config: DictConfig) -> Iterator[None]:
+    """Let the processes that Lightning starts take this job's config, instead of their command line.
+
+    Lightning starts rank 1, 2, … with the command line of rank 0. Under `-m` that is the whole sweep, and without it
+    another run folder. Afterwards the process group and the environment are put back, for the next job of a sweep.
+    """
+    before = dict(os.environ)
+    os.environ[WORKER_CONFIG] = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _job(config: DictConfig) -> float | None:
+    try:
+        return run(config)
+    except InputError as error:
+        # From a loader's worker the message comes with the worker's traceback before it.
+        sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
+
+
+def train() -> None:
+    """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
+    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+        _job(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
+        return
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_job)()
+
+
+def main() -> None:
+    """Run the command that `sys.argv[1]` names."""
+    command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "train":
+        train()
+    else:
+        sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""DataModules that deliver pairs: dicts of `source`, `target` in [−1, 1] and `name`."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from genstab.augment import PairAugment, Size
+from genstab.download import FACADES_URL, facades
+from genstab.errors import InputError
+from genstab.pairs import PairedImages, check_pairs, find_pairs
+from genstab.synthetic import SyntheticFacades
+
+
+def as_size(name: str, size: int | Iterable[int]) -> Size:
+    """Return (height, width) from one number or two.
+
+    Raises:
+        InputError: it is neither, or not positive.
+
+    >>> as_size("crop_size", 256)
+    (256, 256)
+    """
+    values = (size, size) if isinstance(size, int) else tuple(size)
+    if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
+        raise InputError(f"{name}={size!r} is neither a positive integer nor a pair [height, width] of them")
+    return values[0], values[1]
+
+
+class PairData(LightningDataModule):
+    """Loaders for pairs, augmented on the device in training: resize, random crop, flip.
+
+    A subclass fills `train_set` and `val_set` in `setup`.
+
+    Args:
+        crop_size: pixels of a training image, a number or [height, width].
+        load_size: pixels before the random crop, 286 for 256 in the paper; None: the images' own size.
+        flip: mirror half of the training pairs left to right.
+        batch_size: pairs a training batch, per process.
+        val_batch_size: pairs a validation batch, per process; no metric depends on it.
+        num_workers: loader processes; None: one less than the processors, at most 8.
+
+    Raises:
+        InputError: a size or count that is not positive, load_size smaller than crop_size.
+    """
+
+    train_set: Dataset
+    val_set: Dataset
+
+    def __init__(
+        self,
+        crop_size: int | Iterable[int] = 256,
+        load_size: int | Iterable[int] | None = 286,
+        flip: bool = True,
+        batch_size: int = 1,
+        val_batch_size: int = 8,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, count in {"batch_size": batch_size, "val_batch_size": val_batch_size}.items():
+            if count < 1:
+                raise InputError(f"{name}={count} is not an integer of at least 1")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
+        self.crop_size = as_size("crop_size", crop_size)
+        self.load_size = None if load_size is None else as_size("load_size", load_size)
+        self.augment = PairAugment(self.crop_size, self.load_size, flip)
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = min(8, processors - 1) if num_workers is None else num_workers
+
+    def _loader(self, dataset: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Return shuffled training pairs."""
+        return self._loader(self.train_set, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return validation pairs in order."""
+        return self._loader(self.val_set, self.val_batch_size, shuffle=False)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Augment a training batch on its device; leave a validation batch as it is."""
+        if self.trainer is not None and self.trainer.training:
+            batch["source"], batch["target"] = self.augment(batch["source"], batch["target"])
+        return batch
+
+
+class SyntheticData(PairData):
+    """Procedural façades, drawn on the fly: label maps to photos, no download.
+
+    Args:
+        train_images: pairs for training.
+        val_images: pairs for validation; none of them is in the training set.
+        size: pixels of a side before the random crop.
+        seed: draws another town.
+        crop_size, flip, batch_size, val_batch_size, num_workers: see `PairData`.
+
+    Raises:
+        InputError: a count or size that is not positive, size smaller than crop_size.
+    """
+
+    def __init__(
+        self,
+        train_images: int = 400,
+        val_images: int = 32,
+        size: int = 128,
+        crop_size: int | Iterable[int] = 128,
+        seed: int = 0,
+        flip: bool = True,
+        batch_size: int = 4,
+        val_batch_size: int = 8,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(crop_size, None, flip, batch_size, val_batch_size, num_workers)
+        if min(self.crop_size) > size or max(self.crop_size) > size:
+            raise InputError(f"size={size} is smaller than crop_size={self.crop_size}")
+        self.train_set = SyntheticFacades(train_images, size, seed=seed)
+        self.val_set = SyntheticFacades(val_images, size, seed=seed + 1)
+
+
+class PairedData(PairData):
+    """Pairs of images in a folder: side by side in `train/`, or in `trainA/` and `trainB/`; see `genstab.pairs`.
+
+    Args:
+        root: folder that holds `train…` and `val…` or `test…`.
+        direction: `AtoB` or `BtoA`, from source to target.
+        source_channels, target_channels: what every file must have.
+        crop_size, load_size, flip, batch_size, val_batch_size, num_workers: see `PairData`. Validation images are
+            resized to crop_size; with `load_size=None` they keep their size.
+
+    Raises:
+        InputError: the folder is missing, empty or unpaired, a file is unreadable, too small, or has other channels.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        direction: str = "AtoB",
+        source_channels: int = 3,
+        target_channels: int = 3,
+        crop_size: int | Iterable[int] = 256,
+        load_size: int | Iterable[int] | None = 286,
+        flip: bool = True,
+        batch_size: int = 1,
+        val_batch_size: int = 8,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers)
+        if direction not in ("AtoB", "BtoA"):
+            raise InputError(f"direction={direction!r} is not one of AtoB, BtoA")
+        self.root, self.direction = root, direction
+        self.channels = (source_channels, target_channels)
+
+    def setup(self, stage: str) -> None:
+        """Find the pairs and check every file's header, before any training."""
+        self.train_set, self.val_set = (self._dataset(split) for split in ("train", "val"))
+
+    def _dataset(self, split: str) -> PairedImages:
+        pairs = find_pairs(self.root, split)
+        channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
+        sizes = set(check_pairs(pairs, channels_a, channels_b, self.crop_size if self.load_size is None else None))
+        if self.load_size is None:
+            if len(sizes) > 1:
+                raise InputError(
+                    f"{self.root}: images of {len(sizes)} sizes, such as {sorted(sizes)[:2]}: set data.load_size"
+                )
+            return PairedImages(pairs, self.direction)
+        if split == "val":
+            return PairedImages(pairs, self.direction, self.crop_size)
+        # One size that need not shrink is enlarged later, on the device.
+        on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
+        return PairedImages(pairs, self.direction, None if on_device else self.load_size)
+
+
+class FacadesData(PairedData):
+    """CMP Façades (Tyleček and Šára 2013) as pix2pix uses it, from labels to photos.
+
+    Args:
+        root: a folder that holds the pairs already, or into which they are downloaded (29 MB).
+        url: the archive.
+        kwargs: see `PairedData`.
+
+    Raises:
+        InputError: as `PairedData`, or the download failed; the message says what to do without a network.
+    """
+
+    def __init__(self, root: str, url: str = FACADES_URL, direction: str = "BtoA", **kwargs: Any) -> None:
+        super().__init__(os.path.expanduser(root), direction, **kwargs)
+        self.url = url
+
+    def _present(self) -> bool:
+        return any(os.path.isdir(os.path.join(self.root, folder)) for folder in ("train", "trainA", "trainB"))
+
+    def prepare_data(self) -> None:
+        """Download and unpack unless the pairs are there; on one process."""
+        if not self._present():
+            facades(self.root, self.url)
+
+    def setup(self, stage: str) -> None:
+        """Find the pairs and check every file's header."""
+        if not self._present():
+            self.root = os.path.join(self.root, "facades")
+        super().setup(stage)

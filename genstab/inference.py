@@ -1,0 +1,68 @@
+"""Call a model as for a measurement, and leave no trace of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from genstab.errors import InputError
+
+
+def submodule(module: nn.Module, name: str | None) -> nn.Module:
+    """Return the submodule called `name`, or the module itself for None.
+
+    Raises:
+        InputError: there is no such submodule.
+
+    >>> submodule(nn.Sequential(nn.Tanh()), "0")
+    Tanh()
+    """
+    try:
+        return module if name is None else module.get_submodule(name)
+    except AttributeError:
+        names = ", ".join(child for child, _ in module.named_children())
+        raise InputError(f"generator={name!r} is not a submodule of {type(module).__name__}: {names}") from None
+
+
+@contextmanager
+def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield `module` as a function of one image batch: eval mode, float32, no autocast, no gradients.
+
+    The mode of every submodule and the random state are put back afterwards. A module with half-precision weights is
+    called with float32 copies of them.
+
+    >>> dropout = nn.Dropout(0.5)
+    >>> with inference(dropout) as generator:
+    ...     generator(torch.ones(3)).tolist(), dropout.training
+    ([1.0, 1.0, 1.0], False)
+    >>> dropout.training
+    True
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    parameter = next(module.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    half = {
+        name: tensor.float()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    }
+
+    def call(images: Tensor) -> Tensor:
+        output = functional_call(module, half, (images.float(),)) if half else module(images.float())
+        return output.float()
+
+    accelerators = [device] if device.type not in ("cpu", "meta") else []
+    device_type = device.type if accelerators else "cuda"
+    with (
+        torch.random.fork_rng(accelerators, device_type=device_type),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        try:
+            module.eval()
+            yield call
+        finally:
+            for part, training in modes:
+                part.training = training

@@ -1,0 +1,26 @@
+"""Adversarial losses (Goodfellow 2014, arXiv 1406.2661; least squares: Mao 2017, arXiv 1611.04076)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genstab.errors import InputError
+
+GAN_LOSSES = ("bce", "lsgan")
+
+
+def adversarial_loss(logits: Tensor, real: bool, kind: str = "bce") -> Tensor:
+    """Return how far a discriminator's logits are from calling all patches `real`: the mean, a scalar.
+
+    `bce` is the binary cross-entropy with logits, `lsgan` the squared distance to 1 (real) or 0.
+
+    Raises:
+        InputError: the kind is unknown.
+
+    >>> adversarial_loss(torch.zeros(2, 1, 3, 3), real=True).exp()  # undecided: ln 2
+    tensor(2.)
+    """
+    if kind not in GAN_LOSSES:
+        raise InputError(f"gan_loss={kind!r} is not one of {', '.join(GAN_LOSSES)}")
+    wanted = torch.full_like(logits, float(real))
+    return F.mse_loss(logits, wanted) if kind == "lsgan" else F.binary_cross_entropy_with_logits(logits, wanted)

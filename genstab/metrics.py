@@ -1,0 +1,199 @@
+"""Shift PSNR and image quality: pure functions that return one value an image, and thin metrics that add them up."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from genstab.errors import InputError
+from genstab.inference import inference
+from genstab.protocols import shift_pairs
+from genstab.shift import parse_shifts
+
+REDUCTIONS = ("mean", "worst", "pooled")
+
+
+def squared_error(
+    shifted_output: Tensor, output_of_shifted: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return per image the sum of squared differences over the valid pixels and their number, in float64.
+
+    Shape: two (N, C, H, W) and a mask that broadcasts to them → (N,), (N,).
+
+    Raises:
+        InputError: the shapes differ, or an image has no valid pixel.
+
+    >>> squared_error(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5))
+    (tensor([1.], dtype=torch.float64), tensor([4.], dtype=torch.float64))
+    """
+    if shifted_output.shape != output_of_shifted.shape or shifted_output.ndim != 4:
+        raise InputError(
+            f"shifted_output {tuple(shifted_output.shape)} and output_of_shifted {tuple(output_of_shifted.shape)}"
+            " must have one shape (N, C, H, W)"
+        )
+    squares = (shifted_output.double() - output_of_shifted.double()).square()
+    valid = torch.ones_like(squares) if mask is None else mask.expand_as(squares).double()
+    count = valid.sum((1, 2, 3))
+    if len(count) and count.min() == 0:
+        raise InputError("mask: an image has no valid pixel")
+    # where, not a product: a NaN outside the mask must not count
+    return torch.where(valid > 0, squares, 0).sum((1, 2, 3)), count
+
+
+def decibel(mean_squared_error: Tensor, data_range: float = 2.0, cap: float = 100.0) -> Tensor:
+    """Return 10 log10(data_range² / error), at most `cap` (no error at all would be infinite).
+
+    >>> decibel(torch.tensor([0.04, 0.0]))
+    tensor([ 20., 100.])
+    """
+    return (10 * torch.log10(data_range**2 / mean_squared_error)).clamp(max=cap)
+
+
+def shift_psnr(
+    generator: nn.Module,
+    images: Tensor,
+    shifts: Sequence[Sequence[int]],
+    protocol: str = "circular",
+    *,
+    margin: int = 8,
+    data_range: float = 2.0,
+    cap: float = 100.0,
+    forward_batch: int = 32,
+) -> Tensor:
+    """Measure how far G(S x) is from S G(x), in dB, for each shift and each image.
+
+    PSNR = 10 log10(R² / mean over the valid pixels of (G(S x) − S G(x))²), higher is more stable. The generator is
+    called in eval mode and float32; its mode and the random state are put back.
+
+    Args:
+        generator: maps (N, C, H, W) to images of the same height and width.
+        images: (N, C, H, W), on the generator's device.
+        shifts: pairs (dy, dx) in pixels, none of them zero.
+        protocol: `circular` or `crop`, see `genstab.protocols.shift_pairs`.
+        margin: pixels left out on each side of the overlap, for `crop`.
+        data_range: R, 2 for images in [−1, 1].
+        cap: what no error at all counts as.
+        forward_batch: images a forward pass.
+
+    Returns:
+        dB, float64, shape (len(shifts), len(images)).
+
+    Raises:
+        InputError: a bad shift or protocol, or images too small for them.
+
+    >>> shift_psnr(nn.Identity(), torch.rand(2, 3, 8, 8), [(0, 1), (2, 0), (3, 3)]).shape
+    torch.Size([3, 2])
+    """
+    pairs = parse_shifts(shifts)
+    rows = []
+    with inference(generator) as generate:
+        for _, shifted_output, output_of_shifted, mask in shift_pairs(
+            generate, images, pairs, protocol, margin, forward_batch
+        ):
+            error, count = squared_error(shifted_output, output_of_shifted, mask)
+            rows.append(decibel(error / count, data_range, cap))
+    return torch.stack(rows)
+
+
+class ShiftPSNR(Metric):
+    """Reduce the PSNR between shifted outputs and outputs of shifted inputs to one number, in dB.
+
+    The same at any batch size and on any number of processes: the states are sums in float64.
+
+    Args:
+        data_range: R in 10 log10(R² / MSE); 2 for images in [−1, 1].
+        reduction: `mean` of the dB over images and shifts, `worst` (their minimum), or `pooled` (one PSNR of the mean
+            squared error over all pixels).
+        cap: what no error at all counts as, in dB.
+
+    Raises:
+        InputError: an unknown reduction, a range or cap that is not positive.
+
+    >>> metric = ShiftPSNR()
+    >>> metric.update(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2))
+    >>> metric.compute()
+    tensor(20.)
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+
+    decibels: Tensor
+    images: Tensor
+    worst: Tensor
+    error: Tensor
+    pixels: Tensor
+
+    def __init__(self, data_range: float = 2.0, reduction: str = "mean", cap: float = 100.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if reduction not in REDUCTIONS:
+            raise InputError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
+        if data_range <= 0 or cap <= 0:
+            raise InputError(f"data_range={data_range} and cap={cap} must be positive")
+        self.data_range, self.reduction, self.cap = data_range, reduction, cap
+        zero = torch.tensor(0.0, dtype=torch.float64)
+        for name in ("decibels", "images", "error", "pixels"):
+            self.add_state(name, zero.clone(), dist_reduce_fx="sum")
+        self.add_state("worst", torch.tensor(cap, dtype=torch.float64), dist_reduce_fx="min")
+
+    def update(self, shifted_output: Tensor, output_of_shifted: Tensor, mask: Tensor | None = None) -> None:
+        """Add a batch: S G(x) and G(S x), each (N, C, H, W), and the mask of the valid pixels."""
+        error, count = squared_error(shifted_output, output_of_shifted, mask)
+        if not len(error):
+            return
+        decibels = decibel(error / count, self.data_range, self.cap)
+        self.decibels += decibels.sum()
+        self.images += len(decibels)
+        self.worst = torch.minimum(self.worst, decibels.min())
+        self.error += error.sum()
+        self.pixels += count.sum()
+
+    def compute(self) -> Tensor:
+        """Return the number in dB, float32; NaN before the first update."""
+        if self.reduction == "mean":
+            value = self.decibels / self.images
+        elif self.reduction == "worst":
+            value = torch.where(self.images > 0, self.worst, torch.nan)
+        else:
+            value = decibel(self.error / self.pixels, self.data_range, self.cap)
+        return value.float()
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Return the mean absolute difference of neighbouring pixels, averaged over both axes: how sharp an image is.
+
+    Shape: (N, C, H, W) → (N,), in units of the value range.
+
+    >>> total_variation(torch.tensor([[[[0., 1.], [0., 1.]]]]))
+    tensor([0.5000])
+    """
+    rows = images.diff(dim=-2).abs().mean((1, 2, 3))
+    columns = images.diff(dim=-1).abs().mean((1, 2, 3))
+    return (rows + columns) / 2
+
+
+def image_quality(output: Tensor, target: Tensor, data_range: float = 2.0) -> dict[str, Tensor]:
+    """Compare outputs with their targets, one value an image: `l1`, `psnr` (dB), `ssim`, `tv` and `tv_target`.
+
+    Stability must be read beside these: a constant or blurry generator is perfectly stable.
+
+    Shape: two (N, C, H, W), H and W at least 11 (the window of SSIM) → (N,) each.
+
+    >>> black, grey = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.2)
+    >>> {key: round(value.item(), 3) for key, value in image_quality(black, grey).items()}
+    {'l1': 0.2, 'psnr': 20.0, 'ssim': 0.01, 'tv': 0.0, 'tv_target': 0.0}
+    """
+    output, target = output.float(), target.float()
+    # a pair with the full image comes only on request
+    ssim = cast(Tensor, structural_similarity_index_measure(output, target, data_range=data_range, reduction="none"))
+    return {
+        "l1": (output - target).abs().mean((1, 2, 3)),
+        "psnr": peak_signal_noise_ratio(output, target, data_range=data_range, reduction="none", dim=(1, 2, 3)),
+        "ssim": ssim.reshape(len(output)),
+        "tv": total_variation(output),
+        "tv_target": total_variation(target),
+    }

@@ -1,0 +1,223 @@
+"""Pairs of images on disk: where they lie, whether they fit together, and the dataset that reads them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from genstab.errors import InputError
+from genstab.images import EXTENSIONS, image_shape, read_image
+
+_FOLDERS = {"train": ("train",), "val": ("val", "test")}
+_MANY = 1000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one thing; `b` is None where one file holds both, A in its left half and B in its right.
+
+    >>> Pair("1", Path("trainA/1_A.jpg"), Path("trainB/1_B.jpg")).name
+    '1'
+    """
+
+    name: str
+    a: Path
+    b: Path | None
+
+
+def find_pairs(root: str | Path, split: str) -> list[Pair]:
+    """List the pairs of a split, "train" or "val", in natural order of their names (2 before 10).
+
+    Two layouts are known. Side by side: `root/train/*.jpg`, each file A|B. Two folders: `root/trainA` and
+    `root/trainB`, matched by name without suffix and without a final `_A` or `_B`. For "val" it is val, or
+    else test. No file is opened.
+
+    Raises:
+        InputError: no such folder, no images, both layouts at once, an image without its partner, or two
+            images of one name.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("trainA/10_A.jpg", "trainA/2.png", "trainB/10_B.jpg", "trainB/2.png"):
+    ...         Path(root, name).parent.mkdir(exist_ok=True)
+    ...         Path(root, name).touch()
+    ...     [pair.name for pair in find_pairs(root, "train")]
+    ['2', '10']
+    """
+    root = Path(root)
+    if split not in _FOLDERS:
+        raise InputError(f"split={split!r} is not one of {', '.join(_FOLDERS)}")
+    if not root.is_dir():
+        raise InputError(f"data.root={root} {'is not a folder' if root.exists() else 'does not exist'}")
+    stems = _FOLDERS[split]
+    single = next((root / stem for stem in stems if (root / stem).is_dir()), None)
+    double = next(
+        (stem for stem in stems if (root / f"{stem}A").is_dir() or (root / f"{stem}B").is_dir()), None
+    )
+    if single and double:
+        raise InputError(
+            f"data.root={root} is ambiguous for split={split}: it has both {single.name} (side by side) and "
+            f"{double}A/{double}B (two folders); keep one"
+        )
+    if single:
+        return [Pair(name, path, None) for name, path in _images(single, r"$").items()]
+    if double:
+        return _matched(root / f"{double}A", root / f"{double}B")
+    wanted = " or ".join(f"{stem} (side by side) or {stem}A + {stem}B" for stem in stems)
+    raise InputError(
+        f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {_listing(root)}"
+    )
+
+
+def check_pairs(
+    pairs: Sequence[Pair], channels_a: int, channels_b: int, min_size: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """Check the header of every file, and return the (H, W) of each pair (of one half where side by side).
+
+    Raises:
+        InputError: a file that can't be read, another number of channels, A and B of two sizes, an odd width
+            side by side, or fewer rows or columns than `min_size=(H, W)`.
+
+    >>> check_pairs([], channels_a=3, channels_b=3)
+    []
+    """
+    sizes = []
+    for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, disable=len(pairs) <= _MANY):
+        shape_a = image_shape(pair.a)
+        _check_channels(pair.a, "A", shape_a[0], channels_a)
+        if pair.b is None:
+            _check_channels(pair.a, "B", shape_a[0], channels_b)
+            _check_even(pair.a, shape_a[2])
+            size = shape_a[1], shape_a[2] // 2
+        else:
+            shape_b = image_shape(pair.b)
+            _check_channels(pair.b, "B", shape_b[0], channels_b)
+            size = shape_a[1:]
+            if size != shape_b[1:]:
+                raise InputError(
+                    f"{pair.a} is {_hxw(size)} but {pair.b} is {_hxw(shape_b[1:])}: "
+                    "A and B of a pair must have one size"
+                )
+        if min_size and (size[0] < min_size[0] or size[1] < min_size[1]):
+            raise InputError(
+                f"{pair.a} is {_hxw(size)}, smaller than {_hxw(min_size)}: lower data.load_size or leave the "
+                "pair out"
+            )
+        sizes.append(size)
+    return sizes
+
+
+class PairedImages(Dataset[dict[str, Any]]):
+    """Read pairs as {"source": (C, H, W) float32 in [-1, 1], "target": likewise, "name": str}.
+
+    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
+
+    Raises:
+        InputError: `direction` is neither "AtoB" (the source is A) nor "BtoA"; on reading, as `read_image`.
+
+    >>> len(PairedImages([], direction="BtoA"))
+    0
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], direction: str = "AtoB", size: tuple[int, int] | None = None
+    ) -> None:
+        if direction not in ("AtoB", "BtoA"):
+            raise InputError(f"direction={direction!r} is not one of AtoB, BtoA")
+        self.pairs = list(pairs)
+        self.direction = direction
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pairs[index]
+        a = read_image(pair.a)
+        if pair.b is None:
+            _check_even(pair.a, a.shape[2])
+            # Copies: a view of the half would carry the whole file to the worker's receiver.
+            a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
+        else:
+            b = read_image(pair.b)
+        source, target = (a, b) if self.direction == "AtoB" else (b, a)
+        return {"source": self._resized(source), "target": self._resized(target), "name": pair.name}
+
+    def _resized(self, image: torch.Tensor) -> torch.Tensor:
+        if self.size is None or image.shape[1:] == tuple(self.size):
+            return image
+        size = tuple(self.size)
+        return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[
+            0
+        ].clamp_(-1, 1)
+
+
+def _images(folder: Path, ending: str) -> dict[str, Path]:
+    """Map the name of each image in the folder, less the pattern `ending`, to its path, in natural order."""
+    found: dict[str, Path] = {}
+    # A dangling link counts as an image, so that reading it says what is wrong.
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
+    for path in sorted(paths, key=lambda path: _natural(path.name)):
+        name = re.sub(ending, "", path.stem)
+        if name in found:
+            raise InputError(f"{folder} has two images named {name!r}: {found[name].name} and {path.name}")
+        found[name] = path
+    if not found:
+        raise InputError(
+            f"{folder} has no images ({', '.join(sorted(EXTENSIONS))}): found {_listing(folder)}"
+        )
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _matched(folder_a: Path, folder_b: Path) -> list[Pair]:
+    for folder, other in [(folder_a, folder_b), (folder_b, folder_a)]:
+        if not folder.is_dir():
+            raise InputError(f"{other} is there but {folder} is missing: two folders make the pairs")
+    a, b = _images(folder_a, r"_[AB]$"), _images(folder_b, r"_[AB]$")
+    lonely = [
+        f"{len(names)} in {folder.name} ({_shortened(names)})"
+        for folder, mine, theirs in [(folder_a, a, b), (folder_b, b, a)]
+        if (names := [path.name for name, path in mine.items() if name not in theirs])
+    ]
+    if lonely:
+        raise InputError(f"data.root={folder_a.parent} has images without a partner: {' and '.join(lonely)}")
+    return [Pair(name, path, b[name]) for name, path in a.items()]
+
+
+def _check_channels(path: Path, side: str, channels: int, wanted: int) -> None:
+    if channels != wanted:
+        key, other = ("source", "target") if side == "A" else ("target", "source")
+        raise InputError(
+            f"{path} has {channels} channels, side {side} wants {wanted}: "
+            f"set data.{key}_channels={channels} (data.{other}_channels with data.direction=BtoA)"
+        )
+
+
+def _check_even(path: Path, width: int) -> None:
+    if width % 2:
+        raise InputError(f"{path} is {width} pixels wide: A and B side by side need an even width")
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name
+
+
+def _listing(folder: Path) -> str:
+    return (
+        _shortened(sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()))
+        or "nothing"
+    )
+
+
+def _shortened(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _hxw(size: Sequence[int]) -> str:
+    return f"{size[0]}×{size[1]}"

@@ -1,0 +1,148 @@
+"""Pictures of a training: panels in every validation; samples, a shift map and a film at its end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from tqdm import tqdm
+
+from genstab.batches import source_of
+from genstab.errors import InputError
+from genstab.inference import inference, submodule
+from genstab.loggers import log_image, log_video
+from genstab.metrics import shift_psnr
+from genstab.protocols import shift_pairs
+from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
+from genstab.shift import grid_shifts, parse_shifts, roll
+
+
+class ShiftPictures(Callback):
+    """Show what the numbers mean: panels in every validation; samples, a shift map and a film at the end.
+
+    Each validation logs `samples` (source, output, target) and `shift` (output of the shifted source, shifted output,
+    and their difference), at the step of the validation's metrics. The end of the training writes `samples.png`,
+    `shift_map.png` (PSNR over Δh, Δw) and `shift.gif` (the source slides; the output moved back should stand still)
+    to `folder` and logs them. All on the first images of the first validation batch, by the first process alone.
+
+    Args:
+        folder: where the files go.
+        images: rows of a panel.
+        shift: (dy, dx) of the panel.
+        reach: the map has all shifts with |Δh|, |Δw| up to this many pixels.
+        map_images: images that the map averages over.
+        frames: of the film, one pixel each.
+        source_key, generator: as for `ShiftStability`; a dict's `target` is shown where there is one.
+
+    Raises:
+        InputError: a count below 1, a zero shift.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        images: int = 4,
+        shift: Sequence[int] = (0, 3),
+        reach: int = 8,
+        map_images: int = 2,
+        frames: int = 32,
+        source_key: str = "source",
+        generator: str | None = None,
+    ) -> None:
+        counts = {"images": images, "reach": reach, "map_images": map_images, "frames": frames}
+        for name, value in counts.items():
+            if value < 1:
+                raise InputError(f"{name}={value} is not an integer of at least 1")
+        self.folder, self.images, self.reach = Path(folder), images, reach
+        self.map_images, self.frames = map_images, frames
+        self.shift = parse_shifts([shift])[0]
+        self.source_key, self.generator = source_key, generator
+        self.source: Tensor | None = None
+        self.target: Tensor | None = None
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first images."""
+        if batch_idx == 0 and dataloader_idx == 0:
+            self.source = source_of(batch, self.source_key)[: self.images].detach().clone()
+            target = batch.get("target") if isinstance(batch, Mapping) else None
+            self.target = None if target is None else target[: self.images].detach().clone()
+
+    def samples(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Return the columns source, output and target, each (N, C, H, W)."""
+        assert self.source is not None
+        with inference(submodule(pl_module, self.generator)) as generate:
+            columns = {"source": self.source, "output": generate(self.source)}
+        return columns if self.target is None else {**columns, "target": self.target}
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log both panels."""
+        if trainer.sanity_checking or self.source is None:
+            return
+        with inference(submodule(pl_module, self.generator)) as generate:
+            pairs = shift_pairs(generate, self.source, [self.shift], "circular")
+            _, shifted_output, output_of_shifted, _ = next(pairs)
+        difference = (shifted_output - output_of_shifted).abs().mean(1, keepdim=True) - 1  # black where they agree
+        step = _step(trainer)
+        panels = {
+            "samples": self.samples(pl_module),
+            "shift": {
+                "G(shifted source)": output_of_shifted,
+                "shifted G(source)": shifted_output,
+                "difference": difference,
+            },
+        }
+        for logger in trainer.loggers:
+            for key, columns in panels.items():
+                log_image(logger, key, picture_table(columns), step)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and log samples, map and film."""
+        if self.source is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_picture(picture_table(self.samples(pl_module)), self.folder / "samples.png")
+        generator = submodule(pl_module, self.generator)
+        shifts = grid_shifts(self.reach)
+        images = self.source[: self.map_images]
+        decibels = {}
+        for row in tqdm(range(-self.reach, self.reach + 1), "shift map", leave=False):
+            in_row = [shift for shift in shifts if shift[0] == row]
+            means = shift_psnr(generator, images, in_row).mean(1).tolist()
+            decibels.update(zip(in_row, means, strict=True))
+        heat_map = shift_map(decibels, f"circular, {len(images)} images")
+        save_picture(heat_map, self.folder / "shift_map.png")
+        save_film(self.film(pl_module), self.folder / "shift.gif")
+        step = _step(trainer)
+        for logger in trainer.loggers:
+            log_image(logger, "shift_map", heat_map, step)
+            log_video(logger, "shift_film", self.folder / "shift.gif", step)
+
+    def film(self, pl_module: LightningModule) -> list[Picture]:
+        """Return the frames: the sliding source, its output, and the output moved back."""
+        assert self.source is not None
+        image, frames = self.source[:1], []
+        with inference(submodule(pl_module, self.generator)) as generate:
+            for dx in range(self.frames):
+                moved = roll(image, (0, dx))[0]
+                output = generate(moved)
+                back = roll(output, (0, -dx))[0]
+                frames.append(picture_table({"source": moved, "output": output, "output moved back": back}))
+        return frames
+
+
+def _step(trainer: Trainer) -> int:
+    # What Lightning itself logs the metrics of this moment at.
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -1,0 +1,145 @@
+"""pix2pix as a LightningModule with two optimizers (Isola 2017, arXiv 1611.07004, sections 3 and 6.2)."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from genstab.batches import dataset_positions
+from genstab.errors import InputError
+from genstab.losses import GAN_LOSSES, adversarial_loss
+from genstab.metrics import image_quality
+
+Batch = dict[str, Any]
+QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
+
+
+class Pix2Pix(LightningModule):
+    """Train a generator against a discriminator on pairs: adversarial loss + λ · L1.
+
+    One generator forward a step serves both updates. `global_step` and every logged step count batches.
+    Logs `train/loss_d`, `train/loss_g`, `train/loss_g_gan`, `train/loss_g_l1`, and in validation the per-image means
+    `val/l1`, `val/psnr`, `val/ssim`, `val/tv`, `val/tv_target`, each image counted once on any number of processes.
+
+    Args:
+        generator: source (N, C, H, W) in [−1, 1] → output (N, C', H, W) in [−1, 1].
+        discriminator: (source, image) → logits of any shape.
+        gan_loss: `bce` or `lsgan`.
+        l1_weight: λ, 100 in the paper.
+        lr: learning rate of both Adam optimizers, constant for the first half and falling linearly to 0 in the second.
+        betas: Adam's.
+        channels_last: keep images channel by channel in memory; faster on CPUs and on GPUs with half precision.
+        compile: run both networks through `torch.compile`.
+
+    Raises:
+        InputError: an unknown loss, a negative weight or learning rate.
+
+    >>> from genstab import PatchGAN, UNet
+    >>> Pix2Pix(UNet(channels=4, levels=3), PatchGAN(channels=4))(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        gan_loss: str = "bce",
+        l1_weight: float = 100.0,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if gan_loss not in GAN_LOSSES:
+            raise InputError(f"gan_loss={gan_loss!r} is not one of {', '.join(GAN_LOSSES)}")
+        if l1_weight < 0 or lr <= 0:
+            raise InputError(f"l1_weight={l1_weight} must not be negative and lr={lr} must be positive")
+        self.automatic_optimization = False
+        self.generator, self.discriminator = generator, discriminator
+        self.gan_loss, self.l1_weight, self.lr = gan_loss, l1_weight, lr
+        self.betas = (betas[0], betas[1])  # a tuple, also where a config gives a list
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.quality = nn.ModuleDict({key: MeanMetric(nan_strategy="error") for key in QUALITY})
+        for network in (generator, discriminator):
+            network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # not in its stub
+            if compile:
+                network.compile()
+
+    def forward(self, source: Tensor) -> Tensor:
+        """Translate (N, C, H, W) in [−1, 1] to the output in [−1, 1]."""
+        return self.generator(source.contiguous(memory_format=self.memory_format))
+
+    def configure_optimizers(self) -> tuple[list[torch.optim.Adam], list[LambdaLR]]:
+        """Return an Adam each for discriminator and generator, with the linear decay over the second half."""
+        total = float(self.trainer.estimated_stepping_batches)
+
+        def decay(step: int) -> float:
+            return max(0.0, min(1.0, 2 - 2 * step / total))
+
+        optimizers = [
+            torch.optim.Adam(network.parameters(), lr=self.lr, betas=self.betas, fused=True)
+            for network in (self.discriminator, self.generator)
+        ]
+        return optimizers, [LambdaLR(optimizer, decay) for optimizer in optimizers]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the discriminator, then the generator, on one batch of `source` and `target`."""
+        optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
+        source, target = batch["source"], batch["target"].contiguous(memory_format=self.memory_format)
+        output = self(source)
+
+        self.toggle_optimizer(optimizer_d)
+        on_output = adversarial_loss(self.discriminator(source, output.detach()), False, self.gan_loss)
+        on_target = adversarial_loss(self.discriminator(source, target), True, self.gan_loss)
+        loss_d = (on_output + on_target) / 2
+        # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
+        optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
+        self._update(optimizer_d, loss_d)
+        self.untoggle_optimizer(optimizer_d)
+
+        self.toggle_optimizer(optimizer_g)
+        loss_g_gan = adversarial_loss(self.discriminator(source, output), True, self.gan_loss)
+        loss_g_l1 = (output - target).abs().mean()
+        loss_g = loss_g_gan + self.l1_weight * loss_g_l1
+        self._update(optimizer_g, loss_g)
+        self.untoggle_optimizer(optimizer_g)
+
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
+            scheduler.step()
+        losses = {"loss_d": loss_d, "loss_g": loss_g, "loss_g_gan": loss_g_gan, "loss_g_l1": loss_g_l1}
+        self.log_dict({f"train/{key}": loss.detach() for key, loss in losses.items()}, batch_size=len(source))
+
+    def _update(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the quality of one batch to the per-image means."""
+        trainer = self.trainer
+        positions = dataset_positions(
+            trainer.val_dataloaders, batch_idx, len(batch["source"]), trainer.world_size, trainer.global_rank
+        )
+        counted = positions >= 0
+        output = self(batch["source"])
+        if counted.any():
+            counted = counted.to(output.device)
+            for key, values in image_quality(output[counted], batch["target"][counted]).items():
+                self.quality[key].update(values)  # type: ignore[operator]  # a Metric
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means, over all processes."""
+        self.log_dict({f"val/{key}": metric for key, metric in self.quality.items()})  # type: ignore[misc]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what builds the generator again, for `genstab.load_generator`."""
+        checkpoint["generator"] = getattr(self.generator, "config", None)
+
+
+def _uncounted() -> None:
+    """Do nothing, where Lightning would count a step."""

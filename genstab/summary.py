@@ -1,0 +1,112 @@
+"""What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from genstab.batches import source_of
+from genstab.loggers import how_to_view
+from genstab.report import results_table
+
+PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on.
+
+    >>> sorted(versions())[:3]
+    ['genstab', 'hydra-core', 'kornia']
+    """
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+class RunSummary(Callback):
+    """Write `summary.json` at the end of a fit and print its table.
+
+    The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint`, `config`,
+    `versions`, `processes`, `seconds` (the whole fit) and `images_per_second` (training batches alone, over all
+    processes, without validation and without the first batch, which starts the workers and compiles).
+
+    Args:
+        folder: where the file goes.
+        config: the run's configuration, as plain types.
+    """
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
+        self.folder, self.config = Path(folder), dict(config)
+        self.images = 0
+        self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the fit."""
+        self.fit_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images from the second batch on."""
+        now = time.perf_counter()
+        if not self.training_began:
+            self.training_began = now
+            return
+        self.images += len(source_of(batch)) * trainer.world_size
+        self.training = now - self.training_began - self.validating
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the training."""
+        self.validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the clock of the training."""
+        if self.training_began:
+            self.validating += time.perf_counter() - self.validation_began
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what `summary.json` holds."""
+        checkpoints = trainer.checkpoint_callback
+        paths = {"checkpoint": "", "best_checkpoint": ""}
+        if isinstance(checkpoints, ModelCheckpoint):
+            paths = {
+                "checkpoint": checkpoints.last_model_path,
+                "best_checkpoint": checkpoints.best_model_path,
+            }
+        return {
+            **{key: value.item() for key, value in sorted(trainer.callback_metrics.items())},
+            **{key: _relative(path, self.folder) for key, path in paths.items()},
+            "steps": trainer.global_step,
+            "processes": trainer.world_size,
+            "seconds": round(time.perf_counter() - self.fit_began, 2),
+            "images_per_second": round(self.images / self.training, 2) if self.training else None,
+            "versions": versions(),
+            "config": self.config,
+        }
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, print the table, and say where to look."""
+        summary = self.summary(trainer)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        console = Console()
+        metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
+        console.print(results_table(metrics, f"{summary['steps']} batches in {summary['seconds']:.0f} s"))
+        console.print(f"Run folder: {self.folder}", soft_wrap=True)
+        for logger in trainer.loggers:
+            if hint := how_to_view(logger):
+                console.print(hint, soft_wrap=True)
+
+
+def _relative(path: str, folder: Path) -> str | None:
+    if not path:
+        return None
+    resolved, base = Path(path).resolve(), folder.resolve()
+    return str(resolved.relative_to(base)) if resolved.is_relative_to(base) else str(resolved)

@@ -1,0 +1,159 @@
+"""The pix2pix U-Net generator (Isola 2017, arXiv 1611.07004, section 6.1.1), with a blur at every resampling step."""
+
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genstab.errors import InputError
+from genstab.filters import AntiAlias, BlurPool2d, choice, pad2d
+
+NORMS = ("batch", "instance", "group", "none")
+
+
+def norm2d(norm: str, channels: int) -> nn.Module:
+    """Return the normalisation named by `norm`, one of `NORMS`, for maps of that many channels."""
+    choice("norm", norm, NORMS)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels)
+    return nn.GroupNorm(gcd(channels, 32), channels) if norm == "group" else nn.Identity()
+
+
+def init_normal(module: nn.Module) -> None:
+    """Draw convolutions from N(0, 0.02), norm scales from N(1, 0.02); biases are zero (pix2pix, section 6.2)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+class Down(nn.Module):
+    """Halve the map: 4×4 convolution, norm, LeakyReLU, and the blur before or after them."""
+
+    def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
+        super().__init__()
+        post = antialias.placement == "post" and antialias.filter != "none"
+        blur = BlurPool2d(antialias.filter, 2 if post else 1, antialias.padding_mode)
+        # The padding keeps output i centred at input 2i + 0.5, as the plain layer has it.
+        plain_padding = (0, nn.ZeroPad2d((1, 2, 1, 2))) if post else (1, nn.Identity())
+        padding, zero_pad = plain_padding
+        self.before = zero_pad if post or antialias.filter == "none" else blur
+        self.conv = nn.Conv2d(*channels, 4, stride=1 if post else 2, padding=padding, bias=norm == "none")
+        self.norm = norm2d(norm, channels[1])
+        self.act = nn.LeakyReLU(0.2)
+        self.after = blur if post else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H / 2, W / 2), H and W even."""
+        return self.after(self.act(self.norm(self.conv(self.before(x)))))
+
+
+class Up(nn.Module):
+    """Double the map: ReLU, 4×4 transposed convolution, blur, norm, dropout."""
+
+    def __init__(self, channels: tuple[int, int], norm: str, dropout: float, antialias: AntiAlias) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, bias=norm == "none")
+        self.blur: nn.Module = nn.Identity()
+        if antialias.filter != "none":
+            self.blur = BlurPool2d(antialias.filter, 1, antialias.padding_mode, mirrored=True)
+        self.norm = norm2d(norm, channels[1])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', 2H, 2W)."""
+        return self.dropout(self.norm(self.blur(self.conv(F.relu(x)))))
+
+
+class UNet(nn.Module):
+    """Translate images with the pix2pix U-Net; any input size, any number of channels.
+
+    Encoder C64-C128-C256-C512-…, decoder its mirror with skip connections, tanh. As in the paper the outermost and
+    the innermost encoder layers have no norm, and the first `levels − 5` decoder layers have dropout. Inputs are
+    padded to a multiple of 2^levels by reflection and the output is cropped back.
+
+    Args:
+        in_channels: channels of the source.
+        out_channels: channels of the output.
+        channels: width of the first layer; deeper layers have up to 8 times as many.
+        levels: how often the map is halved; 8 in the paper.
+        norm: `batch`, `instance`, `group` or `none`.
+        dropout: probability, on as long as the module is in training mode.
+        antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
+
+    Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
+
+    Raises:
+        InputError: a count below 1, an unknown norm or filter.
+
+    >>> UNet(1, 3, channels=4, levels=3, antialias="tri3")(torch.zeros(2, 1, 17, 30)).shape
+    torch.Size([2, 3, 17, 30])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: int = 64,
+        levels: int = 8,
+        norm: str = "batch",
+        dropout: float = 0.5,
+        antialias: AntiAlias | str | None = None,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "levels": levels,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise InputError(f"{name}={count} is not an integer of at least 1")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout={dropout} is not in [0, 1)")
+        if not isinstance(antialias, AntiAlias):
+            antialias = AntiAlias(filter=antialias or "none")
+        # What builds this network again from a checkpoint: plain numbers and strings only.
+        self.config: dict[str, int | float | str | dict[str, str]] = {
+            **counts,
+            "norm": norm,
+            "dropout": dropout,
+            "antialias": dict(vars(antialias)),
+        }
+        self.levels = levels
+        widths = [in_channels, *(channels * min(2**i, 8) for i in range(levels))]
+        innermost = levels - 1
+        self.encoder = nn.ModuleList(
+            Down((widths[i], widths[i + 1]), "none" if i in (0, innermost) else norm, antialias) for i in range(levels)
+        )
+        self.decoder = nn.ModuleList()
+        for i in reversed(range(levels)):
+            width_in = widths[i + 1] * (1 if i == innermost else 2)  # the skip connection doubles it
+            width_out = widths[i] if i else out_channels
+            drop = dropout if innermost - i < levels - 5 else 0.0
+            self.decoder.append(Up((width_in, width_out), norm if i else "none", drop, antialias))
+        self.apply(init_normal)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
+        height, width = source.shape[-2:]
+        multiple = 2**self.levels
+        x = source
+        if height % multiple or width % multiple:
+            x = pad2d(x, (0, -width % multiple, 0, -height % multiple), "reflect")
+        skips = []
+        for down in self.encoder:
+            x = down(x)
+            skips.append(x)
+        x = self.decoder[0](skips.pop())
+        for up in self.decoder[1:]:
+            x = up(torch.cat((skips.pop(), x), dim=1))
+        return torch.tanh(x)[..., :height, :width]

@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from genstab import AntiAlias, PatchGAN, Pix2Pix, UNet
+
+
+class Pairs(Dataset):
+    """Random pairs of 32×32 pixels, the same at every call."""
+
+    def __init__(self, length, size=32):
+        generator = torch.Generator().manual_seed(length)
+        self.source = torch.rand(length, 1, size, size, generator=generator) * 2 - 1
+        self.target = torch.rand(length, 3, size, size, generator=generator) * 2 - 1
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return {"source": self.source[index], "target": self.target[index], "name": str(index)}
+
+
+def pairs_loader(length, batch_size, shuffle=False):
+    return DataLoader(Pairs(length), batch_size, shuffle=shuffle)
+
+
+def tiny_pix2pix(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    generator = UNet(1, 3, channels=4, levels=3, antialias=AntiAlias("tri3"))
+    return Pix2Pix(generator, PatchGAN(1, 3, channels=4), **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """Keep W&B offline and every file of a test in its own folder."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from torch import nn
+
+from genstab import AntiAlias, InputError, PatchGAN, UNet
+from genstab.filters import FILTERS, PLACEMENTS
+from genstab.losses import adversarial_loss
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (1, 5), (48, 8)])
+def test_any_norm_placement_and_size(norm, placement, size):
+    network = UNet(2, 5, channels=4, levels=4, norm=norm, antialias=AntiAlias("bin5", placement))
+    output = network(torch.randn(2, 2, *size))
+    assert output.shape == (2, 5, *size)
+    assert output.abs().max() <= 1
+    output.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_paper_sized_network_has_the_published_number_of_parameters():
+    # pix2pix with 64 channels, 8 levels: 54.41 million, as the widely used implementation prints
+    assert round(sum(p.numel() for p in UNet().parameters()) / 1e6, 2) == 54.41
+    # its 70×70 PatchGAN prints 2.769 million
+    assert round(sum(p.numel() for p in PatchGAN().parameters()) / 1e6, 3) == 2.769
+
+
+def test_plain_and_antialiased_networks_share_their_keys():
+    plain = UNet(channels=4, levels=3)
+    for filter in FILTERS:
+        for placement in PLACEMENTS:
+            UNet(channels=4, levels=3, antialias=AntiAlias(filter, placement)).load_state_dict(plain.state_dict())
+
+
+def test_dropout_is_in_the_first_decoder_layers_only():
+    assert [up.dropout.p for up in UNet(channels=2).decoder] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
+
+
+def test_initialisation_is_normal_with_a_deviation_of_0_02():
+    torch.manual_seed(0)
+    weights = [m.weight for m in UNet(channels=16, levels=6).modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert len(weights) == 12
+    values = torch.cat([w.flatten() for w in weights])
+    assert abs(values.mean()) < 1e-4
+    assert abs(values.std() - 0.02) < 1e-4
+
+
+def centroid(image):
+    rows, columns = torch.arange(image.shape[-2]), torch.arange(image.shape[-1])
+    weight = image[0, 0] / image.sum()
+    return torch.stack([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()])
+
+
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_an_impulse_comes_back_where_it_was(filter, placement, levels):
+    # Linear, positive and constant weights: any drift is that of the resampling.
+    network = UNet(1, 1, channels=1, levels=levels, norm="none", antialias=AntiAlias(filter, placement)).double()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    # A block of 2^levels pixels has one impulse on each polyphase component; the network is linear on it.
+    block, size = 2**levels, 64 * 2 ** (levels - 1)
+    image = torch.zeros(1, 1, size, size, dtype=torch.float64)
+    first = size // 2
+    image[..., first : first + block, first : first + block] = 1e-9
+    assert (centroid(network(image)) - (first + (block - 1) / 2)).abs().max() < 0.01
+
+
+def test_pre_equals_the_blur_right_after_the_convolution_away_from_the_borders():
+    from genstab.filters import BlurPool2d
+    from genstab.unet import Down
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    down = Down((3, 4), "none", AntiAlias("bin5", "pre")).double()
+    features = nn.functional.conv2d(nn.functional.pad(x, (1, 2, 1, 2)), down.conv.weight, down.conv.bias)
+    blurred = nn.functional.leaky_relu(BlurPool2d("bin5", 2).double()(features), 0.2)
+    torch.testing.assert_close(down(x)[..., 3:-3, 3:-3], blurred[..., 3:-3, 3:-3])
+
+
+def test_post_is_convolution_norm_activation_blur():
+    from genstab.filters import BlurPool2d
+    from genstab.unet import Down
+
+    down = Down((3, 4), "batch", AntiAlias("tri3", "post"))
+    x = torch.randn(2, 3, 8, 8)
+    features = nn.functional.conv2d(nn.functional.pad(x, (1, 2, 1, 2)), down.conv.weight)
+    normed = nn.functional.batch_norm(features, None, None, down.norm.weight, down.norm.bias, training=True)
+    torch.testing.assert_close(down(x), BlurPool2d("tri3", 2)(nn.functional.leaky_relu(normed, 0.2)))
+
+
+def test_one_patch_sees_70_pixels():
+    network = PatchGAN(1, 1, channels=1, norm="none").double()
+    for parameter in network.parameters():
+        nn.init.ones_(parameter)
+    image = torch.zeros(1, 1, 256, 256, dtype=torch.float64, requires_grad=True)
+    logits = network(torch.zeros(1, 1, 256, 256, dtype=torch.float64), image)
+    assert logits.shape == (1, 1, 30, 30)
+    logits[0, 0, 15, 15].backward()
+    seen = image.grad[0, 0] != 0
+    assert (seen.any(0).sum(), seen.any(1).sum()) == (70, 70)
+
+
+def test_adversarial_losses_by_hand():
+    logits = torch.tensor([0.0, 2.0])
+    # ln(1 + e^-x) for real, ln(1 + e^x) for generated
+    assert adversarial_loss(logits, True).item() == pytest.approx((0.6931472 + 0.1269280) / 2)
+    assert adversarial_loss(logits, False).item() == pytest.approx((0.6931472 + 2.1269280) / 2)
+    assert adversarial_loss(logits, True, "lsgan").item() == pytest.approx(1.0)
+    assert adversarial_loss(logits, False, "lsgan").item() == pytest.approx(2.0)
+    with pytest.raises(InputError, match="gan_loss='wgan' is not one of bce, lsgan"):
+        adversarial_loss(logits, True, "wgan")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: UNet(levels=0), "levels=0"),
+        (lambda: UNet(channels=0), "channels=0"),
+        (lambda: UNet(dropout=1.0), "dropout=1.0"),
+        (lambda: UNet(norm="layer", channels=2), "norm='layer' is not one of batch, instance, group, none"),
+        (lambda: UNet(antialias="tri9"), "filter='tri9' is not one of"),
+        (lambda: PatchGAN(layers=0), "layers=0"),
+        (
+            lambda: PatchGAN(channels=1)(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)),
+            "16×16 is smaller than 24",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

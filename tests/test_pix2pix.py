@@ -1,0 +1,176 @@
+import copy
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import CSVLogger
+
+from torch.utils.data import DataLoader
+
+from genstab import InputError, load_generator
+from genstab.losses import adversarial_loss
+from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def test_one_step_is_the_papers_update():
+    model = tiny_pix2pix()
+    generator, discriminator = copy.deepcopy(model.generator), copy.deepcopy(model.discriminator)
+    loader = pairs_loader(4, 4)
+    batch = next(iter(loader))
+    Trainer(max_epochs=2, limit_train_batches=1, max_steps=1, **QUIET).fit(model, loader)
+
+    # the same by hand: two plain Adams, discriminator first, the generator against the updated discriminator
+    adam = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), **adam)
+    optimizer_g = torch.optim.Adam(generator.parameters(), **adam)
+    output = generator(batch["source"])
+    on_output = adversarial_loss(discriminator(batch["source"], output.detach()), False)
+    on_target = adversarial_loss(discriminator(batch["source"], batch["target"]), True)
+    ((on_output + on_target) / 2).backward()
+    optimizer_d.step()
+    gan = adversarial_loss(discriminator(batch["source"], output), True)
+    (gan + 100 * (output - batch["target"]).abs().mean()).backward()
+    optimizer_g.step()
+
+    for trained, expected in ((model.generator, generator), (model.discriminator, discriminator)):
+        for (name, a), b in zip(trained.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6, msg=name)
+
+
+class Watch(Callback):
+    def __init__(self):
+        self.forwards, self.rates, self.steps = 0, [], []
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.generator.register_forward_hook(lambda *_: setattr(self, "forwards", self.forwards + 1))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+        self.steps.append(trainer.global_step)
+
+
+def test_steps_count_batches_the_rate_decays_and_one_forward_serves_both():
+    watch = Watch()
+    trainer = Trainer(max_epochs=4, callbacks=[watch], **QUIET)
+    trainer.fit(tiny_pix2pix(), pairs_loader(8, 4))
+    assert watch.steps == list(range(8))
+    assert trainer.global_step == 8
+    assert watch.forwards == 8
+    expected = [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]  # step 4 of 8 is the middle
+    for rates, factor in zip(watch.rates, expected, strict=True):
+        assert rates == pytest.approx([2e-4 * factor] * 2)
+
+
+def test_max_steps_is_in_batches():
+    trainer = Trainer(max_steps=3, **QUIET)
+    trainer.fit(tiny_pix2pix(), pairs_loader(8, 1))
+    assert trainer.fit_loop.epoch_loop.total_batch_idx == 2
+
+
+def test_it_learns():
+    model, pairs = tiny_pix2pix(lr=5e-3), Pairs(4)
+    pairs.target = torch.tensor([0.6, -0.6]).repeat_interleave(16).expand(4, 3, 32, 32)  # two halves
+    loader = DataLoader(pairs, 4)
+    trainer = Trainer(max_steps=60, **QUIET)
+    trainer.fit(model, loader)
+    assert trainer.callback_metrics["train/loss_g_l1"] < 0.2  # an untrained generator gives zeros: 0.6
+
+
+def test_every_log_key_on_one_axis_of_batches(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = Trainer(max_epochs=2, log_every_n_steps=1, **{**QUIET, "logger": logger})
+    trainer.fit(tiny_pix2pix(), pairs_loader(6, 2), pairs_loader(3, 2))
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    keys = {f"train/{key}" for key in ("loss_d", "loss_g", "loss_g_gan", "loss_g_l1")}
+    keys |= {f"val/{key}" for key in ("l1", "psnr", "ssim", "tv", "tv_target")}
+    header = lines[0].split(",")
+    assert keys <= set(header)
+    rows = [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
+    assert [int(row["step"]) for row in rows if row["train/loss_g"]] == [0, 1, 2, 3, 4, 5]
+    assert [int(row["step"]) for row in rows if row["val/l1"]] == [2, 5]  # the last batch before it
+    for row in rows:
+        if row["train/loss_g"]:
+            total = float(row["train/loss_g_gan"]) + 100 * float(row["train/loss_g_l1"])
+            assert float(row["train/loss_g"]) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_validation_is_the_mean_over_images_at_any_batch_size(batch_size):
+    model = tiny_pix2pix()
+    trainer = Trainer(**QUIET)
+    trainer.validate(model, pairs_loader(5, batch_size), verbose=False)
+    model.eval()
+    pairs = Pairs(5)
+    with torch.no_grad():
+        expected = [(model(s[None]) - t[None]).abs().mean() for s, t in zip(pairs.source, pairs.target, strict=True)]
+    assert trainer.callback_metrics["val/l1"].item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"gan_loss": "lsgan"}, {"channels_last": False}])
+def test_options_train(options):
+    trainer = Trainer(max_steps=2, **QUIET)
+    trainer.fit(tiny_pix2pix(**options), pairs_loader(4, 2))
+    assert trainer.callback_metrics["train/loss_g"].isfinite()
+
+
+def test_bfloat16_trains_with_float32_weights():
+    model = tiny_pix2pix()
+    Trainer(max_steps=2, precision="bf16-mixed", **QUIET).fit(model, pairs_loader(4, 2))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
+def test_compiled_networks_give_the_same_step():
+    plain, compiled = tiny_pix2pix(), tiny_pix2pix(compile=True)
+    for model in (plain, compiled):
+        Trainer(max_steps=1, **QUIET).fit(model, pairs_loader(4, 2))
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for a, b in zip(plain.generator.parameters(), compiled.generator.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_generator_comes_back_from_the_checkpoint(tmp_path):
+    model = tiny_pix2pix()
+    trainer = Trainer(max_steps=1, **QUIET)
+    trainer.fit(model, pairs_loader(4, 2))
+    path = tmp_path / "some.ckpt"
+    trainer.save_checkpoint(path)
+    generator = load_generator(path)
+    assert not generator.training
+    x = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(generator(x), model.eval()(x), rtol=0, atol=1e-7)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(InputError, match=r"x.ckpt does not exist"):
+        load_generator(path)
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match=r"x.ckpt cannot be read as a checkpoint"):
+        load_generator(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(InputError, match=r"x.ckpt is no checkpoint of a genstab U-Net"):
+        load_generator(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gan_loss": "hinge"}, "gan_loss='hinge' is not one of bce, lsgan"),
+        ({"lr": 0}, "lr=0 must be positive"),
+        ({"l1_weight": -1}, "l1_weight=-1 must not be negative"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        tiny_pix2pix(**options)
