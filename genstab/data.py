@@ -41,7 +41,8 @@ class PairData(LightningDataModule):
         flip: mirror half of the training pairs left to right.
         batch_size: pairs a training batch, per process.
         val_batch_size: pairs a validation batch, per process; no metric depends on it.
-        num_workers: loader processes; None: one less than the processors, at most 8.
+        num_workers: loader processes; None: two less than the processors, at most 8. (On two processors a worker
+            would take more from the training than it gives.)
 
     Raises:
         InputError: a size or count that is not positive, load_size smaller than crop_size.
@@ -70,7 +71,7 @@ class PairData(LightningDataModule):
         self.augment = PairAugment(self.crop_size, self.load_size, flip)
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers = min(8, processors - 1) if num_workers is None else num_workers
+        self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
 
     def _loader(self, dataset: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
         return DataLoader(
@@ -114,7 +115,7 @@ class SyntheticData(PairData):
     def __init__(
         self,
         train_images: int = 400,
-        val_images: int = 32,
+        val_images: int = 16,
         size: int = 128,
         crop_size: int | Iterable[int] = 128,
         seed: int = 0,

@@ -63,9 +63,7 @@ def fetch(url: str, path: str | Path, expected_bytes: int | None = None, sha256:
     _discard(part)
 
 
-def unpack(
-    archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, max_members: int = 100_000
-) -> None:
+def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, max_members: int = 100_000) -> None:
     """Unpack a tar archive, compressed or not, into a new `folder`, which appears only when whole.
 
     Where everything lies in one top folder, that becomes `folder`. Only plain files and folders are allowed:
@@ -99,9 +97,7 @@ def unpack(
             if isinstance(error, OSError) and error.errno is not None:  # absent, disk full, no permission
                 raise InputError(f"cannot unpack {archive} into {folder}: {error.strerror}") from error
             reason = str(error).partition("\n")[0].rstrip(":")  # tarfile goes on about every codec it tried
-            raise InputError(
-                f"{archive} is a corrupted archive ({reason}): remove it, fetch it again"
-            ) from error
+            raise InputError(f"{archive} is a corrupted archive ({reason}): remove it, fetch it again") from error
         top = list(content.iterdir())
         whole = top[0] if len(top) == 1 and top[0].is_dir() else content
         if folder.exists():

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -99,9 +100,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     array([  0, 128, 255], dtype=uint8)
     """
     if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] < 1:
-        raise InputError(
-            f"images of {images.dtype} {tuple(images.shape)} are not floating point (..., C, H, W)"
-        )
+        raise InputError(f"images of {images.dtype} {tuple(images.shape)} are not floating point (..., C, H, W)")
     shown = images.detach()[..., :3, :, :] if images.shape[-3] >= 3 else images.detach()[..., :1, :, :]
     levels = ((shown.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.expand(*images.shape[:-3], 3, *images.shape[-2:]).movedim(-3, -1).contiguous().cpu().numpy()
@@ -120,9 +119,7 @@ def _opened(path: str | Path) -> Iterator[_Header]:
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(
-            f"cannot read {path}: no PNG, JPEG, BMP, WebP or TIFF image, or a damaged one"
-        ) from None
+        raise InputError(f"cannot read {path}: no PNG, JPEG, BMP, WebP or TIFF image, or a damaged one") from None
     except Exception as error:  # a damaged file makes decoders raise anything; kornia_rs a bare Exception
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InputError(f"cannot read {path}: {reason or type(error).__name__}") from error
@@ -193,9 +190,7 @@ def _png(file: BinaryIO) -> _Header:
             fields = b"IHDR" + data[16:24] + bytes([8, 6]) + data[26:29]
             data = data[:12] + fields + struct.pack(">I", zlib.crc32(fields)) + data[33:]
             return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).view(">u2")
-        return kornia_rs.io.decode_image_png_u16(
-            data, (height, width), {0: "mono", 2: "rgb", 6: "rgba"}[colour]
-        )
+        return kornia_rs.io.decode_image_png_u16(data, (height, width), {0: "mono", 2: "rgb", 6: "rgba"}[colour])
 
     return _Header((height, width, {0: 1, 2: 3, 4: 2, 6: 4}[colour]), orientation, decode)
 
@@ -207,6 +202,11 @@ def _tiff(file: BinaryIO) -> _Header:
     if len(pictures) != 1:
         raise InputError(f"cannot read {file.name}: it holds {len(pictures)} pictures, one is wanted")
     picture, page = pictures[0], pictures[0].keyframe
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)  # as Pillow has it: beyond, the header is damaged or evil
+    if page.imagewidth * page.imagelength > limit:
+        raise InputError(
+            f"cannot read {file.name}: {page.imagelength}×{page.imagewidth} exceeds the limit of {limit} pixels"
+        )
     end = file.seek(0, io.SEEK_END)
     for part in picture.pages:
         if part is not None and not _whole(part.dataoffsets, part.databytecounts, end):
@@ -215,9 +215,7 @@ def _tiff(file: BinaryIO) -> _Header:
 
     bits = page.bitspersample
     if (str(page.dtype), bits) not in (("uint8", 8), ("uint16", 16), ("bool", 1)):
-        raise InputError(
-            f"cannot read {file.name}: pixels of {page.dtype}, {bits} bits, are not uint8 or uint16"
-        )
+        raise InputError(f"cannot read {file.name}: pixels of {page.dtype}, {bits} bits, are not uint8 or uint16")
     packed = page.compression not in tifffile.TIFF.DECOMPRESSORS
     kinds = tifffile.PHOTOMETRIC
     plain = bits > 1 and page.photometric in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB)
@@ -231,9 +229,7 @@ def _tiff(file: BinaryIO) -> _Header:
             header = _pillow(file, ("TIFF",))
             if not plain or header.shape[2] == page.samplesperpixel:
                 return header
-    cure = (
-        "the package imagecodecs reads it (pip install imagecodecs)" if packed else "save it as grey or RGB"
-    )
+    cure = "the package imagecodecs reads it (pip install imagecodecs)" if packed else "save it as grey or RGB"
     what = f"{page.compression!r}, {page.photometric!r} at {bits} bits in {page.samplesperpixel} channels"
     raise InputError(f"cannot read {file.name}: {what}; {cure}")
 

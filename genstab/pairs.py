@@ -57,9 +57,7 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
         raise InputError(f"data.root={root} {'is not a folder' if root.exists() else 'does not exist'}")
     stems = _FOLDERS[split]
     single = next((root / stem for stem in stems if (root / stem).is_dir()), None)
-    double = next(
-        (stem for stem in stems if (root / f"{stem}A").is_dir() or (root / f"{stem}B").is_dir()), None
-    )
+    double = next((stem for stem in stems if (root / f"{stem}A").is_dir() or (root / f"{stem}B").is_dir()), None)
     if single and double:
         raise InputError(
             f"data.root={root} is ambiguous for split={split}: it has both {single.name} (side by side) and "
@@ -70,9 +68,7 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     if double:
         return _matched(root / f"{double}A", root / f"{double}B")
     wanted = " or ".join(f"{stem} (side by side) or {stem}A + {stem}B" for stem in stems)
-    raise InputError(
-        f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {_listing(root)}"
-    )
+    raise InputError(f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {_listing(root)}")
 
 
 def check_pairs(
@@ -106,8 +102,7 @@ def check_pairs(
                 )
         if min_size and (size[0] < min_size[0] or size[1] < min_size[1]):
             raise InputError(
-                f"{pair.a} is {_hxw(size)}, smaller than {_hxw(min_size)}: lower data.load_size or leave the "
-                "pair out"
+                f"{pair.a} is {_hxw(size)}, smaller than {_hxw(min_size)}: lower data.load_size or leave the pair out"
             )
         sizes.append(size)
     return sizes
@@ -125,9 +120,7 @@ class PairedImages(Dataset[dict[str, Any]]):
     0
     """
 
-    def __init__(
-        self, pairs: Sequence[Pair], direction: str = "AtoB", size: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, pairs: Sequence[Pair], direction: str = "AtoB", size: tuple[int, int] | None = None) -> None:
         if direction not in ("AtoB", "BtoA"):
             raise InputError(f"direction={direction!r} is not one of AtoB, BtoA")
         self.pairs = list(pairs)
@@ -152,10 +145,8 @@ class PairedImages(Dataset[dict[str, Any]]):
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
         if self.size is None or image.shape[1:] == tuple(self.size):
             return image
-        size = tuple(self.size)
-        return F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)[
-            0
-        ].clamp_(-1, 1)
+        resized = F.interpolate(image[None], tuple(self.size), mode="bilinear", antialias=True, align_corners=False)
+        return resized[0].clamp_(-1, 1)  # the weights sum to 1 but for rounding
 
 
 def _images(folder: Path, ending: str) -> dict[str, Path]:
@@ -169,9 +160,7 @@ def _images(folder: Path, ending: str) -> dict[str, Path]:
             raise InputError(f"{folder} has two images named {name!r}: {found[name].name} and {path.name}")
         found[name] = path
     if not found:
-        raise InputError(
-            f"{folder} has no images ({', '.join(sorted(EXTENSIONS))}): found {_listing(folder)}"
-        )
+        raise InputError(f"{folder} has no images ({', '.join(sorted(EXTENSIONS))}): found {_listing(folder)}")
     return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
 
 
@@ -209,10 +198,7 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 
 def _listing(folder: Path) -> str:
-    return (
-        _shortened(sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()))
-        or "nothing"
-    )
+    return _shortened(sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())) or "nothing"
 
 
 def _shortened(names: Sequence[str], most: int = 5) -> str:

@@ -16,7 +16,7 @@ from genstab.loggers import log_image, log_video
 from genstab.metrics import shift_psnr
 from genstab.protocols import shift_pairs
 from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
-from genstab.shift import grid_shifts, parse_shifts, roll
+from genstab.shift import Shift, grid_shifts, parse_shifts, roll
 
 
 class ShiftPictures(Callback):
@@ -117,7 +117,7 @@ class ShiftPictures(Callback):
         generator = submodule(pl_module, self.generator)
         shifts = grid_shifts(self.reach)
         images = self.source[: self.map_images]
-        decibels = {}
+        decibels: dict[Shift, float] = {}
         for row in tqdm(range(-self.reach, self.reach + 1), "shift map", leave=False):
             in_row = [shift for shift in shifts if shift[0] == row]
             means = shift_psnr(generator, images, in_row).mean(1).tolist()

@@ -119,6 +119,15 @@ class Pix2Pix(LightningModule):
         self.manual_backward(loss)
         optimizer.step()
 
+    def on_validation_start(self) -> None:
+        """Give every process the BatchNorm statistics of rank 0, which its checkpoint holds.
+
+        DDP would broadcast them in each training forward; under manual optimisation it never does.
+        """
+        if self.trainer.world_size > 1:
+            for buffer in self.generator.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the quality of one batch to the per-image means."""
         trainer = self.trainer

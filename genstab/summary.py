@@ -32,9 +32,10 @@ def versions() -> dict[str, str]:
 class RunSummary(Callback):
     """Write `summary.json` at the end of a fit and print its table.
 
-    The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint`, `config`,
-    `versions`, `processes`, `seconds` (the whole fit) and `images_per_second` (training batches alone, over all
-    processes, without validation and without the first batch, which starts the workers and compiles).
+    The file has the final metrics under their log keys, `checkpoint` (of the `ModelCheckpoint` without a monitor: the
+    last one), `best_checkpoint` (of the one with a monitor), `config`, `versions`, `processes`, `seconds` (the whole
+    fit) and `images_per_second` (training alone, over all processes: without validation, and without the first batch,
+    which starts the workers and compiles).
 
     Args:
         folder: where the file goes.
@@ -72,13 +73,10 @@ class RunSummary(Callback):
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """Return what `summary.json` holds."""
-        checkpoints = trainer.checkpoint_callback
         paths = {"checkpoint": "", "best_checkpoint": ""}
-        if isinstance(checkpoints, ModelCheckpoint):
-            paths = {
-                "checkpoint": checkpoints.last_model_path,
-                "best_checkpoint": checkpoints.best_model_path,
-            }
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
         return {
             **{key: value.item() for key, value in sorted(trainer.callback_metrics.items())},
             **{key: _relative(path, self.folder) for key, path in paths.items()},

@@ -87,9 +87,7 @@ def test_fetch(server: Server, tmp_path: Path) -> None:
 def test_cut_then_resume(server: Server, tmp_path: Path, etag: str) -> None:
     server.etag, server.cut = etag, 1000
     path = tmp_path / "a.bin"
-    with pytest.raises(
-        InputError, match=rf"cannot download {server.url} \(cut off at 1000 of {len(BODY)} bytes"
-    ):
+    with pytest.raises(InputError, match=rf"cannot download {server.url} \(cut off at 1000 of {len(BODY)} bytes"):
         fetch(server.url, path)
     assert not path.exists()
     assert (tmp_path / "a.bin.part").read_bytes() == BODY[:1000]
@@ -146,9 +144,7 @@ def test_not_found_says_what_to_do(server: Server, tmp_path: Path) -> None:
 
 def test_refused_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(
-        InputError, match=r"cannot download http://127\.0\.0\.1:1/a \(.*refused\): .* data\.root=DIR"
-    ):
+    with pytest.raises(InputError, match=r"cannot download http://127\.0\.0\.1:1/a \(.*refused\): .* data\.root=DIR"):
         fetch(REFUSED, tmp_path / "a.bin")
 
 
@@ -188,9 +184,7 @@ def pack(path: Path, *members: tuple, mode: str = "w:gz") -> Path:
 
 def pictures(counts: dict[str, int], top: str = "facades/") -> list[tuple]:
     folders = [member(f"{top}{split}", kind=tarfile.DIRTYPE) for split in counts]
-    return folders + [
-        member(f"{top}{split}/{i}.jpg", b"jpg") for split, n in counts.items() for i in range(n)
-    ]
+    return folders + [member(f"{top}{split}/{i}.jpg", b"jpg") for split, n in counts.items() for i in range(n)]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
@@ -243,12 +237,18 @@ def test_evil_archives(tmp_path: Path, bad: tuple, reason: str) -> None:
 def test_bombs(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.tar", member("1", b"\0" * 600), member("2", b"\0" * 600))
     for limits in [{"max_bytes": 1199}, {"max_members": 1}]:
-        with pytest.raises(
-            InputError, match=r"a\.tar unpacks to more than \d+ bytes or \d+ members: refused"
-        ):
+        with pytest.raises(InputError, match=r"a\.tar unpacks to more than \d+ bytes or \d+ members: refused"):
             unpack(archive, tmp_path / "out", **limits)
         assert left(tmp_path) == ["a.tar"]
     unpack(archive, tmp_path / "out", max_bytes=1200 + tarfile.RECORDSIZE, max_members=2)
+
+
+def test_size_is_checked_before_unpacking(tmp_path: Path) -> None:
+    info, _ = member("1")
+    info.size = 1 << 40  # says the header; nothing follows
+    archive = pack(tmp_path / "a.tar", (info, None))
+    with pytest.raises(InputError, match=r"unpacks to more than 2147483648 bytes or 100000 members: refused"):
+        unpack(archive, tmp_path / "out")
 
 
 def test_bomb_after_the_end(tmp_path: Path) -> None:
@@ -267,17 +267,13 @@ def flipped_checksum(data: bytes) -> bytes:
     return data[:-8] + bytes([data[-8] ^ 1]) + data[-7:]
 
 
-@pytest.mark.parametrize(
-    "damage", [truncated, flipped_checksum, lambda _: b"", lambda _: b"<html>no archive</html>"]
-)
+@pytest.mark.parametrize("damage", [truncated, flipped_checksum, lambda _: b"", lambda _: b"<html>no archive</html>"])
 @pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
 def test_corrupted_archive(tmp_path: Path, mode: str, damage: Callable[[bytes], bytes]) -> None:
     noise = hashlib.shake_256(b"").digest(5000)
     archive = pack(tmp_path / "a.tar", member("1", noise), member("2", noise), mode=mode)
     archive.write_bytes(damage(archive.read_bytes()))
-    with pytest.raises(
-        InputError, match=r"a\.tar is a corrupted archive \(.*\): remove it, fetch it again"
-    ) as caught:
+    with pytest.raises(InputError, match=r"a\.tar is a corrupted archive \(.*\): remove it, fetch it again") as caught:
         unpack(archive, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert left(tmp_path) == ["a.tar"]
@@ -318,9 +314,7 @@ def test_facades_without_a_network(tmp_path: Path) -> None:
 
 def test_facades_that_are_none(tmp_path: Path) -> None:
     pack(tmp_path / "facades.tar.gz", *pictures({"train": 1, "val": 1}))
-    with pytest.raises(
-        InputError, match=r"facades\.tar\.gz is not the façades archive, it holds 1 of 2 in train: "
-    ):
+    with pytest.raises(InputError, match=r"facades\.tar\.gz is not the façades archive, it holds 1 of 2 in train: "):
         facades(tmp_path, REFUSED, COUNTS)
     assert left(tmp_path) == ["facades.tar.gz"]
 
@@ -328,9 +322,7 @@ def test_facades_that_are_none(tmp_path: Path) -> None:
 def test_incomplete_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "facades" / "train").mkdir(parents=True)
     (tmp_path / "facades" / "train" / "1.jpg").touch()
-    with pytest.raises(
-        InputError, match=r"facades is incomplete, it holds 1 of 2 in train, 0 of 1 in val: remove it"
-    ):
+    with pytest.raises(InputError, match=r"facades is incomplete, it holds 1 of 2 in train, 0 of 1 in val: remove it"):
         facades(tmp_path, REFUSED, COUNTS)
     assert left(tmp_path / "facades" / "train") == ["1.jpg"]
 

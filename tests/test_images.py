@@ -78,9 +78,7 @@ def test_eight_bits(tmp_path: Path, suffix: str, mode: str) -> None:
 
 def test_values_by_hand(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8)).save(tmp_path / "a.png")
-    assert torch.allclose(
-        read_image(tmp_path / "a.png"), torch.tensor([[[-1.0, -0.6, 1.0]]]), rtol=0, atol=1e-7
-    )
+    assert torch.allclose(read_image(tmp_path / "a.png"), torch.tensor([[[-1.0, -0.6, 1.0]]]), rtol=0, atol=1e-7)
     assert read_image(tmp_path / "a.png")[0, 0, [0, 2]].tolist() == [-1.0, 1.0]  # the ends are exact
 
 
@@ -154,9 +152,7 @@ def test_tiff_layouts(tmp_path: Path, dtype: type, compression: str | None, size
         if channels == 1:
             tifffile.imwrite(path, pixels[..., 0], **options)
             check(path, scaled(pixels))
-        tifffile.imwrite(
-            path, pixels, photometric=kind, planarconfig="contig" if channels > 1 else None, **options
-        )
+        tifffile.imwrite(path, pixels, photometric=kind, planarconfig="contig" if channels > 1 else None, **options)
         check(path, scaled(pixels))
         if channels > 1:
             planar = pixels.transpose(2, 0, 1)
@@ -177,7 +173,7 @@ def test_tiff_details(tmp_path: Path) -> None:
     check(path, -scaled(pixels[..., 0]))
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(pixels, photometric="rgb")
-        tiff.write(pixels[::4, ::4], photometric="rgb", subfiletype=1)  # a thumbnail
+        tiff.write(random(9, 7), subfiletype=1)  # a thumbnail
     check(path, scaled(pixels))
 
 
@@ -200,12 +196,38 @@ def test_codec_that_is_not_there(tmp_path: Path) -> None:
     for function in (read_image, image_shape):
         with pytest.raises(InputError, match=r"a\.tif: .*LZW.* 16 bits in 3 channels; .* imagecodecs"):
             function(path)
-    tifffile.imwrite(
-        path, random(5, 7, 5), photometric="minisblack", planarconfig="contig", compression="zlib"
-    )
+    tifffile.imwrite(path, random(5, 7, 5), photometric="minisblack", planarconfig="contig", compression="zlib")
     relabel(path, 259, 5)
     with pytest.raises(InputError, match=r"a\.tif: .* 8 bits in 5 channels; .* imagecodecs"):
         image_shape(path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="imagecodecs reads it")
+def test_alpha_that_pillow_would_change(tmp_path: Path) -> None:
+    # Where tifffile gives 4 stored channels, Pillow drops an unnamed one and divides by a premultiplied one.
+    path, pixels = tmp_path / "a.tif", random(5, 7, 4)
+    for kind, name in [(0, "unspecified"), (1, "assocalpha")]:
+        tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=[name], compression="zlib", metadata=None)
+        check(path, scaled(pixels))
+        Image.fromarray(pixels).save(path, compression="tiff_lzw")
+        check(path, scaled(pixels))
+        relabel(path, 338, kind)
+        with pytest.raises(InputError, match=r"a\.tif: .* 8 bits in 4 channels; .* imagecodecs"):
+            image_shape(path)
+
+
+def test_hole_in_a_tiff(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", random(5, 7), compression="zlib", metadata=None)
+    relabel(tmp_path / "a.tif", 279, 0)  # the strip's length: tifffile would read zeros
+    with pytest.raises(InputError, match=r"a\.tif: truncated"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_decoder_that_disagrees_with_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(png16(DEEP))
+    monkeypatch.setattr("kornia_rs.io.decode_image_png_u16", lambda *_: DEEP[:, :1])
+    with pytest.raises(InputError, match=r"a\.png: it holds \(1, 1, 3\), its header says \(1, 2, 3\)"):
+        read_image(tmp_path / "a.png")
 
 
 def relabel(path: Path, tag: int, value: int) -> None:
@@ -291,15 +313,11 @@ def test_other_depths(tmp_path: Path, function, dtype: str) -> None:
 
 def test_sixteen_bit_palette_of_inks(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", random(5, 7, 4, dtype=np.uint16), photometric="separated")
-    with pytest.raises(
-        InputError, match=r"a\.tif: .*SEPARATED.* 16 bits in 4 channels; save it as grey or RGB"
-    ):
+    with pytest.raises(InputError, match=r"a\.tif: .*SEPARATED.* 16 bits in 4 channels; save it as grey or RGB"):
         read_image(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize(
-    "kind", ["a.png", "deep.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "zlib.tif", "lzw.tif"]
-)
+@pytest.mark.parametrize("kind", ["a.png", "deep.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "zlib.tif", "lzw.tif"])
 def test_truncated_at_every_length(tmp_path: Path, kind: str) -> None:
     pixels, path = random(16, 16, 3), tmp_path / kind
     if kind == "deep.png":
@@ -316,6 +334,8 @@ def test_truncated_at_every_length(tmp_path: Path, kind: str) -> None:
             image = read_image(path)
         except InputError as error:
             assert str(error).startswith(f"cannot read {path}: ")  # noqa: PT017
+            if kind.endswith("png") and length > 33:  # past the header chunk
+                assert "truncated, it ends before its IEND chunk" in str(error)  # noqa: PT017
             refused += 1
         else:
             assert torch.equal(image, whole)  # only a trailer was cut
@@ -337,13 +357,16 @@ def test_bit_flips_raise_nothing_else(tmp_path: Path) -> None:
 
 def test_large_picture_warns_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", random(10, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert read_image(tmp_path / "a.png").shape == (1, 10, 20)
+        assert read_image(tmp_path / "a.png").shape == read_image(tmp_path / "a.tif").shape == (1, 10, 20)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(InputError, match=r"a\.png: Image size \(200 pixels\) exceeds limit"):
         read_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.tif: 10×20 exceeds the limit of 100 pixels"):
+        image_shape(tmp_path / "a.tif")
 
 
 def test_shape_needs_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,9 +388,7 @@ def test_to_uint8_values() -> None:
     assert to_uint8(torch.tensor([[[-3.0, -1.0, 1.0, 3.0, 0.0]]]))[0, :, 1].tolist() == [0, 0, 255, 255, 128]
 
 
-@pytest.mark.parametrize(
-    ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])]
-)
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
 def test_to_uint8_channels(channels: int, shown: list[int]) -> None:
     images = torch.rand(2, 3, channels, 4, 5, dtype=torch.float64) * 2 - 1
     pixels = to_uint8(images.requires_grad_())
@@ -377,9 +398,7 @@ def test_to_uint8_channels(channels: int, shown: list[int]) -> None:
     assert np.array_equal(pixels, expected[:, :, shown].transpose(0, 1, 3, 4, 2))
 
 
-@pytest.mark.parametrize(
-    "images", [torch.zeros(3, 4), torch.zeros(1, 2, 2, dtype=torch.uint8), torch.zeros(0, 2, 2)]
-)
+@pytest.mark.parametrize("images", [torch.zeros(3, 4), torch.zeros(1, 2, 2, dtype=torch.uint8), torch.zeros(0, 2, 2)])
 def test_to_uint8_refuses(images: torch.Tensor) -> None:
     with pytest.raises(InputError, match=r"is not|are not floating point \(\.\.\., C, H, W\)"):
         to_uint8(images)

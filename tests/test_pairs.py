@@ -1,4 +1,3 @@
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,7 @@ def paint(path: Path, size: tuple[int, int], *values: int) -> Path:
     """Write a flat (H, W) picture of one value per channel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.broadcast_to(np.array(values, dtype=np.uint8), (*size, len(values)))
-    Image.fromarray(np.ascontiguousarray(pixels).squeeze(-1) if len(values) == 1 else pixels.copy()).save(
-        path
-    )
+    Image.fromarray(np.ascontiguousarray(pixels).squeeze(-1) if len(values) == 1 else pixels.copy()).save(path)
     return path
 
 
@@ -157,13 +154,9 @@ def test_check_pairs(tmp_path: Path) -> None:
 def test_what_check_pairs_refuses(tmp_path: Path) -> None:
     a, b = paint(tmp_path / "1_A.png", (4, 6), 0), paint(tmp_path / "1_B.png", (4, 6), 0, 0, 0)
     pair = Pair("1", a, b)
-    with pytest.raises(
-        InputError, match=r"1_A\.png has 1 channels, side A wants 3: set data\.source_channels=1"
-    ):
+    with pytest.raises(InputError, match=r"1_A\.png has 1 channels, side A wants 3: set data\.source_channels=1"):
         check_pairs([pair], 3, 3)
-    with pytest.raises(
-        InputError, match=r"1_B\.png has 3 channels, side B wants 1: set data\.target_channels=3"
-    ):
+    with pytest.raises(InputError, match=r"1_B\.png has 3 channels, side B wants 1: set data\.target_channels=3"):
         check_pairs([pair], 1, 1)
     both = Pair("2", paint(tmp_path / "2.png", (5, 8), 0, 0, 0), None)
     with pytest.raises(InputError, match=r"2\.png has 3 channels, side A wants 1"):
@@ -237,13 +230,12 @@ def test_resize(tmp_path: Path) -> None:
 
 
 def test_resize_stays_in_range(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        item = PairedImages(
-            [Pair("1", paint(tmp_path / "1.png", (7, 26), 255, 255, 255), None)], size=(5, 31)
-        )[0]
-    assert item["source"].shape == (3, 5, 31)
-    assert item["source"].abs().max() <= 1
+    # At this size the weights of float32 sum to a little more than 1.
+    ones = torch.ones(1, 3, 7, 14)
+    assert torch.nn.functional.interpolate(ones, (3, 6), mode="bilinear", antialias=True).max() > 1
+    item = PairedImages([Pair("1", paint(tmp_path / "1.png", (7, 28), 255, 255, 255), None)], size=(3, 6))[0]
+    assert item["source"].shape == (3, 3, 6)
+    assert item["source"].max() == 1
 
 
 def test_bad_direction() -> None:

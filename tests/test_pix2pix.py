@@ -4,7 +4,6 @@ import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger
-
 from torch.utils.data import DataLoader
 
 from genstab import InputError, load_generator

@@ -1,0 +1,49 @@
+"""The floor plan: imports go down only, and only the command line knows Hydra."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "genstab"
+# A module may import those above its own line, and nothing else of the package.
+FLOORS = [
+    ["errors"],
+    ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers"],
+    ["unet", "protocols", "pairs", "augment"],
+    ["patchgan", "metrics", "checkpoints", "data", "report"],
+    ["pix2pix", "callbacks", "pictures", "summary"],
+    ["__init__"],
+    ["cli"],
+]
+FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
+MODULES = sorted(PACKAGE.glob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_go_down(path):
+    for name in imports(path):
+        package, _, module = name.partition(".")
+        if package == "genstab":
+            assert module, f"{path.name} imports the whole package"
+            assert FLOOR[module] < FLOOR[path.stem], f"{path.name} may not import {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_only_the_command_line_knows_hydra(path):
+    if path.stem != "cli":
+        assert not {name.partition(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}
+
+
+def test_every_module_has_its_place_and_fits_on_a_few_pages():
+    assert {path.stem for path in MODULES} == set(FLOOR)
+    assert not [path.name for path in MODULES if len(path.read_text().splitlines()) > 300]
