@@ -78,9 +78,9 @@ class ShiftStability(Callback):
         submodule(pl_module, self.generator)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, on the module's device."""
+        """Begin anew, on the module's device where it has float64."""
         for metrics in self.metrics.values():
-            metrics.to(pl_module.device).reset()
+            metrics.to("cpu" if pl_module.device.type == "mps" else pl_module.device).reset()
 
     def on_validation_batch_end(
         self,

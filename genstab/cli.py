@@ -43,7 +43,6 @@ def run(config: DictConfig) -> float | None:
     _quieten()
     _check_devices(config.trainer)
     seed_everything(config.seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision(config.matmul_precision)
     with _input_errors():
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]

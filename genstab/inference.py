@@ -28,7 +28,7 @@ def submodule(module: nn.Module, name: str | None) -> nn.Module:
 
 @contextmanager
 def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield `module` as a function of one image batch: eval mode, float32, no autocast, no gradients.
+    """Yield `module` as a function of one image batch: eval mode, float32 (no autocast, no TF32), no gradients.
 
     The mode of every submodule and the random state are put back afterwards. A module with half-precision weights is
     called with float32 copies of them.
@@ -53,12 +53,11 @@ def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
         output = functional_call(module, half, (images.float(),)) if half else module(images.float())
         return output.float()
 
-    accelerators = [device] if device.type not in ("cpu", "meta") else []
-    device_type = device.type if accelerators else "cuda"
     with (
-        torch.random.fork_rng(accelerators, device_type=device_type),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.no_grad(),
         torch.autocast(device.type, enabled=False),
+        _ieee_float32(),
     ):
         try:
             module.eval()
@@ -66,3 +65,17 @@ def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
         finally:
             for part, training in modes:
                 part.training = training
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Turn off TF32, whose 10 bits of mantissa would limit how equivariant a generator can look."""
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]  # not in its stub
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision

@@ -34,13 +34,18 @@ def squared_error(
             f"shifted_output {tuple(shifted_output.shape)} and output_of_shifted {tuple(output_of_shifted.shape)}"
             " must have one shape (N, C, H, W)"
         )
-    squares = (shifted_output.double() - output_of_shifted.double()).square()
-    valid = torch.ones_like(squares) if mask is None else mask.expand_as(squares).double()
+    squares = (_float64(shifted_output) - _float64(output_of_shifted)).square()
+    valid = torch.ones_like(squares) if mask is None else _float64(mask.expand_as(squares))
     count = valid.sum((1, 2, 3))
     if len(count) and count.min() == 0:
         raise InputError("mask: an image has no valid pixel")
     # where, not a product: a NaN outside the mask must not count
     return torch.where(valid > 0, squares, 0).sum((1, 2, 3)), count
+
+
+def _float64(images: Tensor) -> Tensor:
+    # Apple's GPUs have no float64
+    return (images.cpu() if images.device.type == "mps" else images).double()
 
 
 def decibel(mean_squared_error: Tensor, data_range: float = 2.0, cap: float = 100.0) -> Tensor:

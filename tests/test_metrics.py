@@ -164,13 +164,15 @@ def test_total_variation_by_hand():
 def test_inference_leaves_no_trace():
     module = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1), nn.Sequential(nn.Dropout(0.5)).eval())
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    state = torch.get_rng_state()
+    state, precision = torch.get_rng_state(), torch.backends.cudnn.conv.fp32_precision
     with contextlib.suppress(ZeroDivisionError), inference(module) as generate:
         assert not any(part.training for part in module.modules())
         assert not generate(torch.ones(1, 1, 2, 2, requires_grad=True)).requires_grad
         torch.rand(3)
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         raise ZeroDivisionError  # put back all the same
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.cudnn.conv.fp32_precision == precision
     assert [part.training for part in module.modules()] == [True, True, True, False, False]
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
