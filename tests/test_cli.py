@@ -29,6 +29,7 @@ def genstab(monkeypatch, *arguments):
         (["callbacks.stability.shifts=[[0,0]]"], "genstab: .*the zero shift"),
         (["data.crop_size=64"], r"genstab: .*size=32 is smaller than crop_size=\(64, 64\)"),
         (["trainer=ddp", "trainer.devices=64"], "genstab: trainer.devices=64: this machine has . CUDA devices"),
+        (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),
         (["model.generator.norm=layer"], "genstab: .*norm='layer' is not one of batch, instance, group, none"),
         (["callbacks.stability.margin=20"], "genstab: .*margin=20 leave no pixel"),
     ],
