@@ -72,7 +72,7 @@ def _quieten() -> None:
 def _check_devices(trainer: DictConfig) -> None:
     devices = trainer.get("devices", "auto")
     if trainer.get("strategy") is None and devices not in (1, "1"):
-        raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp (GPUs) or trainer=ddp_cpu")
+        raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
     if trainer.get("accelerator") in ("gpu", "cuda"):
         present = torch.cuda.device_count()
         wanted = devices if isinstance(devices, int) else len(devices) if not isinstance(devices, str) else 1
