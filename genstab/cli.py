@@ -10,8 +10,9 @@ from pathlib import Path
 
 import hydra
 import torch
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -42,6 +43,8 @@ def run(config: DictConfig) -> float | None:
     """
     _quieten()
     _check_devices(config.trainer)
+    if config.ckpt_path and not Path(config.ckpt_path).is_file():
+        raise InputError(f"ckpt_path={config.ckpt_path} does not exist")
     seed_everything(config.seed, workers=True, verbose=False)
     with _input_errors():
         data, model = instantiate(config.data), instantiate(config.model)
@@ -90,8 +93,8 @@ def _input_errors() -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, InputError | MisconfigurationException):
-                raise InputError(" ".join(str(cause).split())) from error
+            if isinstance(cause, InputError | MisconfigurationException | MissingMandatoryValue):
+                raise InputError(_one_line(cause)) from error
             cause = cause.__cause__
         raise
 
@@ -114,6 +117,11 @@ def _workers_follow(config: DictConfig) -> Iterator[None]:
         os.environ.update(before)
 
 
+def _one_line(error: Exception) -> str:
+    message, _, _ = str(error).partition("Config search path:")
+    return " ".join(message.split())
+
+
 def _job(config: DictConfig) -> float | None:
     try:
         return run(config)
@@ -127,7 +135,13 @@ def train() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         _job(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
         return
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_job)()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise its errors, for one line of ours
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_job)()
+    except CompactHydraException as error:
+        if isinstance(error, InstantiationException):
+            raise
+        sys.exit(f"genstab: {_one_line(error)}")
 
 
 def main() -> None:

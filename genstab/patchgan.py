@@ -40,7 +40,7 @@ class PatchGAN(nn.Module):
             "channels": channels,
             "layers": layers,
         }.items():
-            if count < 1:
+            if not isinstance(count, int) or count < 1:
                 raise InputError(f"{name}={count} is not an integer of at least 1")
         self.smallest = 3 * 2**layers
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]

@@ -22,6 +22,8 @@ def parse_shifts(shifts: Iterable[Sequence[int]]) -> list[Shift]:
     >>> parse_shifts([[0, 1], [-2, 3]])
     [(0, 1), (-2, 3)]
     """
+    if not isinstance(shifts, Iterable):
+        raise InputError(f"shifts={shifts!r} is not a list of pairs [dy, dx]")
     pairs: list[Shift] = []
     for shift in shifts:
         values = list(shift) if isinstance(shift, Iterable) and not isinstance(shift, str) else [shift]

@@ -115,7 +115,7 @@ class UNet(nn.Module):
             "levels": levels,
         }
         for name, count in counts.items():
-            if count < 1:
+            if not isinstance(count, int) or count < 1:
                 raise InputError(f"{name}={count} is not an integer of at least 1")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} is not in [0, 1)")

@@ -24,6 +24,10 @@ def genstab(monkeypatch, *arguments):
     ("overrides", "message"),
     [
         (["antialias.filter=tri9"], "genstab: .*filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7"),
+        (["antialias=tri9"], "genstab: .*Could not find 'antialias/tri9'.*bin4 bin5 bin6 bin7 none rect2 tri3"),
+        (["data.sise=32"], "genstab: Could not override 'data.sise'"),
+        (["trainer.max_epochs=["], "genstab: no viable alternative at input"),
+        (["ckpt_path=nowhere.ckpt"], "genstab: ckpt_path=nowhere.ckpt does not exist"),
         (["antialias.placement=mid"], "genstab: .*placement='mid' is not one of pre, post"),
         (["callbacks.stability.shifts=[]"], "genstab: .*shifts: the list is empty"),
         (["callbacks.stability.shifts=[[0,0]]"], "genstab: .*the zero shift"),
@@ -56,6 +60,13 @@ def test_a_bad_data_root_is_one_line(monkeypatch, tmp_path, make, message):
     overrides = [option for option in PLAIN if "data." not in option]
     with pytest.raises(SystemExit, match=f"genstab: .*pictures.*({message}|nothing|found)") as error:
         genstab(monkeypatch, "train", *overrides, "data=paired", f"data.root={root}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_data_root_is_one_line(monkeypatch):
+    overrides = [option for option in PLAIN if "data." not in option]
+    with pytest.raises(SystemExit, match=r"genstab: .*Missing mandatory value: data\.root") as error:
+        genstab(monkeypatch, "train", *overrides, "data=paired")
     assert "\n" not in str(error.value)
 
 

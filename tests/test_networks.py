@@ -121,6 +121,7 @@ def test_adversarial_losses_by_hand():
     [
         (lambda: UNet(levels=0), "levels=0"),
         (lambda: UNet(channels=0), "channels=0"),
+        (lambda: UNet(channels="x"), "channels=x is not an integer"),
         (lambda: UNet(dropout=1.0), "dropout=1.0"),
         (lambda: UNet(norm="layer", channels=2), "norm='layer' is not one of batch, instance, group, none"),
         (lambda: UNet(antialias="tri9"), "filter='tri9' is not one of"),

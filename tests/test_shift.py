@@ -49,6 +49,7 @@ def test_grid_has_every_shift_but_zero():
         ([[0, 1], [0, 0]], "zero shift"),
         ([[0, 1, 2]], r"\[0, 1, 2\] is not a pair of integers"),
         ([[0, 1.5]], r"\[0, 1.5\] is not a pair of integers"),
+        (3, "shifts=3 is not a list of pairs"),
         ([3], "3 is not a pair of integers"),
     ],
 )
