@@ -9,6 +9,7 @@ from genstab.metrics import ShiftPSNR as ShiftPSNR
 from genstab.metrics import shift_psnr as shift_psnr
 from genstab.patchgan import PatchGAN as PatchGAN
 from genstab.pix2pix import Pix2Pix as Pix2Pix
+from genstab.resnet import ResNetGenerator as ResNetGenerator
 from genstab.unet import UNet as UNet
 
 __version__ = "0.1.0"

@@ -8,18 +8,27 @@ from torch import nn
 
 from genstab.errors import InputError
 from genstab.filters import AntiAlias
+from genstab.foreign import foreign_generator
+from genstab.resnet import ResNetGenerator
 from genstab.unet import UNet
 
 PREFIX = "generator."
 
 
-def load_generator(path: str | Path) -> nn.Module:
-    """Return the generator of a genstab checkpoint (`checkpoints/*.ckpt` of a run) in eval mode, on the CPU.
+def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
+    """Return the generator of a checkpoint in eval mode, on the CPU.
 
-    The file is read with `weights_only=True`: nothing in it is executed.
+    Either of genstab (`checkpoints/*.ckpt` of a run) or a `*_net_G.pth` of the PyTorch CycleGAN/pix2pix repository:
+    its U-Nets and ResNet generators become a plain `genstab.UNet` or `genstab.ResNetGenerator`. The file is read with
+    `weights_only=True`: nothing in it is executed.
+
+    Args:
+        path: the file.
+        norm: `instance` or `none` for a file of that repository whose keys allow both. By default convolutions with a
+            bias mean `instance`, as that repository builds its networks.
 
     Raises:
-        InputError: there is no such file, or it is no checkpoint of a genstab U-Net.
+        InputError: there is no such file, it holds no such generator, or its norm is another one.
     """
     path = Path(path)
     if not path.is_file():
@@ -30,8 +39,11 @@ def load_generator(path: str | Path) -> nn.Module:
         raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"{path} is no checkpoint of a genstab U-Net: it does not say how the generator is built")
-    generator = UNet(**{**config, "antialias": AntiAlias(**config["antialias"])})
+        return foreign_generator(path, checkpoint, norm).eval()
+    if norm not in (None, config["norm"]):
+        raise InputError(f"norm={norm!r} does not fit {path}: its generator has {config['norm']}")
+    network = ResNetGenerator if "blocks" in config else UNet
+    generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
     weights = checkpoint["state_dict"].items()
     generator.load_state_dict({key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)})
     return generator.eval()

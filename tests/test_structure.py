@@ -11,8 +11,9 @@ FLOORS = [
     ["errors"],
     ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers"],
     ["unet", "protocols", "pairs", "augment"],
-    ["patchgan", "metrics", "checkpoints", "data", "report"],
-    ["pix2pix", "callbacks", "pictures", "summary"],
+    ["patchgan", "resnet", "metrics", "data", "report"],
+    ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
+    ["checkpoints"],
     ["__init__"],
     ["cli"],
 ]
