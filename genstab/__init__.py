@@ -5,11 +5,16 @@ from genstab.checkpoints import load_generator as load_generator
 from genstab.errors import InputError as InputError
 from genstab.filters import AntiAlias as AntiAlias
 from genstab.filters import BlurPool2d as BlurPool2d
+from genstab.layers import BlurConv2d as BlurConv2d
+from genstab.layers import BlurConvTranspose2d as BlurConvTranspose2d
+from genstab.layers import MaxBlurPool2d as MaxBlurPool2d
 from genstab.metrics import ShiftPSNR as ShiftPSNR
 from genstab.metrics import shift_psnr as shift_psnr
 from genstab.patchgan import PatchGAN as PatchGAN
 from genstab.pix2pix import Pix2Pix as Pix2Pix
 from genstab.resnet import ResNetGenerator as ResNetGenerator
+from genstab.surgery import antialias as antialias
+from genstab.surgery import remove_antialias as remove_antialias
 from genstab.unet import UNet as UNet
 
 __version__ = "0.1.0"

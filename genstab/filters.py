@@ -69,28 +69,53 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     return images[..., _padded_index(width, left, right, mode, images.device)]
 
 
+def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:
+    """Return what (left, right, top, bottom) must be padded so that a blur keeps the size; taps of rows, of columns.
+
+    >>> blur_padding((taps("tri3"), taps("bin4"))), blur_padding((taps("tri3"), taps("bin4")), mirrored=True)
+    ((1, 2, 1, 1), (2, 1, 1, 1))
+    """
+    (top, bottom), (left, right) = (((t.numel() - 1) // 2, t.numel() // 2) for t in taps)
+    return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
+
+
+def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int] = 1) -> Tensor:
+    """Blur and subsample without padding: only where the filter, taps of rows and of columns, lies inside.
+
+    Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
+
+    >>> blur_valid2d(torch.tensor([[[[1., 2., 4.]]]]), (taps("none"), taps("tri3"))).item()
+    2.25
+    """
+    channels = images.shape[-3]
+    kernel = torch.outer(*taps).to(images).expand(channels, 1, -1, -1)
+    return F.conv2d(images, kernel, stride=stride, groups=channels)
+
+
 def blur2d(
-    images: Tensor, taps: Tensor, stride: int = 1, padding_mode: str = "reflect", mirrored: bool = False
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    stride: int | tuple[int, int] = 1,
+    padding_mode: str = "reflect",
+    mirrored: bool = False,
 ) -> Tensor:
     """Blur each channel with the outer product of `taps`, then keep every `stride`-th pixel.
+
+    A pair of taps blurs rows with the first and columns with the second; a pair of strides likewise.
 
     An even filter has no centre pixel and moves the picture by half a pixel to the left and up; `mirrored` moves it
     to the right and down instead, so that a decoder undoes what its encoder did.
 
-    Shape: (N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
+    Shape: (N, C, H, W) or (C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
 
     >>> blur2d(torch.tensor([[[[0., 0., 1., 0., 0.]]]]), taps("tri3").float()).flatten()
     tensor([0.0000, 0.2500, 0.5000, 0.2500, 0.0000])
     """
-    size = taps.numel()
-    if size > 1:
-        before, after = (size - 1) // 2, size // 2
-        if mirrored:
-            before, after = after, before
-        images = pad2d(images, (before, after, before, after), padding_mode)
-    channels = images.shape[1]
-    kernel = torch.outer(taps, taps).to(images.dtype).expand(channels, 1, size, size)
-    return F.conv2d(images, kernel, stride=stride, groups=channels)
+    pair = taps if isinstance(taps, tuple) else (taps, taps)
+    padding = blur_padding(pair, mirrored)
+    if any(padding):
+        images = pad2d(images, padding, padding_mode)
+    return blur_valid2d(images, pair, stride)
 
 
 class BlurPool2d(nn.Module):
@@ -98,7 +123,7 @@ class BlurPool2d(nn.Module):
 
     Args:
         filter: one of `genstab.filters.FILTERS`.
-        stride: keep every `stride`-th pixel of each axis.
+        stride: keep every `stride`-th pixel of each axis; an integer or a pair, for rows and for columns.
         padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
         mirrored: which way an even filter moves the picture, see `blur2d`.
 
@@ -114,11 +139,15 @@ class BlurPool2d(nn.Module):
     taps: Tensor
 
     def __init__(
-        self, filter: str = "tri3", stride: int = 2, padding_mode: str = "reflect", mirrored: bool = False
+        self,
+        filter: str = "tri3",
+        stride: int | tuple[int, int] = 2,
+        padding_mode: str = "reflect",
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         choice("padding_mode", padding_mode, PADDING_MODES)
-        if stride < 1:
+        if (stride if isinstance(stride, int) else min(stride)) < 1:
             raise InputError(f"stride={stride} is not an integer of at least 1")
         self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
         # Not persistent: plain and anti-aliased checkpoints share their keys.

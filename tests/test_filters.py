@@ -63,6 +63,16 @@ def test_subsampling_keeps_every_second_pixel_of_the_blurred_map():
     torch.testing.assert_close(BlurPool2d("bin5", 2)(x), BlurPool2d("bin5", 1)(x)[..., ::2, ::2], rtol=0, atol=1e-7)
 
 
+def test_pairs_of_strides_and_of_taps_are_for_rows_and_columns():
+    x = torch.rand(2, 3, 9, 8)
+    whole = BlurPool2d("bin4", 1)(x)
+    torch.testing.assert_close(BlurPool2d("bin4", (3, 1))(x), whole[..., ::3, :])
+    torch.testing.assert_close(BlurPool2d("bin4", (1, 2))(x), whole[..., ::2])
+    assert torch.equal(blur2d(x, (taps("none"), taps("none"))), x)
+    one_axis = blur2d(blur2d(x, (taps("bin4"), taps("none"))), (taps("none"), taps("bin4")))
+    torch.testing.assert_close(one_axis, whole)
+
+
 def test_blur_adds_nothing_to_the_state_dict_and_keeps_dtype():
     layer = BlurPool2d("bin7")
     assert not layer.state_dict()
@@ -92,3 +102,5 @@ def test_unknown_choice_lists_the_choices(arguments, message):
 def test_bad_stride():
     with pytest.raises(InputError, match="stride=0"):
         BlurPool2d(stride=0)
+    with pytest.raises(InputError, match=r"stride=\(2, 0\)"):
+        BlurPool2d(stride=(2, 0))

@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 FLOORS = [
     ["errors"],
     ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers"],
-    ["unet", "protocols", "pairs", "augment"],
-    ["patchgan", "resnet", "metrics", "data", "report"],
+    ["unet", "layers", "protocols", "pairs", "augment"],
+    ["patchgan", "resnet", "surgery", "metrics", "data", "report"],
     ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
     ["checkpoints"],
     ["__init__"],

@@ -1,0 +1,251 @@
+"""Resampling layers with a blur (Zhang 2019, arXiv 1904.11486): drop-in subclasses of the plain ones.
+
+Each takes the plain layer's arguments and gives its output shape; state-dict keys are the plain layer's too. Only the
+axes that are resampled are blurred: one with stride 1 stays as it is. With the filter `none` the layer *is* the plain
+one. An odd filter keeps everything where the plain layer puts it; an even one moves the picture by half a pixel of the
+larger map, to the left and up in the subsampling layers, to the right and down in the upsampling ones.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genstab.errors import InputError
+from genstab.filters import AntiAlias, blur2d, blur_padding, blur_valid2d, pad2d, taps
+
+Pair = tuple[int, int]
+
+
+def pair(value: Any) -> Pair:
+    """Return (rows, columns) of an integer or of a sequence of one or two, as torch's layers take them."""
+    rows, *rest = value if isinstance(value, tuple | list) else (value,)
+    return rows, rest[0] if rest else rows
+
+
+def overhang(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Return how far `ceil_mode` lets the last window start beyond the last one that fits; torch's rule.
+
+    >>> overhang(size=5, kernel=2, stride=2, padding=0), overhang(size=6, kernel=2, stride=2, padding=0)
+    (1, 0)
+    """
+    last = size + 2 * padding - dilation * (kernel - 1) - 1  # where the last window that fits starts
+    start = -(-last // stride) * stride
+    if start >= size + padding:  # it would see nothing but padding
+        start -= stride
+    return max(0, start - last)
+
+
+class Blurred(nn.Module):
+    """What the layers of this module have beside the plain one: an `AntiAlias` and its taps, not in the state dict."""
+
+    antialias: AntiAlias
+    taps: Tensor
+
+    def set_blur(self, antialias: AntiAlias, device: torch.device | str | None = None) -> None:
+        """Choose the filter; `genstab.antialias` calls it on a layer that exists already."""
+        self.antialias = antialias
+        self.register_buffer("taps", taps(antialias.filter).to(device, torch.float32), persistent=False)
+
+    def taps_where(self, blurred: tuple[bool, bool]) -> tuple[Tensor, Tensor] | None:
+        """Return the taps of rows and of columns, the identity for an axis that is not blurred; None if neither is."""
+        if self.antialias.filter == "none" or not any(blurred):
+            return None
+        identity = self.taps.new_ones(1)
+        return self.taps if blurred[0] else identity, self.taps if blurred[1] else identity
+
+    def extra_repr(self) -> str:
+        """Name the filter behind the plain layer's arguments, for `print(model)`."""
+        blur = f"filter={self.antialias.filter}, blur_padding_mode={self.antialias.padding_mode}"
+        return f"{super().extra_repr()}, {blur}"
+
+
+class BlurConv2d(Blurred, nn.Conv2d):
+    """A strided convolution with a blur; arguments, weights and output shape of `nn.Conv2d`.
+
+    `pre` blurs the input, then convolves with the stride. `post` convolves with stride 1, then blurs and subsamples;
+    it costs stride² times the convolution. The two are equal away from the borders. This is not yet the paper's order,
+    which has the norm and the activation *between* convolution and blur: a single layer cannot know those.
+
+    With stride 1 the map has H₁ = H + 2 padding − dilation (kernel − 1) rows. The plain layer keeps ⌈H₁ / stride⌉ of
+    them and so does the blur: odd sizes need neither crop nor pad. With circular padding, and a size that the stride
+    divides, shifting the input around by the stride shifts the output around by one pixel.
+
+    Args:
+        *args: those of `nn.Conv2d`, as are the other keywords.
+        filter: one of `genstab.filters.FILTERS`.
+        placement: `pre` or `post`.
+        blur_padding_mode: None takes the convolution's `padding_mode`, and `reflect` where that is `zeros`.
+
+    Shape: (N, C, H, W) or (C, H, W) → the plain layer's.
+
+    Raises:
+        InputError: an unknown filter, placement or padding mode.
+
+    >>> layer = BlurConv2d(3, 8, 4, stride=2, padding=1, filter="bin5")
+    >>> layer(torch.zeros(1, 3, 9, 16)).shape, list(layer.state_dict())
+    (torch.Size([1, 8, 4, 8]), ['weight', 'bias'])
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        filter: str = "tri3",
+        placement: str = "pre",
+        blur_padding_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        mode = blur_padding_mode or ("reflect" if self.padding_mode == "zeros" else self.padding_mode)
+        self.set_blur(AntiAlias(filter, placement, mode), self.weight.device)
+
+    def extra_repr(self) -> str:
+        """Name the placement too."""
+        return f"{super().extra_repr()}, placement={self.antialias.placement}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
+        mode, stride = self.antialias.padding_mode, pair(self.stride)
+        if filters is None:
+            return super().forward(input)
+        if self.antialias.placement == "pre":
+            return super().forward(blur2d(input, filters, 1, mode))
+        rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding  # with a stride only "valid" exists
+        # The map of the convolution need not have the input's period, so circular padding is done on the input.
+        wrap = mode == "circular" and (self.padding_mode == "circular" or rows == columns == 0)
+        left, right, top, bottom = blur_padding(filters) if wrap else (0, 0, 0, 0)
+        padding = (columns + left, columns + right, rows + top, rows + bottom)
+        x = pad2d(input, padding, "circular" if wrap else self.padding_mode) if any(padding) else input
+        x = F.conv2d(x, self.weight, self.bias, 1, 0, self.dilation, self.groups)
+        return blur_valid2d(x, filters, stride) if wrap else blur2d(x, filters, stride, mode)
+
+
+class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
+    """A strided transposed convolution, then a blur of its output; arguments and shape of `nn.ConvTranspose2d`.
+
+    Even filters are mirrored, so that they take back the half pixel by which an encoder's moved the picture.
+
+    >>> layer = BlurConvTranspose2d(8, 3, 4, stride=2, padding=1)
+    >>> layer(torch.zeros(1, 8, 5, 6)).shape, list(layer.state_dict())
+    (torch.Size([1, 3, 10, 12]), ['weight', 'bias'])
+    """
+
+    def __init__(self, *args: Any, filter: str = "tri3", blur_padding_mode: str = "reflect", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_blur(AntiAlias(filter, padding_mode=blur_padding_mode), self.weight.device)
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        output = super().forward(input, output_size)
+        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
+        return output if filters is None else blur2d(output, filters, 1, self.antialias.padding_mode, mirrored=True)
+
+
+class MaxBlurPool2d(Blurred, nn.MaxPool2d):
+    """Max pooling with stride 1, then blur and subsample; arguments and shape of `nn.MaxPool2d`.
+
+    With `ceil_mode` the windows that hang over the edge see only the pixels that exist, as in the plain layer.
+    `padding_mode="circular"` also wraps the windows: the whole layer is then that of a periodic picture.
+
+    Raises:
+        InputError: `return_indices`, which a blurred maximum has none of; an unknown filter or padding mode.
+
+    The example of the paper: a shift of the input by one pixel changes max pooling by up to 1, this by up to 1/4.
+
+    >>> x = torch.tensor([0., 0, 1, 1, 0, 0, 1, 1]).expand(1, 1, 2, -1)
+    >>> [F.max_pool2d(y, 2).flatten().tolist() for y in (x, x.roll(-1, -1))]
+    [[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    >>> layer = MaxBlurPool2d(2, padding_mode="circular")
+    >>> [layer(y).flatten().tolist() for y in (x, x.roll(-1, -1))]
+    [[0.5, 1.0, 0.5, 1.0], [0.75, 0.75, 0.75, 0.75]]
+    """
+
+    def __init__(self, *args: Any, filter: str = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.return_indices:
+            raise InputError("return_indices=True: a blurred maximum has no index; only False is possible")
+        self.set_blur(AntiAlias(filter, padding_mode=padding_mode))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        kernel, stride, padding, dilation = map(pair, (self.kernel_size, self.stride, self.padding, self.dilation))
+        filters = self.taps_where((stride[0] > 1, stride[1] > 1))
+        if filters is None:
+            return super().forward(input)
+        over = [0, 0]
+        if self.ceil_mode:
+            over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+        if self.antialias.padding_mode == "circular":
+            x = F.max_pool2d(wrapped(input, padding, over, filters), kernel, 1, 0, dilation)
+            return blur_valid2d(x, filters, stride)
+        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if any(over) else input
+        return blur2d(F.max_pool2d(x, kernel, 1, padding, dilation), filters, stride, self.antialias.padding_mode)
+
+
+class BlurAvgPool2d(Blurred, nn.AvgPool2d):
+    """Average pooling with stride 1, then blur and subsample; arguments and shape of `nn.AvgPool2d`.
+
+    The average stays, rather than giving way to the blur: it holds the picture in its place (a window of 2 pixels has
+    its centre between them, where an odd filter has none) and suppresses what a wide stride would alias.
+
+    >>> BlurAvgPool2d(2)(torch.tensor([0., 0., 8., 0., 0., 0.]).expand(1, 1, 2, -1)).flatten().tolist()
+    [2.0, 3.0, 0.0]
+    """
+
+    def __init__(self, *args: Any, filter: str = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_blur(AntiAlias(filter, padding_mode=padding_mode))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        kernel, stride, padding = map(pair, (self.kernel_size, self.stride, self.padding))
+        filters = self.taps_where((stride[0] > 1, stride[1] > 1))
+        if filters is None:
+            return super().forward(input)
+        divisor = self.divisor_override
+        over = [0, 0]
+        if self.ceil_mode:
+            over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
+        if self.antialias.padding_mode == "circular":
+            x = F.avg_pool2d(wrapped(input, padding, over, filters), kernel, 1, divisor_override=divisor)
+            return blur_valid2d(x, filters, stride)
+        if any(over):  # sums, and how many pixels each has: those of the padding count if told, those beyond never
+            around = (padding[1], padding[1], padding[0], padding[0])
+            ones = F.pad(input.new_ones(1, *input.shape[-2:]), around, value=float(self.count_include_pad))
+            x, count = (
+                F.avg_pool2d(F.pad(y, (0, over[1], 0, over[0])), kernel, 1, divisor_override=1)
+                for y in (F.pad(input, around), ones)
+            )
+            x = x / (divisor or count)
+        else:
+            x = F.avg_pool2d(input, kernel, 1, padding, False, self.count_include_pad, divisor)
+        return blur2d(x, filters, stride, self.antialias.padding_mode)
+
+
+def wrapped(images: Tensor, padding: Pair, over: list[int], filters: tuple[Tensor, Tensor]) -> Tensor:
+    """Wrap images around by a pooling's padding and overhang and by what a blur without padding takes away."""
+    left, right, top, bottom = blur_padding(filters)
+    rows, columns = padding
+    return pad2d(images, (columns + left, columns + right + over[1], rows + top, rows + bottom + over[0]), "circular")
+
+
+class BlurUpsample2d(Blurred, nn.Upsample):
+    """Upsampling, then a blur of the axes that grew; arguments and shape of `nn.Upsample`, for (N, C, H, W) only.
+
+    >>> BlurUpsample2d(scale_factor=2)(torch.tensor([[[[0., 4.]]]]))[0, 0, 0].tolist()
+    [0.0, 1.0, 3.0, 4.0]
+    """
+
+    def __init__(self, *args: Any, filter: str = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_blur(AntiAlias(filter, padding_mode=padding_mode))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        output = super().forward(input)
+        if output.dim() != 4:
+            raise InputError(f"BlurUpsample2d takes (N, C, H, W), not {tuple(input.shape)}")
+        filters = self.taps_where((output.shape[2] > input.shape[2], output.shape[3] > input.shape[3]))
+        return output if filters is None else blur2d(output, filters, 1, self.antialias.padding_mode, mirrored=True)
