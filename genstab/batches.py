@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from genstab.errors import InputError
 
@@ -31,33 +31,29 @@ def source_of(batch: Any, key: str = "source") -> Tensor:
     return found
 
 
-def dataset_positions(
-    loader: Any,
-    batch_idx: int,
-    batch_length: int,
-    world_size: int = 1,
-    rank: int = 0,
-) -> Tensor:
+def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: int = 1, rank: int = 0) -> Tensor:
     """Return where in the dataset the images of one unshuffled validation batch lie; −1 for a repeated one.
 
     `DistributedSampler` gives rank r the positions r, r + P, r + 2P, … and fills the last round with repetitions, so
     that every process has equally many batches. Counting a repetition would change the metric.
 
     Args:
-        loader: the validation `DataLoader`; of a list of them, the first.
-        batch_idx: which batch of this process.
-        batch_length: its number of images.
+        loaders: the validation loader; of a list or a dict of them, the first counts.
+        seen: how many images of it this process has seen before this batch.
+        batch_length: the batch's number of images.
 
     Shape: → (batch_length,), integers.
 
+    >>> from torch.utils.data import DataLoader
     >>> loader = DataLoader(range(5), batch_size=2, sampler=DistributedSampler(range(5), 2, rank=1, shuffle=False))
-    >>> [dataset_positions(loader, i, len(batch), 2, rank=1).tolist() for i, batch in enumerate(loader)]
+    >>> [dataset_positions(loader, 2 * i, len(batch), 2, rank=1).tolist() for i, batch in enumerate(loader)]
     [[1, 3], [-1]]
     """
-    if not isinstance(loader, DataLoader):
-        loader = loader[0]
-    first = batch_idx * (loader.batch_size or batch_length)
-    positions = rank + world_size * torch.arange(first, first + batch_length)
-    if isinstance(loader.sampler, DistributedSampler):
-        return torch.where(positions < len(loader.dataset), positions, -1)
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    loader = loaders[0] if isinstance(loaders, Sequence) else loaders
+    positions = rank + world_size * torch.arange(seen, seen + batch_length)
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        return torch.where(positions < len(sampler.dataset), positions, -1)  # type: ignore[arg-type]  # a Sized dataset
     return positions

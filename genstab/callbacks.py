@@ -29,6 +29,7 @@ class ShiftStability(Callback):
         images: how many images of the first validation loader to measure, from the first on; None for all.
         margin: pixels left out on each side of the overlap in `crop`.
         forward_batch: images a forward pass; several shifts share one.
+        multiple: windows of `crop` are cut to a multiple of so many pixels, for generators that need one.
         data_range: R of the PSNR, 2 for images in [−1, 1].
         cap: what no error at all counts as, in dB.
         source_key: where a batch that is a dict holds the source; of a tuple it is the first item.
@@ -46,6 +47,7 @@ class ShiftStability(Callback):
         images: int | None = 64,
         margin: int = 8,
         forward_batch: int = 32,
+        multiple: int = 1,
         data_range: float = 2.0,
         cap: float = 100.0,
         source_key: str = "source",
@@ -55,14 +57,13 @@ class ShiftStability(Callback):
         for protocol in protocols:
             if protocol not in PROTOCOLS:
                 raise InputError(f"protocols: {protocol!r} is not one of {', '.join(PROTOCOLS)}")
-        for name, value, least in (
-            ("images", images, 1),
-            ("margin", margin, 0),
-            ("forward_batch", forward_batch, 1),
-        ):
-            if value is not None and value < least:
+        counts = {"images": (1 if images is None else images, 1), "margin": (margin, 0)}
+        counts |= {"forward_batch": (forward_batch, 1), "multiple": (multiple, 1)}
+        for name, (value, least) in counts.items():
+            if not isinstance(value, int) or value < least:
                 raise InputError(f"{name}={value} is not an integer of at least {least}")
-        self.images, self.margin, self.forward_batch = images, margin, forward_batch
+        self.images, self.margin, self.forward_batch, self.multiple = images, margin, forward_batch, multiple
+        self.seen = 0
         self.source_key, self.generator = source_key, generator
         self.metrics = {}
         for protocol in protocols:
@@ -79,6 +80,7 @@ class ShiftStability(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, on the module's device where it has float64."""
+        self.seen = 0
         for metrics in self.metrics.values():
             metrics.to("cpu" if pl_module.device.type == "mps" else pl_module.device).reset()
 
@@ -95,8 +97,10 @@ class ShiftStability(Callback):
         if dataloader_idx:
             return
         source = source_of(batch, self.source_key)
-        loaders = trainer.val_dataloaders
-        positions = dataset_positions(loaders, batch_idx, len(source), trainer.world_size, trainer.global_rank)
+        positions = dataset_positions(
+            trainer.val_dataloaders, self.seen, len(source), trainer.world_size, trainer.global_rank
+        )
+        self.seen += len(source)
         counted = (positions >= 0) & (positions < (self.images or positions.max() + 1))
         source = source[counted.to(source.device)]
         if not len(source):
@@ -104,7 +108,7 @@ class ShiftStability(Callback):
         with inference(submodule(pl_module, self.generator)) as generate:
             for protocol, metrics in self.metrics.items():
                 for _, *pair_and_mask in shift_pairs(
-                    generate, source, self.shifts, protocol, self.margin, self.forward_batch
+                    generate, source, self.shifts, protocol, self.margin, self.forward_batch, self.multiple
                 ):
                     metrics.update(*pair_and_mask)
 

@@ -35,15 +35,20 @@ def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
         raise InputError(f"checkpoint {path} does not exist")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or "state_dict" not in checkpoint:
         return foreign_generator(path, checkpoint, norm).eval()
-    if norm not in (None, config["norm"]):
-        raise InputError(f"norm={norm!r} does not fit {path}: its generator has {config['norm']}")
+    if norm not in (None, config.get("norm")):
+        raise InputError(f"norm={norm!r} does not fit {path}: its generator has {config.get('norm')}")
     network = ResNetGenerator if "blocks" in config else UNet
-    generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
     weights = checkpoint["state_dict"].items()
-    generator.load_state_dict({key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)})
+    try:
+        generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
+        generator.load_state_dict({key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)})
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
     return generator.eval()

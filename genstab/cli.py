@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import hydra
 import torch
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -45,22 +46,25 @@ def run(config: DictConfig) -> float | None:
     _check_devices(config.trainer)
     if config.ckpt_path and not Path(config.ckpt_path).is_file():
         raise InputError(f"ckpt_path={config.ckpt_path} does not exist")
-    seed_everything(config.seed, workers=True, verbose=False)
     with _input_errors():
+        seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
-        logger = instantiate(config.logger) if config.logger else False
+        logger = instantiate(config.logger) if config.get("logger") else False
         plain = OmegaConf.to_container(config, resolve=True)
         callbacks.append(RunSummary(config.output_dir, plain))  # type: ignore[arg-type]  # a dict with string keys
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
-    for each in trainer.loggers:
-        each.log_hyperparams(plain)
-    try:
-        with _workers_follow(config):
-            trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
-    finally:
+        if trainer.is_global_zero:
+            data.prepare_data()
+        data.setup("fit")  # what is wrong with the data is said before a run is logged
         for each in trainer.loggers:
-            close(each)
+            each.log_hyperparams(plain)
+        try:
+            with _workers_follow(config):
+                trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+        finally:
+            for each in trainer.loggers:
+                close(each)
     measured = trainer.callback_metrics.get("val/shift_psnr")
     return None if measured is None else measured.item()
 
@@ -73,16 +77,27 @@ def _quieten() -> None:
 
 
 def _check_devices(trainer: DictConfig) -> None:
-    devices = trainer.get("devices", "auto")
-    if trainer.get("strategy") is None and devices not in (1, "1"):
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    gpus = torch.cuda.device_count()
+    present = max(2, os.cpu_count() or 1) if accelerator == "cpu" else gpus
+    if isinstance(devices, ListConfig):
+        wanted, farthest = len(devices), max(devices, default=-1) + 1
+    elif str(devices) in ("auto", "-1"):
+        wanted = farthest = 1 if accelerator == "cpu" else max(1, gpus)
+    elif isinstance(devices, int) or str(devices).isdigit():
+        wanted = farthest = int(devices)
+    else:
+        return  # Lightning's other spellings, such as "0,1"
+    if wanted < 1:
+        raise InputError(f"trainer.devices={devices} is not at least 1")
+    if wanted > 1 and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
-    if trainer.get("accelerator") in ("gpu", "cuda"):
-        present = torch.cuda.device_count()
-        wanted = devices if isinstance(devices, int) else len(devices) if not isinstance(devices, str) else 1
-        if wanted > present or not present:
-            raise InputError(
-                f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
-            )
+    if accelerator == "cpu" and farthest > present:
+        raise InputError(f"trainer.devices={devices}: this machine has {present} processors")
+    if accelerator in ("gpu", "cuda") and farthest > present:
+        raise InputError(
+            f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
+        )
 
 
 @contextmanager
@@ -93,7 +108,9 @@ def _input_errors() -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, InputError | MisconfigurationException | MissingMandatoryValue):
+            if isinstance(cause, InputError):
+                raise cause from error.__cause__
+            if isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(_one_line(cause)) from error
             cause = cause.__cause__
         raise
@@ -117,27 +134,22 @@ def _workers_follow(config: DictConfig) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _one_line(error: Exception) -> str:
-    message, _, _ = str(error).partition("Config search path:")
+def _one_line(error: BaseException) -> str:
+    message = re.split("Config search path:|full_key:", str(error))[0]
     return " ".join(message.split())
-
-
-def _job(config: DictConfig) -> float | None:
-    try:
-        return run(config)
-    except InputError as error:
-        # From a loader's worker the message comes with the worker's traceback before it.
-        sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
 
 
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
-    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        _job(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
-        return
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise its errors, for one line of ours
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_job)()
+        if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+            run(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
+            return
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(run)()
+    except InputError as error:
+        # From a loader's worker the message comes with the worker's traceback before it.
+        sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
     except CompactHydraException as error:
         if isinstance(error, InstantiationException):
             raise
@@ -146,6 +158,9 @@ def train() -> None:
 
 def main() -> None:
     """Run the command that `sys.argv[1]` names."""
+    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+        train()  # Lightning starts the other processes without the command's name
+        return
     command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(USAGE)

@@ -11,8 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 from genstab.augment import PairAugment, Size
 from genstab.download import FACADES_URL, facades
 from genstab.errors import InputError
-from genstab.pairs import PairedImages, check_pairs, find_pairs
+from genstab.pairs import PairedImages, check_pairs, check_readable, find_pairs
 from genstab.synthetic import SyntheticFacades
+
+CHECKS = ("full", "fast")
+DIRECTIONS = ("AtoB", "BtoA")
+CACHE = "~/.cache/genstab"
 
 
 def as_size(name: str, size: int | Iterable[int]) -> Size:
@@ -135,9 +139,10 @@ class PairedData(PairData):
     """Pairs of images in a folder: side by side in `train/`, or in `trainA/` and `trainB/`; see `genstab.pairs`.
 
     Args:
-        root: folder that holds `train…` and `val…` or `test…`.
+        root: folder that holds `train…` and `val…` or `test…`; `~` is your home.
         direction: `AtoB` or `BtoA`, from source to target.
         source_channels, target_channels: what every file must have.
+        check: before training, `full` decodes every file once, `fast` reads the headers only.
         crop_size, load_size, flip, batch_size, val_batch_size, num_workers: see `PairData`. Validation images are
             resized to crop_size; with `load_size=None` they keep their size.
 
@@ -151,6 +156,7 @@ class PairedData(PairData):
         direction: str = "AtoB",
         source_channels: int = 3,
         target_channels: int = 3,
+        check: str = "full",
         crop_size: int | Iterable[int] = 256,
         load_size: int | Iterable[int] | None = 286,
         flip: bool = True,
@@ -159,19 +165,29 @@ class PairedData(PairData):
         num_workers: int | None = None,
     ) -> None:
         super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers)
-        if direction not in ("AtoB", "BtoA"):
-            raise InputError(f"direction={direction!r} is not one of AtoB, BtoA")
-        self.root, self.direction = root, direction
+        for name, value, choices in (("direction", direction, DIRECTIONS), ("check", check, CHECKS)):
+            if value not in choices:
+                raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+        self.root, self.direction, self.check = os.path.expanduser(root), direction, check
         self.channels = (source_channels, target_channels)
+        self.decoded = False
+
+    def prepare_data(self) -> None:
+        """Decode every file once, on one process; with `check=fast` do nothing."""
+        if self.check == "full" and not self.decoded:
+            check_readable([pair for split in ("train", "val") for pair in find_pairs(self.root, split)])
+            self.decoded = True
 
     def setup(self, stage: str) -> None:
-        """Find the pairs and check every file's header, before any training."""
+        """Find the pairs and check every file's header."""
         self.train_set, self.val_set = (self._dataset(split) for split in ("train", "val"))
 
     def _dataset(self, split: str) -> PairedImages:
         pairs = find_pairs(self.root, split)
         channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
-        sizes = set(check_pairs(pairs, channels_a, channels_b, self.crop_size if self.load_size is None else None))
+        # Only training images are cropped, and only at native size may one be too small.
+        smallest = self.crop_size if self.load_size is None and split == "train" else None
+        sizes = set(check_pairs(pairs, channels_a, channels_b, smallest))
         if self.load_size is None:
             if len(sizes) > 1:
                 raise InputError(
@@ -189,25 +205,30 @@ class FacadesData(PairedData):
     """CMP Façades (Tyleček and Šára 2013) as pix2pix uses it, from labels to photos.
 
     Args:
-        root: a folder that holds the pairs already, or into which they are downloaded (29 MB).
+        root: a folder that holds the pairs already, or an empty one into which they are downloaded (29 MB); None is
+            `~/.cache/genstab`.
         url: the archive.
         kwargs: see `PairedData`.
 
     Raises:
-        InputError: as `PairedData`, or the download failed; the message says what to do without a network.
+        InputError: as `PairedData`; `root` does not exist; the download failed, and the message says what to do
+            without a network.
     """
 
-    def __init__(self, root: str, url: str = FACADES_URL, direction: str = "BtoA", **kwargs: Any) -> None:
-        super().__init__(os.path.expanduser(root), direction, **kwargs)
+    def __init__(self, root: str | None = None, url: str = FACADES_URL, direction: str = "BtoA", **kwargs: Any) -> None:
+        super().__init__(root or CACHE, direction, **kwargs)
         self.url = url
+        if root is not None and not os.path.isdir(self.root):
+            raise InputError(f"data.root={root} does not exist; it may be empty, for the façades to be downloaded into")
 
     def _present(self) -> bool:
         return any(os.path.isdir(os.path.join(self.root, folder)) for folder in ("train", "trainA", "trainB"))
 
     def prepare_data(self) -> None:
-        """Download and unpack unless the pairs are there; on one process."""
+        """Download and unpack unless the pairs are there, then check them; on one process."""
         if not self._present():
-            facades(self.root, self.url)
+            self.root = str(facades(self.root, self.url))
+        super().prepare_data()
 
     def setup(self, stage: str) -> None:
         """Find the pairs and check every file's header."""

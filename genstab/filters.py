@@ -147,7 +147,8 @@ class BlurPool2d(nn.Module):
     ) -> None:
         super().__init__()
         choice("padding_mode", padding_mode, PADDING_MODES)
-        if (stride if isinstance(stride, int) else min(stride)) < 1:
+        strides = stride if isinstance(stride, tuple) else (stride, stride)
+        if not all(isinstance(step, int) and step > 0 for step in strides):
             raise InputError(f"stride={stride} is not an integer of at least 1")
         self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
         # Not persistent: plain and anti-aliased checkpoints share their keys.

@@ -30,8 +30,11 @@ def submodule(module: nn.Module, name: str | None) -> nn.Module:
 def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield `module` as a function of one image batch: eval mode, float32 (no autocast, no TF32), no gradients.
 
-    The mode of every submodule and the random state are put back afterwards. A module with half-precision weights is
+    The mode of every submodule and the random state are put back afterwards. A module whose weights are not float32 is
     called with float32 copies of them.
+
+    Raises:
+        InputError: it is no module, or what it returns is no tensor.
 
     >>> dropout = nn.Dropout(0.5)
     >>> with inference(dropout) as generator:
@@ -40,17 +43,21 @@ def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     >>> dropout.training
     True
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"the generator is a {type(module).__name__}, not a torch.nn.Module")
     modes = [(part, part.training) for part in module.modules()]
     parameter = next(module.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    half = {
+    copies = {
         name: tensor.float()
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        if tensor.is_floating_point() and tensor.dtype.itemsize < 4
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
     }
 
     def call(images: Tensor) -> Tensor:
-        output = functional_call(module, half, (images.float(),)) if half else module(images.float())
+        output = functional_call(module, copies, (images.float(),)) if copies else module(images.float())
+        if not isinstance(output, Tensor):
+            raise InputError(f"the generator returns a {type(output).__name__}, not a tensor of images")
         return output.float()
 
     with (

@@ -52,7 +52,7 @@ def wandb_logger(
     tags: Iterable[str] = (),
     config: Mapping[str, Any] | None = None,
     summary: Mapping[str, str] = SUMMARY,
-    init_timeout: float = 30.0,
+    init_timeout: float = 10.0,
 ) -> WandbLogger:
     """Return a logger whose W&B run starts at first use, on rank 0 only, under `save_dir/wandb`.
 

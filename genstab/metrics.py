@@ -67,6 +67,7 @@ def shift_psnr(
     data_range: float = 2.0,
     cap: float = 100.0,
     forward_batch: int = 32,
+    multiple: int = 1,
 ) -> Tensor:
     """Measure how far G(S x) is from S G(x), in dB, for each shift and each image.
 
@@ -82,6 +83,7 @@ def shift_psnr(
         data_range: R, 2 for images in [−1, 1].
         cap: what no error at all counts as.
         forward_batch: images a forward pass.
+        multiple: windows of `crop` are cut to a multiple of so many pixels, for generators that need one.
 
     Returns:
         dB, float64, shape (len(shifts), len(images)).
@@ -93,10 +95,12 @@ def shift_psnr(
     torch.Size([3, 2])
     """
     pairs = parse_shifts(shifts)
+    if data_range <= 0:
+        raise InputError(f"data_range={data_range} must be positive")
     rows = []
     with inference(generator) as generate:
         for _, shifted_output, output_of_shifted, mask in shift_pairs(
-            generate, images, pairs, protocol, margin, forward_batch
+            generate, images, pairs, protocol, margin, forward_batch, multiple
         ):
             error, count = squared_error(shifted_output, output_of_shifted, mask)
             rows.append(decibel(error / count, data_range, cap))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,29 @@ def check_pairs(
                 )
         if min_size and (size[0] < min_size[0] or size[1] < min_size[1]):
             raise InputError(
-                f"{pair.a} is {_hxw(size)}, smaller than {_hxw(min_size)}: lower data.load_size or leave the pair out"
+                f"{pair.a} is {_hxw(size)}, smaller than the crop of {_hxw(min_size)}: "
+                "lower data.crop_size or set data.load_size"
             )
         sizes.append(size)
     return sizes
+
+
+def check_readable(pairs: Sequence[Pair]) -> None:
+    """Decode every file once, with a progress bar and as many threads as processors.
+
+    Raises:
+        InputError: a file that can't be decoded to its end.
+
+    >>> check_readable([])
+    """
+    paths = [path for pair in pairs for path in (pair.a, pair.b) if path is not None]
+    with ThreadPoolExecutor() as pool:
+        reading = [pool.submit(read_image, path) for path in paths]
+        try:
+            for image in tqdm(reading, desc="reading every image", unit="image", leave=False, disable=None):
+                image.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class PairedImages(Dataset[dict[str, Any]]):

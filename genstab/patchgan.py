@@ -43,6 +43,7 @@ class PatchGAN(nn.Module):
             if not isinstance(count, int) or count < 1:
                 raise InputError(f"{name}={count} is not an integer of at least 1")
         self.smallest = 3 * 2**layers
+        self.channels = (source_channels, target_channels)
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         blocks: list[nn.Module] = [
             nn.Conv2d(source_channels + target_channels, channels, 4, stride=2, padding=1),
@@ -61,6 +62,9 @@ class PatchGAN(nn.Module):
 
     def forward(self, source: Tensor, image: Tensor) -> Tensor:
         """Two (N, C, H, W) → logits (N, 1, h, w)."""
+        if (source.shape[1], image.shape[1]) != self.channels:
+            shapes = f"{tuple(source.shape)} and {tuple(image.shape)}"
+            raise InputError(f"PatchGAN: source_channels, target_channels={self.channels}, not images of {shapes}")
         if min(image.shape[-2:]) < self.smallest:
             height, width = image.shape[-2:]
             raise InputError(f"PatchGAN: an image of {height}×{width} is smaller than {self.smallest} pixels")

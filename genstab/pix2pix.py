@@ -64,7 +64,8 @@ class Pix2Pix(LightningModule):
         self.gan_loss, self.l1_weight, self.lr = gan_loss, l1_weight, lr
         self.betas = (betas[0], betas[1])  # a tuple, also where a config gives a list
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.quality = nn.ModuleDict({key: MeanMetric(nan_strategy="error") for key in QUALITY})
+        self.validated = 0  # images of this validation that this process has seen
+        self.quality = nn.ModuleDict({key: MeanMetric(nan_strategy="disable") for key in QUALITY})
         for network in (generator, discriminator):
             network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # not in its stub
             if compile:
@@ -86,6 +87,11 @@ class Pix2Pix(LightningModule):
             for network in (self.discriminator, self.generator)
         ]
         return optimizers, [LambdaLR(optimizer, decay) for optimizer in optimizers]
+
+    def on_train_start(self) -> None:
+        """Let every process draw other dropout masks, crops and flips: Lightning seeds all of them alike."""
+        if self.trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the discriminator, then the generator, on one batch of `source` and `target`."""
@@ -120,10 +126,11 @@ class Pix2Pix(LightningModule):
         optimizer.step()
 
     def on_validation_start(self) -> None:
-        """Give every process the BatchNorm statistics of rank 0, which its checkpoint holds.
+        """Begin to count; give every process the BatchNorm statistics of rank 0, which its checkpoint holds.
 
         DDP would broadcast them in each training forward; under manual optimisation it never does.
         """
+        self.validated = 0
         if self.trainer.world_size > 1:
             for buffer in self.generator.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -132,8 +139,9 @@ class Pix2Pix(LightningModule):
         """Add the quality of one batch to the per-image means."""
         trainer = self.trainer
         positions = dataset_positions(
-            trainer.val_dataloaders, batch_idx, len(batch["source"]), trainer.world_size, trainer.global_rank
+            trainer.val_dataloaders, self.validated, len(batch["source"]), trainer.world_size, trainer.global_rank
         )
+        self.validated += len(positions)
         counted = positions >= 0
         output = self(batch["source"])
         if counted.any():

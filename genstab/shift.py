@@ -3,6 +3,7 @@
 A shift is `(dy, dx)` in pixels: down and to the right are positive.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -26,12 +27,13 @@ def parse_shifts(shifts: Iterable[Sequence[int]]) -> list[Shift]:
         raise InputError(f"shifts={shifts!r} is not a list of pairs [dy, dx]")
     pairs: list[Shift] = []
     for shift in shifts:
-        values = list(shift) if isinstance(shift, Iterable) and not isinstance(shift, str) else [shift]
-        if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-            raise InputError(f"shifts: {shift!r} is not a pair of integers [dy, dx]")
-        if values == [0, 0]:
+        try:
+            dy, dx = (operator.index(value) for value in shift)  # NumPy's and torch's integers too
+        except (TypeError, ValueError):
+            raise InputError(f"shifts: {shift!r} is not a pair of integers [dy, dx]") from None
+        if (dy, dx) == (0, 0):
             raise InputError("shifts: the zero shift [0, 0] is never counted; take it out of the list")
-        pairs.append((values[0], values[1]))
+        pairs.append((dy, dx))
     if not pairs:
         raise InputError("shifts: the list is empty; give at least one [dy, dx]")
     return pairs
@@ -69,6 +71,8 @@ def translate(images: Tensor, shift: Shift, margin: int = 0) -> tuple[Tensor, Te
     >>> translate(torch.ones(1, 1, 1, 4), (0, 1))[1].int().tolist()
     [[[[0, 1, 1, 1]]]]
     """
+    if margin < 0:
+        raise InputError(f"margin={margin} must not be negative")
     height, width = images.shape[-2:]
     dy, dx = shift
     shifted, mask = roll(images, shift)
@@ -81,8 +85,10 @@ def translate(images: Tensor, shift: Shift, margin: int = 0) -> tuple[Tensor, Te
     return shifted, mask
 
 
-def window_size(shape: tuple[int, int], shifts: Sequence[Shift]) -> tuple[int, int]:
+def window_size(shape: tuple[int, int], shifts: Sequence[Shift], multiple: int = 1) -> tuple[int, int]:
     """Return the largest (height, width) of a window that an image of `shape` has room to move by all `shifts`.
+
+    Both are cut to a multiple of `multiple` pixels.
 
     Raises:
         InputError: the image is too small for these shifts.
@@ -93,12 +99,14 @@ def window_size(shape: tuple[int, int], shifts: Sequence[Shift]) -> tuple[int, i
     size = tuple(
         shape[axis] - (max(0, *(s[axis] for s in shifts)) - min(0, *(s[axis] for s in shifts))) for axis in (0, 1)
     )
-    if min(size) < 1:
-        raise InputError(f"an image of {shape[0]}×{shape[1]} is too small for shifts as far as {max(shifts)}")
-    return size[0], size[1]
+    height, width = (side - side % multiple for side in size)
+    if min(height, width) < 1:
+        farthest = max(shifts, key=lambda shift: max(abs(shift[0]), abs(shift[1])))
+        raise InputError(f"an image of {shape[0]}×{shape[1]} is too small for shifts as far as {farthest}")
+    return height, width
 
 
-def window(images: Tensor, shift: Shift, shifts: Sequence[Shift]) -> Tensor:
+def window(images: Tensor, shift: Shift, shifts: Sequence[Shift], multiple: int = 1) -> Tensor:
     """Cut the window in which the scene appears moved by `shift`, out of a larger image; (0, 0) is the reference.
 
     All windows for one list of `shifts` have the same size, see `window_size`.
@@ -109,7 +117,7 @@ def window(images: Tensor, shift: Shift, shifts: Sequence[Shift]) -> Tensor:
     >>> window(row, (0, 0), [(0, 2)]).flatten().tolist(), window(row, (0, 2), [(0, 2)]).flatten().tolist()
     ([2.0, 3.0, 4.0], [0.0, 1.0, 2.0])
     """
-    height, width = window_size((images.shape[-2], images.shape[-1]), shifts)
+    height, width = window_size((images.shape[-2], images.shape[-1]), shifts, multiple)
     top = max(0, *(s[0] for s in shifts)) - shift[0]
     left = max(0, *(s[1] for s in shifts)) - shift[1]
     return images[..., top : top + height, left : left + width]

@@ -1,6 +1,7 @@
 """What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Mapping
@@ -45,11 +46,22 @@ class RunSummary(Callback):
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = Path(folder), dict(config)
         self.images = 0
+        self.batches: int | float = float("inf")
         self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
         self.fit_began = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the training will end."""
+        self.batches = trainer.estimated_stepping_batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Have Lightning validate after the last batch, wherever in an epoch: the summary is of the final weights."""
+        if trainer.global_step + 1 >= self.batches:
+            trainer.check_val_every_n_epoch = 1
+            trainer.val_check_batch = batch_idx + 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -78,7 +90,7 @@ class RunSummary(Callback):
             if isinstance(callback, ModelCheckpoint):
                 paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
         return {
-            **{key: value.item() for key, value in sorted(trainer.callback_metrics.items())},
+            **{key: _finite(value.item()) for key, value in sorted(trainer.callback_metrics.items())},
             **{key: _relative(path, self.folder) for key, path in paths.items()},
             "steps": trainer.global_step,
             "processes": trainer.world_size,
@@ -96,11 +108,32 @@ class RunSummary(Callback):
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         console = Console()
         metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
-        console.print(results_table(metrics, f"{summary['steps']} batches in {summary['seconds']:.0f} s"))
-        console.print(f"Run folder: {self.folder}", soft_wrap=True)
+        if "val/shift_psnr" in metrics or "val/l1" in metrics:
+            console.print(results_table(metrics, f"{summary['steps']} batches in {summary['seconds']:.0f} s"))
+        else:
+            console.print("No results: no validation ran.")
+        self.say_where(trainer)
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """After Ctrl-C, say where to look and how to go on."""
+        if isinstance(exception, KeyboardInterrupt):
+            checkpoint = self.summary(trainer)["checkpoint"]
+            print(f"Stopped after {trainer.global_step} batches.")
+            if checkpoint:
+                print(f"To go on: ckpt_path={self.folder / checkpoint}")
+            self.say_where(trainer)
+
+    def say_where(self, trainer: Trainer) -> None:
+        """Print the run folder and how to look at what each logger has."""
+        print(f"Run folder: {self.folder}")
         for logger in trainer.loggers:
             if hint := how_to_view(logger):
-                console.print(hint, soft_wrap=True)
+                print(hint)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def _relative(path: str, folder: Path) -> str | None:

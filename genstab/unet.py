@@ -144,6 +144,8 @@ class UNet(nn.Module):
 
     def forward(self, source: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
+        if source.ndim != 4 or source.shape[1] != self.config["in_channels"]:
+            raise InputError(f"UNet: in_channels={self.config['in_channels']}, not a source of {tuple(source.shape)}")
         height, width = source.shape[-2:]
         multiple = 2**self.levels
         x = source

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,6 +46,18 @@ def test_it_logs_what_the_pure_function_gives(batch_size, forward_batch):
     assert logged["val/shift_psnr_crop"] == pytest.approx(crop.mean().item(), abs=1e-4)
 
 
+def test_batches_of_any_lengths_and_several_loaders_count_once():
+    model, pairs = tiny_pix2pix(), Pairs(10)
+    expected = shift_psnr(model, pairs.source[:8], SHIFTS).mean().item()
+    uneven = DataLoader(pairs, batch_sampler=[list(range(7)), [7, 8, 9]])
+    assert validated(model, uneven, images=8)["val/shift_psnr"] == pytest.approx(expected, abs=1e-4)
+    torch.manual_seed(0)
+    foreign, images = Foreign(), torch.rand(3, 1, 16, 16)
+    first = DataLoader(TensorDataset(images, images), 2)
+    logged = validated(foreign, {"a": first, "b": DataLoader(TensorDataset(images[:1], images[:1]), 1)}, multiple=2)
+    assert logged["val/shift_psnr"] == pytest.approx(shift_psnr(foreign, images, SHIFTS).mean().item(), abs=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_the_budget_takes_the_first_images(batch_size):
     model = tiny_pix2pix()
@@ -68,7 +81,7 @@ class Foreign(LightningModule):
     def training_step(self, batch, batch_idx):
         return (self(batch[0]) - batch[1]).abs().mean()
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
         pass
 
     def configure_optimizers(self):
@@ -132,6 +145,34 @@ def test_a_run_leaves_its_pictures_and_its_summary(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{summary['val/shift_psnr']:.2f}" in printed
     assert f"{summary['val/tv_target']:.4f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "validated_at"),
+    [
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, [7, 11]),
+        ({"max_steps": 2}, [1]),
+        ({"max_epochs": 9, "max_steps": 6, "check_val_every_n_epoch": 3}, [5]),
+    ],
+)
+def test_the_last_weights_are_validated_wherever_the_training_ends(tmp_path, options, validated_at):
+    logger = CSVLogger(tmp_path, name="", version="")
+    callbacks = [stability(), RunSummary(tmp_path, {})]
+    trainer = Trainer(callbacks=callbacks, log_every_n_steps=1, **options, **{**QUIET, "logger": logger})
+    model = tiny_pix2pix()
+    trainer.fit(model, pairs_loader(8, 2), pairs_loader(3, 2))
+    header, *lines = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [int(row["step"]) for row in rows if row["val/shift_psnr"]] == validated_at
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    last = shift_psnr(model, Pairs(3).source, SHIFTS).mean().item()
+    assert summary["val/shift_psnr"] == pytest.approx(last, abs=1e-4)
+
+
+def test_a_run_without_validation_says_so(tmp_path, capsys):
+    trainer = Trainer(max_steps=1, callbacks=[RunSummary(tmp_path, {})], **QUIET)
+    trainer.fit(tiny_pix2pix(), pairs_loader(2, 2))
+    assert "No results: no validation ran." in capsys.readouterr().out
 
 
 def test_the_offline_wandb_file_has_metrics_and_pictures_at_the_same_step(tmp_path):

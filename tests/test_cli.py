@@ -33,6 +33,11 @@ def genstab(monkeypatch, *arguments):
         (["callbacks.stability.shifts=[[0,0]]"], "genstab: .*the zero shift"),
         (["data.crop_size=64"], r"genstab: .*size=32 is smaller than crop_size=\(64, 64\)"),
         (["trainer=ddp", "trainer.devices=64"], "genstab: trainer.devices=64: this machine has . CUDA devices"),
+        (["trainer.devices=0"], "genstab: trainer.devices=0 is not at least 1"),
+        (["trainer=ddp_cpu", "trainer.devices=5000"], "genstab: trainer.devices=5000: this machine has .* processors"),
+        (["trainer=gpu", "trainer.devices=[63]"], r"genstab: trainer.devices=\[63\]: this machine has . CUDA"),
+        (["model.generator.in_channels=1"], r"genstab: UNet: in_channels=1, not a source of \(2, 3, 32, 32\)"),
+        (["+trainer.gradient_clip_val=1"], "genstab: .*clip"),
         (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),
         (["model.generator.norm=layer"], "genstab: .*norm='layer' is not one of batch, instance, group, none"),
         (["callbacks.stability.margin=20"], "genstab: .*margin=20 leave no pixel"),
@@ -68,6 +73,13 @@ def test_a_missing_data_root_is_one_line(monkeypatch):
     with pytest.raises(SystemExit, match=r"genstab: .*Missing mandatory value: data\.root") as error:
         genstab(monkeypatch, "train", *overrides, "data=paired")
     assert "\n" not in str(error.value)
+
+
+def test_a_bad_job_does_not_stop_the_others_of_a_sweep(monkeypatch):
+    options = [option for option in PLAIN if "hydra.run.dir" not in option]
+    with pytest.raises(SystemExit, match="size=32 is smaller than crop_size"):
+        genstab(monkeypatch, "train", "-m", *options, "data.crop_size=64,32", "hydra.sweep.dir=sweep")
+    assert Path("sweep/1/summary.json").is_file()
 
 
 def test_unknown_command_and_usage(monkeypatch, capsys):

@@ -124,7 +124,7 @@ def test_data_options_train(tmp_path, facades, data):
 
 
 def test_the_sweep_file_names_options_that_exist():
-    sweep = yaml.safe_load((CONF / "sweep" / "antialias.yaml").read_text())
+    sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
     assert set(sweep["parameters"]["antialias"]["values"]) <= set(GROUPS["antialias"])
     assert sweep["metric"] == {"name": "val/shift_psnr", "goal": "maximize"}
     assert Path(CONF.parent / sweep["program"]).is_file()

@@ -93,6 +93,9 @@ def test_facades_already_there_need_no_network(folder):
 
 
 def test_facades_without_a_network_say_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="new does not exist"):
+        FacadesData(str(tmp_path / "new"))
+    (tmp_path / "new").mkdir()
     data = FacadesData(str(tmp_path / "new"), url="http://127.0.0.1:9/facades.tar.gz")
     with pytest.raises(InputError, match=r"data=paired data.root=") as error:
         data.prepare_data()
@@ -109,6 +112,7 @@ def test_facades_without_a_network_say_what_to_do(tmp_path):
         ({"crop_size": [8, 8, 8]}, r"crop_size=\[8, 8, 8\] is neither"),
         ({"source_channels": 1}, r"1_A.png.* 3 channels.*data.source_channels"),
         ({"target_channels": 4}, r"1_B.jpg.* 3 channels.*data.target_channels"),
+        ({"check": "half"}, "check='half' is not one of full, fast"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
     ],
@@ -132,6 +136,15 @@ def test_an_unreadable_image_is_named(folder):
     (folder / "trainA" / "2_A.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"2_A.png"):
         paired(folder).setup("fit")
+
+
+def test_a_truncated_image_is_named_before_training(folder):
+    path = folder / "trainB" / "2_B.jpg"
+    Image.effect_noise((40, 32), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"2_B.jpg"):
+        paired(folder).prepare_data()
+    paired(folder, check="fast").prepare_data()
 
 
 def test_unpaired_files_are_named(folder):

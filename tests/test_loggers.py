@@ -317,7 +317,7 @@ def test_an_online_run_has_a_url(tmp_path: Path) -> None:
 
 
 def test_the_sweep_hands_over_hydra_overrides() -> None:
-    sweep = yaml.safe_load((Path(__file__).parents[1] / "conf/sweep/antialias.yaml").read_text())
+    sweep = yaml.safe_load((Path(__file__).parents[1] / "conf/wandb_sweep.yaml").read_text())
     chosen = {name: {"value": parameter["values"][0]} for name, parameter in sweep["parameters"].items()}
     overrides = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
     assert overrides == ["antialias=none", "antialias.placement=pre"]

@@ -119,6 +119,9 @@ def test_no_update_is_nan_and_no_error_is_the_cap():
         (lambda: squared_error(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3)), "must have one shape"),
         (lambda: squared_error(*torch.zeros(2, 1, 1, 2, 2), torch.zeros(1, 1, 2, 2)), "no valid pixel"),
         (lambda: shift_psnr(nn.Identity(), torch.zeros(1, 1, 4, 4), [(0, 0)]), "zero shift"),
+        (lambda: shift_psnr(nn.Identity(), torch.zeros(1, 1, 4, 4), [(0, 1)], data_range=0), "data_range=0 must be"),
+        (lambda: shift_psnr(torch.tanh, torch.zeros(1, 1, 4, 4), [(0, 1)]), "not a torch.nn.Module"),
+        (lambda: shift_psnr(nn.LSTM(4, 4), torch.zeros(1, 1, 4, 4)[0], [(0, 1)]), "are not \\(N, C, H, W\\)"),
         (
             lambda: submodule(nn.Sequential(nn.Tanh()), "net"),
             "generator='net' is not a submodule of Sequential: 0",
@@ -175,6 +178,13 @@ def test_inference_leaves_no_trace():
     assert torch.backends.cudnn.conv.fp32_precision == precision
     assert [part.training for part in module.modules()] == [True, True, True, False, False]
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_double_precision_weights_are_measured_in_float32():
+    generator, images = nn.Conv2d(1, 1, 3, padding=1), torch.rand(1, 1, 8, 8)
+    expected = shift_psnr(generator, images, SHIFTS)
+    torch.testing.assert_close(shift_psnr(copy.deepcopy(generator).double(), images, SHIFTS), expected)
+    assert generator.weight.dtype == torch.float32
 
 
 def test_inference_is_float32_also_for_half_precision_weights_and_under_autocast():

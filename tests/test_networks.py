@@ -122,6 +122,8 @@ def test_adversarial_losses_by_hand():
         (lambda: UNet(levels=0), "levels=0"),
         (lambda: UNet(channels=0), "channels=0"),
         (lambda: UNet(channels="x"), "channels=x is not an integer"),
+        (lambda: UNet(2, channels=2)(torch.zeros(1, 3, 8, 8)), r"in_channels=2, not a source of \(1, 3, 8, 8\)"),
+        (lambda: PatchGAN(1, 3, channels=1)(*torch.zeros(2, 1, 3, 32, 32)), r"target_channels=\(1, 3\), not images"),
         (lambda: UNet(dropout=1.0), "dropout=1.0"),
         (lambda: UNet(norm="layer", channels=2), "norm='layer' is not one of batch, instance, group, none"),
         (lambda: UNet(antialias="tri9"), "filter='tri9' is not one of"),

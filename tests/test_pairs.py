@@ -172,10 +172,10 @@ def test_what_check_pairs_refuses(tmp_path: Path) -> None:
         check_pairs([Pair("4", a, paint(tmp_path / "4_B.png", (6, 4), 0))], 1, 1)
     for least in [(5, 6), (4, 7)]:
         with pytest.raises(
-            InputError, match=rf"1_A\.png is 4×6, smaller than {least[0]}×{least[1]}: .*data\.load_size"
+            InputError, match=rf"1_A\.png is 4×6, smaller than the crop of {least[0]}×{least[1]}: .*data\.load_size"
         ):
             check_pairs([pair], 1, 3, least)
-    with pytest.raises(InputError, match=r"2\.png is 5×4, smaller than 5×5"):
+    with pytest.raises(InputError, match=r"2\.png is 5×4, smaller than the crop of 5×5"):
         check_pairs([both], 3, 3, (5, 5))  # a half counts, not the file
     (tmp_path / "link.png").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"link\.png: No such file"):

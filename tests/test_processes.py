@@ -88,6 +88,15 @@ def test_a_sweep_on_two_processes_makes_one_folder_and_one_wandb_run_a_job(tmp_p
             assert summary[key] == pytest.approx(value.item(), abs=1e-4), key
 
 
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_the_installed_command_starts_several_processes_too(tmp_path):
+    options = ["train", "trainer=ddp_cpu", "logger=csv", f"hydra.run.dir={tmp_path}/run", *TINY_SYNTHETIC]
+    program("-m", "genstab.cli", *options)
+    assert folders(tmp_path, "*") == ["run"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
+
+
 @pytest.mark.slow
 def test_six_jobs_of_a_sweep(tmp_path):
     program(

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from genstab import InputError
 from genstab.protocols import shift_pairs
@@ -67,6 +69,30 @@ def test_shifts_that_leave_nothing():
         next(shift_pairs(torch.tanh, ramp(4, 5), [(0, 1)], "zoom"))
     with pytest.raises(InputError, match="another size"):
         next(shift_pairs(lambda x: x[..., ::2], ramp(4, 5), [(0, 1)]))
+    with pytest.raises(InputError, match=r"shift=\(4, -5\) rolls an image of 4×5 onto itself"):
+        next(shift_pairs(torch.tanh, ramp(4, 5), [(0, 4), (4, -5)]))
+    with pytest.raises(InputError, match="N of at least 1"):
+        next(shift_pairs(torch.tanh, ramp(4, 5)[:0], [(0, 1)]))
+    with pytest.raises(InputError, match="margin=-1 must not be negative"):
+        translate(ramp(4, 5), (0, 1), margin=-1)
+
+
+def test_windows_are_cut_to_a_multiple():
+    assert window_size((40, 37), [(0, 3), (-2, 0)], multiple=8) == (32, 32)
+
+    def needs_eights(x):
+        return nn.functional.interpolate(nn.functional.avg_pool2d(x, 8), scale_factor=8)
+
+    images = torch.rand(1, 1, 32, 32)
+    with pytest.raises(InputError, match="leave out the protocol crop, or set multiple"):
+        next(shift_pairs(needs_eights, images, [(0, 1)], "crop", 2))
+    _, a, b, mask = next(shift_pairs(needs_eights, images, [(0, 1)], "crop", 2, multiple=8))
+    assert a.shape == b.shape == (1, 1, 32, 24)
+    assert mask.sum() == (32 - 4) * (24 - 1 - 4)
+
+
+def test_numpys_integers_are_integers():
+    assert parse_shifts(np.array([[0, 1], [2, -3]])) == [(0, 1), (2, -3)]
 
 
 def test_several_shifts_share_a_forward_and_change_nothing():
@@ -79,6 +105,9 @@ def test_several_shifts_share_a_forward_and_change_nothing():
 
     together = list(shift_pairs(generate, images, shifts, forward_batch=6))
     assert sizes == [2, 6, 4]  # two images: three shifts a forward
+    sizes.clear()
+    list(shift_pairs(generate, images, shifts, forward_batch=1))
+    assert set(sizes) == {1}
     for (shift, *one), (_, *other) in zip(
         together, shift_pairs(generate, images, shifts, forward_batch=1), strict=True
     ):
