@@ -119,7 +119,7 @@ class RunSummary(Callback):
         """After Ctrl-C, say where to look and how to go on."""
         if isinstance(exception, KeyboardInterrupt):
             checkpoint = self.summary(trainer)["checkpoint"]
-            print(f"Stopped after {trainer.global_step} batches.")
+            print(f"\nStopped after {trainer.global_step} batches.")
             if checkpoint:
                 print(f"To go on: ckpt_path={self.folder / checkpoint}")
             self.say_where(trainer)
