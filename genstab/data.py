@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from genstab.augment import PairAugment, Size
 from genstab.download import FACADES_URL, facades
-from genstab.errors import InputError
+from genstab.errors import InputError, check_counts
 from genstab.pairs import PairedImages, check_pairs, check_readable, find_pairs
 from genstab.synthetic import SyntheticFacades
 
@@ -65,9 +65,7 @@ class PairData(LightningDataModule):
         num_workers: int | None = None,
     ) -> None:
         super().__init__()
-        for name, count in {"batch_size": batch_size, "val_batch_size": val_batch_size}.items():
-            if count < 1:
-                raise InputError(f"{name}={count} is not an integer of at least 1")
+        check_counts(batch_size=batch_size, val_batch_size=val_batch_size)
         if num_workers is not None and num_workers < 0:
             raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
         self.crop_size = as_size("crop_size", crop_size)

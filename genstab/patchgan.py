@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_counts
 from genstab.unet import init_normal, norm2d
 
 
@@ -35,13 +35,7 @@ class PatchGAN(nn.Module):
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        for name, count in {
-            "source_channels": source_channels,
-            "channels": channels,
-            "layers": layers,
-        }.items():
-            if not isinstance(count, int) or count < 1:
-                raise InputError(f"{name}={count} is not an integer of at least 1")
+        check_counts(source_channels=source_channels, target_channels=target_channels, channels=channels, layers=layers)
         self.smallest = 3 * 2**layers
         self.channels = (source_channels, target_channels)
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genstab.batches import source_of
-from genstab.errors import InputError
+from genstab.errors import check_counts
 from genstab.inference import inference, submodule
 from genstab.loggers import log_image, log_video
 from genstab.metrics import shift_psnr
@@ -51,10 +51,7 @@ class ShiftPictures(Callback):
         source_key: str = "source",
         generator: str | None = None,
     ) -> None:
-        counts = {"images": images, "reach": reach, "map_images": map_images, "frames": frames}
-        for name, value in counts.items():
-            if value < 1:
-                raise InputError(f"{name}={value} is not an integer of at least 1")
+        check_counts(images=images, reach=reach, map_images=map_images, frames=frames)
         self.folder, self.images, self.reach = Path(folder), images, reach
         self.map_images, self.frames = map_images, frames
         self.shift = parse_shifts([shift])[0]

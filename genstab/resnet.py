@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_counts
 from genstab.filters import AntiAlias, BlurPool2d, pad2d
 from genstab.unet import init_normal, norm2d
 
@@ -110,9 +110,7 @@ class ResNetGenerator(nn.Module):
             "channels": channels,
             "blocks": blocks,
         }
-        for name, count in counts.items():
-            if count < 1:
-                raise InputError(f"{name}={count} is not an integer of at least 1")
+        check_counts(**counts)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} is not in [0, 1)")
         if not isinstance(antialias, AntiAlias):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_counts
 from genstab.filters import AntiAlias, BlurPool2d, choice, pad2d
 
 NORMS = ("batch", "instance", "group", "none")
@@ -114,9 +114,7 @@ class UNet(nn.Module):
             "channels": channels,
             "levels": levels,
         }
-        for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
-                raise InputError(f"{name}={count} is not an integer of at least 1")
+        check_counts(**counts)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} is not in [0, 1)")
         if not isinstance(antialias, AntiAlias):
