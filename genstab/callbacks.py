@@ -1,5 +1,6 @@
 """Shift PSNR in every validation of any LightningModule that maps a batch's source to an image."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics import MetricCollection
 
 from genstab.batches import dataset_positions, source_of
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference import inference, submodule
 from genstab.metrics import ShiftPSNR
 from genstab.protocols import PROTOCOLS, shift_pairs
@@ -55,13 +56,10 @@ class ShiftStability(Callback):
     ) -> None:
         self.shifts = parse_shifts(shifts)
         for protocol in protocols:
-            if protocol not in PROTOCOLS:
-                raise InputError(f"protocols: {protocol!r} is not one of {', '.join(PROTOCOLS)}")
-        counts = {"images": (1 if images is None else images, 1), "margin": (margin, 0)}
-        counts |= {"forward_batch": (forward_batch, 1), "multiple": (multiple, 1)}
-        for name, (value, least) in counts.items():
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name}={value} is not an integer of at least {least}")
+            check_choice("protocol", protocol, PROTOCOLS)
+        check_counts(images=1 if images is None else images, forward_batch=forward_batch, multiple=multiple)
+        if not isinstance(margin, int) or margin < 0:
+            raise InputError(f"margin={margin} is not an integer of at least 0")
         self.images, self.margin, self.forward_batch, self.multiple = images, margin, forward_batch, multiple
         self.seen = 0
         self.source_key, self.generator = source_key, generator
@@ -101,7 +99,7 @@ class ShiftStability(Callback):
             trainer.val_dataloaders, self.seen, len(source), trainer.world_size, trainer.global_rank
         )
         self.seen += len(source)
-        counted = (positions >= 0) & (positions < (self.images or positions.max() + 1))
+        counted = (positions >= 0) & (positions < (self.images or math.inf))
         source = source[counted.to(source.device)]
         if not len(source):
             return

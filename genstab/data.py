@@ -10,12 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from genstab.augment import PairAugment, Size
 from genstab.download import FACADES_URL, facades
-from genstab.errors import InputError, check_counts
-from genstab.pairs import PairedImages, check_pairs, check_readable, find_pairs
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.pairs import DIRECTIONS, PairedImages, check_pairs, check_readable, find_pairs
 from genstab.synthetic import SyntheticFacades
 
 CHECKS = ("full", "fast")
-DIRECTIONS = ("AtoB", "BtoA")
 CACHE = "~/.cache/genstab"
 
 
@@ -163,9 +162,8 @@ class PairedData(PairData):
         num_workers: int | None = None,
     ) -> None:
         super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers)
-        for name, value, choices in (("direction", direction, DIRECTIONS), ("check", check, CHECKS)):
-            if value not in choices:
-                raise InputError(f"{name}={value!r} is not one of {', '.join(choices)}")
+        check_choice("direction", direction, DIRECTIONS)
+        check_choice("check", check, CHECKS)
         self.root, self.direction, self.check = os.path.expanduser(root), direction, check
         self.channels = (source_channels, target_channels)
         self.decoded = False

@@ -1,4 +1,6 @@
-"""The one error that bad input raises, and the check that everything needs."""
+"""The one error that bad input raises, and the checks that everything needs."""
+
+from collections.abc import Collection
 
 
 class InputError(ValueError):
@@ -13,6 +15,18 @@ class InputError(ValueError):
     ...
     genstab.errors.InputError: filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7
     """
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise an `InputError` that lists the choices unless `value` is one of them.
+
+    >>> check_choice("direction", "AB", ("AtoB", "BtoA"))
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: direction='AB' is not one of AtoB, BtoA
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
 def check_counts(**counts: object) -> None:

@@ -7,18 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 
 # The paper tests rect2, tri3 and bin5; a row of Pascal's triangle gives each of them.
 FILTERS = {"none": 1, "rect2": 2, "tri3": 3, "bin4": 4, "bin5": 5, "bin6": 6, "bin7": 7}
 PLACEMENTS = ("pre", "post")
 PADDING_MODES = ("reflect", "replicate", "zeros", "circular")
-
-
-def choice(name: str, value: object, allowed: tuple[str, ...] | dict[str, int]) -> None:
-    """Raise an `InputError` that lists the choices unless `value` is one of them."""
-    if value not in allowed:
-        raise InputError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
 def taps(filter: str) -> Tensor:
@@ -32,7 +26,7 @@ def taps(filter: str) -> Tensor:
     >>> taps("bin5") * 16
     tensor([1., 4., 6., 4., 1.], dtype=torch.float64)
     """
-    choice("filter", filter, FILTERS)
+    check_choice("filter", filter, FILTERS)
     n = FILTERS[filter] - 1
     return torch.tensor([comb(n, i) for i in range(n + 1)], dtype=torch.float64) / 2**n
 
@@ -57,7 +51,7 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     >>> pad2d(torch.tensor([[[[1., 2.]]]]), (3, 0, 0, 0)).tolist()
     [[[[2.0, 1.0, 2.0, 1.0, 2.0]]]]
     """
-    choice("padding_mode", mode, PADDING_MODES)
+    check_choice("padding_mode", mode, PADDING_MODES)
     left, right, top, bottom = padding
     if mode == "zeros":
         return F.pad(images, padding)
@@ -146,7 +140,7 @@ class BlurPool2d(nn.Module):
         mirrored: bool = False,
     ) -> None:
         super().__init__()
-        choice("padding_mode", padding_mode, PADDING_MODES)
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
         strides = stride if isinstance(stride, tuple) else (stride, stride)
         if not all(isinstance(step, int) and step > 0 for step in strides):
             raise InputError(f"stride={stride} is not an integer of at least 1")
@@ -182,6 +176,6 @@ class AntiAlias:
     padding_mode: str = "reflect"
 
     def __post_init__(self) -> None:
-        choice("filter", self.filter, FILTERS)
-        choice("placement", self.placement, PLACEMENTS)
-        choice("padding_mode", self.padding_mode, PADDING_MODES)
+        check_choice("filter", self.filter, FILTERS)
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("padding_mode", self.padding_mode, PADDING_MODES)

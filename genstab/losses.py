@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genstab.errors import InputError
+from genstab.errors import check_choice
 
 GAN_LOSSES = ("bce", "lsgan")
 
@@ -20,7 +20,6 @@ def adversarial_loss(logits: Tensor, real: bool, kind: str = "bce") -> Tensor:
     >>> adversarial_loss(torch.zeros(2, 1, 3, 3), real=True).exp()  # undecided: ln 2
     tensor(2.)
     """
-    if kind not in GAN_LOSSES:
-        raise InputError(f"gan_loss={kind!r} is not one of {', '.join(GAN_LOSSES)}")
+    check_choice("gan_loss", kind, GAN_LOSSES)
     wanted = torch.full_like(logits, float(real))
     return F.mse_loss(logits, wanted) if kind == "lsgan" else F.binary_cross_entropy_with_logits(logits, wanted)

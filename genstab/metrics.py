@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 from genstab.inference import inference
 from genstab.protocols import shift_pairs
 from genstab.shift import parse_shifts
@@ -139,8 +139,7 @@ class ShiftPSNR(Metric):
 
     def __init__(self, data_range: float = 2.0, reduction: str = "mean", cap: float = 100.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if reduction not in REDUCTIONS:
-            raise InputError(f"reduction={reduction!r} is not one of {', '.join(REDUCTIONS)}")
+        check_choice("reduction", reduction, REDUCTIONS)
         if data_range <= 0 or cap <= 0:
             raise InputError(f"data_range={data_range} and cap={cap} must be positive")
         self.data_range, self.reduction, self.cap = data_range, reduction, cap

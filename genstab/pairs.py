@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 from genstab.images import EXTENSIONS, image_shape, read_image
 
+DIRECTIONS = ("AtoB", "BtoA")
 _FOLDERS = {"train": ("train",), "val": ("val", "test")}
 _MANY = 1000
 
@@ -52,8 +53,7 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     ['2', '10']
     """
     root = Path(root)
-    if split not in _FOLDERS:
-        raise InputError(f"split={split!r} is not one of {', '.join(_FOLDERS)}")
+    check_choice("split", split, _FOLDERS)
     if not root.is_dir():
         raise InputError(f"data.root={root} {'is not a folder' if root.exists() else 'does not exist'}")
     stems = _FOLDERS[split]
@@ -141,8 +141,7 @@ class PairedImages(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, pairs: Sequence[Pair], direction: str = "AtoB", size: tuple[int, int] | None = None) -> None:
-        if direction not in ("AtoB", "BtoA"):
-            raise InputError(f"direction={direction!r} is not one of AtoB, BtoA")
+        check_choice("direction", direction, DIRECTIONS)
         self.pairs = list(pairs)
         self.direction = direction
         self.size = size

@@ -75,11 +75,10 @@ class ShiftPictures(Callback):
             target = batch.get("target") if isinstance(batch, Mapping) else None
             self.target = None if target is None else target[: self.images].detach().clone()
 
-    def samples(self, pl_module: LightningModule) -> dict[str, Tensor]:
+    def samples(self, pl_module: LightningModule, source: Tensor) -> dict[str, Tensor]:
         """Return the columns source, output and target, each (N, C, H, W)."""
-        assert self.source is not None
         with inference(submodule(pl_module, self.generator)) as generate:
-            columns = {"source": self.source, "output": generate(self.source)}
+            columns = {"source": source, "output": generate(source)}
         return columns if self.target is None else {**columns, "target": self.target}
 
     @rank_zero_only
@@ -94,7 +93,7 @@ class ShiftPictures(Callback):
         difference = 4 * (shifted_output - output_of_shifted).abs().mean(1, keepdim=True) - 1
         step = _step(trainer)
         panels = {
-            "samples": self.samples(pl_module),
+            "samples": self.samples(pl_module, self.source),
             "shift": {
                 "G(shifted source)": output_of_shifted,
                 "shifted G(source)": shifted_output,
@@ -111,27 +110,27 @@ class ShiftPictures(Callback):
         if self.source is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_picture(picture_table(self.samples(pl_module)), self.folder / "samples.png")
+        save_picture(picture_table(self.samples(pl_module, self.source)), self.folder / "samples.png")
         generator = submodule(pl_module, self.generator)
-        shifts = grid_shifts(self.reach)
         images = self.source[: self.map_images]
+        reach = min(self.reach, *(side - 1 for side in images.shape[-2:]))  # a whole turn is no shift
+        shifts = grid_shifts(reach)
         decibels: dict[Shift, float] = {}
-        for row in tqdm(range(-self.reach, self.reach + 1), "shift map", leave=False):
+        for row in tqdm(range(-reach, reach + 1), "shift map", leave=False):
             in_row = [shift for shift in shifts if shift[0] == row]
             means = shift_psnr(generator, images, in_row).mean(1).tolist()
             decibels.update(zip(in_row, means, strict=True))
         heat_map = shift_map(decibels, f"circular, {len(images)} images")
         save_picture(heat_map, self.folder / "shift_map.png")
-        save_film(self.film(pl_module), self.folder / "shift.gif")
+        save_film(self.film(pl_module, self.source[:1]), self.folder / "shift.gif")
         step = _step(trainer)
         for logger in trainer.loggers:
             log_image(logger, "shift_map", heat_map, step)
             log_video(logger, "shift_film", self.folder / "shift.gif", step)
 
-    def film(self, pl_module: LightningModule) -> list[Picture]:
-        """Return the frames: the sliding source, its output, and the output moved back."""
-        assert self.source is not None
-        image, frames = self.source[:1], []
+    def film(self, pl_module: LightningModule, image: Tensor) -> list[Picture]:
+        """Return the frames for one image (1, C, H, W): the sliding source, its output, and the output moved back."""
+        frames = []
         with inference(submodule(pl_module, self.generator)) as generate:
             for dx in range(self.frames):
                 moved = roll(image, (0, dx))[0]

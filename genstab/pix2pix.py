@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from genstab.batches import dataset_positions
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 from genstab.losses import GAN_LOSSES, adversarial_loss
 from genstab.metrics import image_quality
 
@@ -55,8 +55,7 @@ class Pix2Pix(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if gan_loss not in GAN_LOSSES:
-            raise InputError(f"gan_loss={gan_loss!r} is not one of {', '.join(GAN_LOSSES)}")
+        check_choice("gan_loss", gan_loss, GAN_LOSSES)
         if l1_weight < 0 or lr <= 0:
             raise InputError(f"l1_weight={l1_weight} must not be negative and lr={lr} must be positive")
         self.automatic_optimization = False

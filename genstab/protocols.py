@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 from genstab.shift import Shift, roll, translate, window
 
 PROTOCOLS = ("circular", "crop")
@@ -37,8 +37,7 @@ def shift_pairs(
         InputError: the protocol is unknown, there are no images or they are too small for the shifts, a circular shift
             goes once around, or `generate` changes the size.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol={protocol!r} is not one of {', '.join(PROTOCOLS)}")
+    check_choice("protocol", protocol, PROTOCOLS)
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W) with N of at least 1")
     circular = protocol == "circular"

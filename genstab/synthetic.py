@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 
 Colour = tuple[int, ...]  # red, green, blue and, in photos, opacity
 Box = tuple[float, float, float, float]  # left, top, right, bottom in units of the image, y down
@@ -285,8 +285,7 @@ class SyntheticFacades(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, length: int, size: int = 128, seed: int = 0, direction: str = "BtoA") -> None:
         _at_least(length=(length, 1), size=(size, 16), seed=(seed, 0))
-        if direction not in ("AtoB", "BtoA"):
-            raise InputError(f"direction={direction!r} is not one of AtoB, BtoA")
+        check_choice("direction", direction, ("AtoB", "BtoA"))
         self.length, self.size, self.seed, self.direction = length, size, seed, direction
 
     def __len__(self) -> int:

@@ -6,15 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError, check_counts
-from genstab.filters import AntiAlias, BlurPool2d, choice, pad2d
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.filters import AntiAlias, BlurPool2d, pad2d
 
 NORMS = ("batch", "instance", "group", "none")
 
 
 def norm2d(norm: str, channels: int) -> nn.Module:
     """Return the normalisation named by `norm`, one of `NORMS`, for maps of that many channels."""
-    choice("norm", norm, NORMS)
+    check_choice("norm", norm, NORMS)
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm == "instance":
