@@ -26,6 +26,8 @@ def main(devices, batch_size, checkpoint, images, out):
     trainer.validate(model, pairs_loader(int(images), int(batch_size)), verbose=False)
     if trainer.is_global_zero:
         Path(out).write_text(json.dumps({key: value.item() for key, value in trainer.callback_metrics.items()}))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # gloo's threads may not outlive the interpreter: a race that aborts
 
 
 if __name__ == "__main__":
