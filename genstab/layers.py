@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genstab.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d, pad2d
 from genstab.errors import InputError
-from genstab.filters import AntiAlias, blur2d, blur_padding, blur_valid2d, pad2d, taps
+from genstab.filters import AntiAlias, taps
 
 Pair = tuple[int, int]
 
@@ -111,7 +112,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
         if filters is None:
             return super().forward(input)
         if self.antialias.placement == "pre":
-            return super().forward(blur2d(input, filters, 1, mode))
+            return super().forward(blur2d(input, filters, mode))
         rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding  # with a stride only "valid" exists
         # The map of the convolution need not have the input's period, so circular padding is done on the input.
         wrap = mode == "circular" and (self.padding_mode == "circular" or rows == columns == 0)
@@ -119,7 +120,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
         padding = (columns + left, columns + right, rows + top, rows + bottom)
         x = pad2d(input, padding, "circular" if wrap else self.padding_mode) if any(padding) else input
         x = F.conv2d(x, self.weight, self.bias, 1, 0, self.dilation, self.groups)
-        return blur_valid2d(x, filters, stride) if wrap else blur2d(x, filters, stride, mode)
+        return blur_valid2d(x, filters, stride) if wrap else blur_downsample2d(x, filters, stride, mode)
 
 
 class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
@@ -140,7 +141,7 @@ class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
         """(N, C, H, W) → the plain layer's shape."""
         output = super().forward(input, output_size)
         filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
-        return output if filters is None else blur2d(output, filters, 1, self.antialias.padding_mode, mirrored=True)
+        return output if filters is None else blur2d(output, filters, self.antialias.padding_mode, mirrored=True)
 
 
 class MaxBlurPool2d(Blurred, nn.MaxPool2d):
@@ -181,7 +182,8 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
             x = F.max_pool2d(wrapped(input, padding, over, filters), kernel, 1, 0, dilation)
             return blur_valid2d(x, filters, stride)
         x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if any(over) else input
-        return blur2d(F.max_pool2d(x, kernel, 1, padding, dilation), filters, stride, self.antialias.padding_mode)
+        x = F.max_pool2d(x, kernel, 1, padding, dilation)
+        return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
 
 
 class BlurAvgPool2d(Blurred, nn.AvgPool2d):
@@ -221,7 +223,7 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
             x = x / (divisor or count)
         else:
             x = F.avg_pool2d(input, kernel, 1, padding, False, self.count_include_pad, divisor)
-        return blur2d(x, filters, stride, self.antialias.padding_mode)
+        return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
 
 
 def wrapped(images: Tensor, padding: Pair, over: list[int], filters: tuple[Tensor, Tensor]) -> Tensor:
@@ -248,4 +250,4 @@ class BlurUpsample2d(Blurred, nn.Upsample):
         if output.dim() != 4:
             raise InputError(f"BlurUpsample2d takes (N, C, H, W), not {tuple(input.shape)}")
         filters = self.taps_where((output.shape[2] > input.shape[2], output.shape[3] > input.shape[3]))
-        return output if filters is None else blur2d(output, filters, 1, self.antialias.padding_mode, mirrored=True)
+        return output if filters is None else blur2d(output, filters, self.antialias.padding_mode, mirrored=True)

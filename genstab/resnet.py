@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genstab.blur import BlurPool2d, pad2d
 from genstab.errors import InputError, check_counts
-from genstab.filters import AntiAlias, BlurPool2d, pad2d
+from genstab.filters import AntiAlias
 from genstab.unet import init_normal, norm2d
 
 

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from genstab.blur import BlurPool2d
 from genstab.errors import InputError
-from genstab.filters import AntiAlias, BlurPool2d
+from genstab.filters import AntiAlias
 from genstab.layers import BlurAvgPool2d, BlurConv2d, BlurConvTranspose2d, Blurred, BlurUpsample2d, MaxBlurPool2d, pair
 
 BLURRED: dict[type[nn.Module], type[Blurred]] = {

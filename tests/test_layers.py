@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from genstab import BlurConv2d, BlurConvTranspose2d, InputError, MaxBlurPool2d
-from genstab.filters import FILTERS, PADDING_MODES, blur2d, taps
+from genstab.blur import blur2d
+from genstab.filters import FILTERS, PADDING_MODES, taps
 from genstab.layers import BlurAvgPool2d, BlurUpsample2d
 
 FILTERS_THAT_BLUR = [f for f in FILTERS if f != "none"]

@@ -71,7 +71,7 @@ def test_an_impulse_comes_back_where_it_was(filter, placement, levels):
 
 
 def test_pre_equals_the_blur_right_after_the_convolution_away_from_the_borders():
-    from genstab.filters import BlurPool2d
+    from genstab.blur import BlurPool2d
     from genstab.unet import Down
 
     torch.manual_seed(0)
@@ -83,7 +83,7 @@ def test_pre_equals_the_blur_right_after_the_convolution_away_from_the_borders()
 
 
 def test_post_is_convolution_norm_activation_blur():
-    from genstab.filters import BlurPool2d
+    from genstab.blur import BlurPool2d
     from genstab.unet import Down
 
     down = Down((3, 4), "batch", AntiAlias("tri3", "post"))

@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 FLOORS = [
     ["errors"],
     ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers"],
-    ["unet", "layers", "protocols", "pairs", "augment"],
-    ["patchgan", "resnet", "surgery", "metrics", "data", "report"],
+    ["blur", "protocols", "pairs", "augment"],
+    ["unet", "layers", "metrics", "data", "report"],
+    ["patchgan", "resnet", "surgery"],
     ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
     ["checkpoints"],
     ["__init__"],

@@ -1,0 +1,148 @@
+"""Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genstab.errors import InputError, check_choice
+from genstab.filters import PADDING_MODES, taps
+
+
+def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
+    """Return for each padded position the one it is a copy of; any pad, however small the map."""
+    i = torch.arange(-before, size + after, device=device)
+    if mode == "circular":
+        return i % size
+    if mode == "replicate" or size == 1:
+        return i.clamp(0, size - 1)
+    period = 2 * (size - 1)  # a reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …
+    i = i % period
+    return torch.where(i < size, i, period - i)
+
+
+def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "reflect") -> Tensor:
+    """Pad (…, H, W) by (left, right, top, bottom); unlike `torch.nn.functional.pad`, also where the map is smaller.
+
+    Reflection goes back and forth as in `numpy.pad`; a row of one pixel repeats it.
+
+    >>> pad2d(torch.tensor([[[[1., 2.]]]]), (3, 0, 0, 0)).tolist()
+    [[[[2.0, 1.0, 2.0, 1.0, 2.0]]]]
+    """
+    check_choice("padding_mode", mode, PADDING_MODES)
+    left, right, top, bottom = padding
+    if mode == "zeros":
+        return F.pad(images, padding)
+    height, width = images.shape[-2:]
+    limit = {"reflect": 0, "circular": 1, "replicate": height + width + max(padding)}[mode]
+    if max(left, right) < width + limit and max(top, bottom) < height + limit:
+        return F.pad(images, padding, mode=mode)
+    images = images[..., _padded_index(height, top, bottom, mode, images.device), :]
+    return images[..., _padded_index(width, left, right, mode, images.device)]
+
+
+def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:
+    """Return what (left, right, top, bottom) must be padded so that a blur keeps the size; taps of rows, of columns.
+
+    >>> blur_padding((taps("tri3"), taps("bin4"))), blur_padding((taps("tri3"), taps("bin4")), mirrored=True)
+    ((1, 2, 1, 1), (2, 1, 1, 1))
+    """
+    (top, bottom), (left, right) = (((t.numel() - 1) // 2, t.numel() // 2) for t in taps)
+    return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
+
+
+def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int] = 1) -> Tensor:
+    """Blur and subsample without padding: only where the filter, taps of rows and of columns, lies inside.
+
+    Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
+
+    >>> blur_valid2d(torch.tensor([[[[1., 2., 4.]]]]), (taps("none"), taps("tri3"))).item()
+    2.25
+    """
+    channels = images.shape[-3]
+    kernel = torch.outer(*taps).to(images).expand(channels, 1, -1, -1)
+    return F.conv2d(images, kernel, stride=stride, groups=channels)
+
+
+def blur2d(
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    padding_mode: str = "reflect",
+    mirrored: bool = False,
+) -> Tensor:
+    """Blur each channel with the outer product of `taps`; a pair of them blurs rows and columns each with its own.
+
+    An even filter has no centre pixel and moves the picture by half a pixel to the left and up; `mirrored` moves it
+    to the right and down instead, so that a decoder undoes what its encoder did.
+
+    Shape: (N, C, H, W) or (C, H, W) → the same.
+
+    >>> blur2d(torch.tensor([[[[0., 0., 1., 0., 0.]]]]), taps("tri3").float()).flatten()
+    tensor([0.0000, 0.2500, 0.5000, 0.2500, 0.0000])
+    """
+    return blur_downsample2d(images, taps, 1, padding_mode, mirrored)
+
+
+def blur_downsample2d(
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    stride: int | tuple[int, int] = 2,
+    padding_mode: str = "reflect",
+    mirrored: bool = False,
+) -> Tensor:
+    """Blur as `blur2d`, and keep every `stride`-th pixel; a pair of strides is for rows and for columns.
+
+    Shape: (N, C, H, W) or (C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    >>> blur_downsample2d(torch.tensor([[[[0., 0., 1., 0., 0.]]]]), taps("bin5").float()).flatten()
+    tensor([0.1250, 0.3750, 0.1250])
+    """
+    pair = taps if isinstance(taps, tuple) else (taps, taps)
+    padding = blur_padding(pair, mirrored)
+    if any(padding):
+        images = pad2d(images, padding, padding_mode)
+    return blur_valid2d(images, pair, stride)
+
+
+class BlurPool2d(nn.Module):
+    """Blur and subsample any number of channels; with `stride=1` only blur. Adds nothing to the state dict.
+
+    Args:
+        filter: one of `genstab.filters.FILTERS`.
+        stride: keep every `stride`-th pixel of each axis; an integer or a pair, for rows and for columns.
+        padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
+        mirrored: which way an even filter moves the picture, see `blur2d`.
+
+    Shape: (N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    Raises:
+        InputError: an unknown filter or padding mode, a stride below 1.
+
+    >>> BlurPool2d("tri3")(torch.ones(1, 5, 7, 8)).shape
+    torch.Size([1, 5, 4, 4])
+    """
+
+    taps: Tensor
+
+    def __init__(
+        self,
+        filter: str = "tri3",
+        stride: int | tuple[int, int] = 2,
+        padding_mode: str = "reflect",
+        mirrored: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        strides = stride if isinstance(stride, tuple) else (stride, stride)
+        if not all(isinstance(step, int) and step > 0 for step in strides):
+            raise InputError(f"stride={stride} is not an integer of at least 1")
+        self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
+        # Not persistent: plain and anti-aliased checkpoints share their keys.
+        self.register_buffer("taps", taps(filter).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        return blur_downsample2d(images, self.taps, self.stride, self.padding_mode, self.mirrored)
+
+    def extra_repr(self) -> str:
+        """Name the filter, for `print(model)`."""
+        return f"{self.filter}, stride={self.stride}, padding_mode={self.padding_mode}"
