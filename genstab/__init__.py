@@ -1,10 +1,12 @@
 """Image-to-image models that stay stable when their input moves."""
 
 from genstab.blur import BlurPool2d as BlurPool2d
+from genstab.blur import BlurUnpool2d as BlurUnpool2d
 from genstab.callbacks import ShiftStability as ShiftStability
 from genstab.checkpoints import load_generator as load_generator
 from genstab.errors import InputError as InputError
 from genstab.filters import AntiAlias as AntiAlias
+from genstab.filters import kaiser_taps as kaiser_taps
 from genstab.layers import BlurConv2d as BlurConv2d
 from genstab.layers import BlurConvTranspose2d as BlurConvTranspose2d
 from genstab.layers import MaxBlurPool2d as MaxBlurPool2d

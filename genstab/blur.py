@@ -1,11 +1,16 @@
-"""Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2)."""
+"""Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2).
+
+The functions take taps, as `genstab.filters.taps` gives them: one tensor, or a pair for rows and for columns. An empty
+tensor is the ideal low-pass of `genstab.fourier`, cut at half the Nyquist frequency.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice
-from genstab.filters import PADDING_MODES, taps
+from genstab.filters import PADDING_MODES, Filter, taps
+from genstab.fourier import ideal_lowpass
 
 
 def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
@@ -46,21 +51,42 @@ def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[i
     >>> blur_padding((taps("tri3"), taps("bin4"))), blur_padding((taps("tri3"), taps("bin4")), mirrored=True)
     ((1, 2, 1, 1), (2, 1, 1, 1))
     """
-    (top, bottom), (left, right) = (((t.numel() - 1) // 2, t.numel() // 2) for t in taps)
+    (top, bottom), (left, right) = ((max(0, t.numel() - 1) // 2, t.numel() // 2) for t in taps)
     return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
 
 
 def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int] = 1) -> Tensor:
     """Blur and subsample without padding: only where the filter, taps of rows and of columns, lies inside.
 
+    The ideal low-pass is never inside; the map is one period of what it blurs.
+
     Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
 
     >>> blur_valid2d(torch.tensor([[[[1., 2., 4.]]]]), (taps("none"), taps("tri3"))).item()
     2.25
     """
+    if not all(t.numel() for t in taps):
+        return _with_ideal(images, taps, stride, "circular", mirrored=False)
     channels = images.shape[-3]
     kernel = torch.outer(*taps).to(images).expand(channels, 1, -1, -1)
     return F.conv2d(images, kernel, stride=stride, groups=channels)
+
+
+def _with_ideal(
+    images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str, mirrored: bool
+) -> Tensor:
+    """Blur one axis after the other, at least one of them with the ideal low-pass."""
+    steps = stride if isinstance(stride, tuple) else (stride, stride)
+    one = taps[0].new_ones(1)
+    for dim, axis_taps, step, local_taps, local_step in (
+        (-2, taps[0], steps[0], (taps[0], one), (steps[0], 1)),
+        (-1, taps[1], steps[1], (one, taps[1]), (1, steps[1])),
+    ):
+        if axis_taps.numel():
+            images = blur_downsample2d(images, local_taps, local_step, padding_mode, mirrored)
+        else:
+            images = ideal_lowpass(images, dim, stride=step, padding_mode=padding_mode)
+    return images
 
 
 def blur2d(
@@ -97,17 +123,81 @@ def blur_downsample2d(
     tensor([0.1250, 0.3750, 0.1250])
     """
     pair = taps if isinstance(taps, tuple) else (taps, taps)
+    if not all(t.numel() for t in pair):
+        return _with_ideal(images, pair, stride, padding_mode, mirrored)
     padding = blur_padding(pair, mirrored)
     if any(padding):
         images = pad2d(images, padding, padding_mode)
     return blur_valid2d(images, pair, stride)
 
 
+def blur_upsample2d(
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    stride: int | tuple[int, int] = 2,
+    padding_mode: str = "reflect",
+    mirrored: bool = True,
+) -> Tensor:
+    """Put `stride` − 1 zeros after every pixel, then blur, with the gain that keeps a constant.
+
+    The way back from `blur_downsample2d`: pixel i goes to i · stride, and the half pixel by which an even filter moved
+    the picture there is taken back here (`mirrored`). The map is continued before the zeros come in. Each of the
+    `stride` sorts of new pixels sees every `stride`-th tap; these are divided by their own sum. Twice as large with
+    `tri3` is linear interpolation, with `ideal` the sum of the map's own waves.
+
+    Shape: (N, C, H, W) or (C, H, W) → (N, C, stride · H, stride · W).
+
+    Raises:
+        InputError: a filter that leaves some of the new pixels without any light, such as one with fewer taps than
+            `stride`.
+
+    >>> blur_upsample2d(torch.tensor([[[[0., 4.]]]]), taps("tri3").float())[0, 0, 0].tolist()
+    [0.0, 2.0, 4.0, 2.0]
+    """
+    pair = taps if isinstance(taps, tuple) else (taps, taps)
+    steps = stride if isinstance(stride, tuple) else (stride, stride)
+    for dim, axis_taps, step in zip((-2, -1), pair, steps, strict=True):
+        if not axis_taps.numel():
+            images = ideal_lowpass(images, dim, step, up=step, padding_mode=padding_mode)
+        elif step > 1:
+            images = _upsample(images, dim, axis_taps, step, padding_mode, mirrored)
+        else:
+            one = axis_taps.new_ones(1)
+            images = blur2d(images, (axis_taps, one) if dim == -2 else (one, axis_taps), padding_mode, mirrored)
+    return images
+
+
+def phase_sums(taps: Tensor, stride: int) -> Tensor:
+    """Return for each tap the sum of the taps that are a multiple of `stride` away from it, itself included.
+
+    >>> phase_sums(torch.tensor([1., 4., 6., 4., 1.]), 2).tolist()
+    [8.0, 8.0, 8.0, 8.0, 8.0]
+    """
+    apart = torch.arange(taps.numel(), device=taps.device)
+    return ((apart[:, None] - apart) % stride == 0).to(taps) @ taps
+
+
+def _upsample(images: Tensor, dim: int, taps: Tensor, stride: int, padding_mode: str, mirrored: bool) -> Tensor:
+    """Upsample rows (dim −2) or columns (−1)."""
+    size, channels = taps.numel(), images.shape[-3]
+    if size < stride:
+        raise InputError(f"stride={stride} is not an integer from 1 to {size}, the number of taps")
+    before = size // 2 if mirrored else (size - 1) // 2
+    after = size - 1 - before
+    # How many pixels beyond the border still reach a new pixel inside.
+    left, right = before // stride, (stride - 1 + after) // stride
+    padding = (left, right, 0, 0) if dim == -1 else (0, 0, left, right)
+    kernel = (taps / phase_sums(taps, stride)).flip(0).to(images).expand(channels, 1, -1)
+    kernel, steps = (kernel[..., None, :], (1, stride)) if dim == -1 else (kernel[..., None], (stride, 1))
+    wide = F.conv_transpose2d(pad2d(images, padding, padding_mode), kernel, stride=steps, groups=channels)
+    return wide.narrow(dim, stride * left + after, stride * images.shape[dim])
+
+
 class BlurPool2d(nn.Module):
     """Blur and subsample any number of channels; with `stride=1` only blur. Adds nothing to the state dict.
 
     Args:
-        filter: one of `genstab.filters.FILTERS`.
+        filter: one of `genstab.filters.FILTERS`, or taps of your own.
         stride: keep every `stride`-th pixel of each axis; an integer or a pair, for rows and for columns.
         padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
         mirrored: which way an even filter moves the picture, see `blur2d`.
@@ -125,7 +215,7 @@ class BlurPool2d(nn.Module):
 
     def __init__(
         self,
-        filter: str = "tri3",
+        filter: Filter = "tri3",
         stride: int | tuple[int, int] = 2,
         padding_mode: str = "reflect",
         mirrored: bool = False,
@@ -146,3 +236,38 @@ class BlurPool2d(nn.Module):
     def extra_repr(self) -> str:
         """Name the filter, for `print(model)`."""
         return f"{self.filter}, stride={self.stride}, padding_mode={self.padding_mode}"
+
+
+class BlurUnpool2d(BlurPool2d):
+    """The way back from `BlurPool2d`: zeros between the pixels, then a blur; see `blur_upsample2d`.
+
+    Args:
+        filter: one of `genstab.filters.FILTERS` with at least `stride` taps, or taps of your own.
+        stride: how many times as many pixels; an integer or a pair, for rows and for columns.
+        padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
+        mirrored: which way an even filter moves the picture; the default takes back what `BlurPool2d` did.
+
+    Shape: (N, C, H, W) → (N, C, stride · H, stride · W).
+
+    Raises:
+        InputError: an unknown filter or padding mode, a stride below 1; a filter that leaves new pixels without light.
+
+    >>> BlurUnpool2d("bin5")(torch.ones(1, 3, 4, 5)).shape
+    torch.Size([1, 3, 8, 10])
+    """
+
+    def __init__(
+        self,
+        filter: Filter = "tri3",
+        stride: int | tuple[int, int] = 2,
+        padding_mode: str = "reflect",
+        mirrored: bool = True,
+    ) -> None:
+        super().__init__(filter, stride, padding_mode, mirrored)
+        for step in stride if isinstance(stride, tuple) else (stride,):
+            if self.taps.numel() and (self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6):
+                raise InputError(f"stride={stride}: filter={filter!r} leaves some of the new pixels without light")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, stride · H, stride · W)."""
+        return blur_upsample2d(images, self.taps, self.stride, self.padding_mode, self.mirrored)

@@ -13,7 +13,7 @@ class InputError(ValueError):
     >>> taps("tri9")
     Traceback (most recent call last):
     ...
-    genstab.errors.InputError: filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7
+    genstab.errors.InputError: filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7, kaiser, ideal
     """
 
 

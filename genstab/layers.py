@@ -6,6 +6,8 @@ one. An odd filter keeps everything where the plain layer puts it; an even one m
 larger map, to the left and up in the subsampling layers, to the right and down in the upsampling ones.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from genstab.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d, pad2d
 from genstab.errors import InputError
-from genstab.filters import AntiAlias, taps
+from genstab.filters import AntiAlias, Filter, taps
 
 Pair = tuple[int, int]
 
@@ -36,6 +38,36 @@ def overhang(size: int, kernel: int, stride: int, padding: int, dilation: int = 
     if start >= size + padding:  # it would see nothing but padding
         start -= stride
     return max(0, start - last)
+
+
+def periodic(
+    input: Tensor,
+    window_layer: Callable[[Tensor], Tensor],
+    reach: Sequence[int],
+    padding: Pair,
+    over: Sequence[int],
+    filters: tuple[Tensor, Tensor],
+    stride: Pair,
+) -> Tensor:
+    """Run a layer of windows with stride 1 on a periodic picture, then blur and subsample its map; the plain shape.
+
+    Its window reaches `reach` pixels beyond its first one; the plain layer pads by `padding`, and by `over` at the end.
+    """
+    sides, sizes = [], []
+    before = blur_padding(filters)
+    for i in (1, 0):  # columns first, as pad2d has it
+        left, right = before[2 - 2 * i : 4 - 2 * i]
+        first, last = padding[i] + left, padding[i] + over[i] + right
+        if not filters[i].numel():  # the ideal low-pass wants one period of the map
+            last = reach[i] - first
+        sides += [first, last]
+        sizes.append(-(-(input.shape[i - 2] + 2 * padding[i] + over[i] - reach[i]) // stride[i]))
+    padded = pad2d(input, (sides[0], sides[1], sides[2], sides[3]), "circular")
+    output = blur_valid2d(window_layer(padded), filters, stride)
+    if not all(f.numel() for f in filters):  # one period: a map larger than that goes on around, a smaller one ends
+        height, width = output.shape[-2:]
+        output = pad2d(output, (0, sizes[0] - width, 0, sizes[1] - height), "circular")
+    return output
 
 
 class Blurred(nn.Module):
@@ -75,7 +107,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
 
     Args:
         *args: those of `nn.Conv2d`, as are the other keywords.
-        filter: one of `genstab.filters.FILTERS`.
+        filter: one of `genstab.filters.FILTERS`, or taps of your own.
         placement: `pre` or `post`.
         blur_padding_mode: None takes the convolution's `padding_mode`, and `reflect` where that is `zeros`.
 
@@ -92,7 +124,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
     def __init__(
         self,
         *args: Any,
-        filter: str = "tri3",
+        filter: Filter = "tri3",
         placement: str = "pre",
         blur_padding_mode: str | None = None,
         **kwargs: Any,
@@ -116,11 +148,15 @@ class BlurConv2d(Blurred, nn.Conv2d):
         rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding  # with a stride only "valid" exists
         # The map of the convolution need not have the input's period, so circular padding is done on the input.
         wrap = mode == "circular" and (self.padding_mode == "circular" or rows == columns == 0)
-        left, right, top, bottom = blur_padding(filters) if wrap else (0, 0, 0, 0)
-        padding = (columns + left, columns + right, rows + top, rows + bottom)
-        x = pad2d(input, padding, "circular" if wrap else self.padding_mode) if any(padding) else input
-        x = F.conv2d(x, self.weight, self.bias, 1, 0, self.dilation, self.groups)
-        return blur_valid2d(x, filters, stride) if wrap else blur_downsample2d(x, filters, stride, mode)
+        if wrap:
+            reach = [self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
+            return periodic(input, self._convolve, reach, (rows, columns), [0, 0], filters, stride)
+        padding = (columns, columns, rows, rows)
+        x = pad2d(input, padding, self.padding_mode) if any(padding) else input
+        return blur_downsample2d(self._convolve(x), filters, stride, mode)
+
+    def _convolve(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight, self.bias, 1, 0, self.dilation, self.groups)
 
 
 class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
@@ -133,7 +169,7 @@ class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
     (torch.Size([1, 3, 10, 12]), ['weight', 'bias'])
     """
 
-    def __init__(self, *args: Any, filter: str = "tri3", blur_padding_mode: str = "reflect", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, filter: Filter = "tri3", blur_padding_mode: str = "reflect", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.set_blur(AntiAlias(filter, padding_mode=blur_padding_mode), self.weight.device)
 
@@ -163,7 +199,7 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
     [[0.5, 1.0, 0.5, 1.0], [0.75, 0.75, 0.75, 0.75]]
     """
 
-    def __init__(self, *args: Any, filter: str = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, filter: Filter = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.return_indices:
             raise InputError("return_indices=True: a blurred maximum has no index; only False is possible")
@@ -179,8 +215,9 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
         if self.ceil_mode:
             over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
         if self.antialias.padding_mode == "circular":
-            x = F.max_pool2d(wrapped(input, padding, over, filters), kernel, 1, 0, dilation)
-            return blur_valid2d(x, filters, stride)
+            reach = [dilation[i] * (kernel[i] - 1) for i in (0, 1)]
+            maximum = partial(F.max_pool2d, kernel_size=kernel, stride=1, dilation=dilation)
+            return periodic(input, maximum, reach, padding, over, filters, stride)
         x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if any(over) else input
         x = F.max_pool2d(x, kernel, 1, padding, dilation)
         return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
@@ -196,7 +233,7 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
     [2.0, 3.0, 0.0]
     """
 
-    def __init__(self, *args: Any, filter: str = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, filter: Filter = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.set_blur(AntiAlias(filter, padding_mode=padding_mode))
 
@@ -211,8 +248,9 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
         if self.ceil_mode:
             over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
         if self.antialias.padding_mode == "circular":
-            x = F.avg_pool2d(wrapped(input, padding, over, filters), kernel, 1, divisor_override=divisor)
-            return blur_valid2d(x, filters, stride)
+            average = partial(F.avg_pool2d, kernel_size=kernel, stride=1, divisor_override=divisor)
+            reach = [kernel[i] - 1 for i in (0, 1)]
+            return periodic(input, average, reach, padding, over, filters, stride)
         if any(over):  # sums, and how many pixels each has: those of the padding count if told, those beyond never
             around = (padding[1], padding[1], padding[0], padding[0])
             ones = F.pad(input.new_ones(1, *input.shape[-2:]), around, value=float(self.count_include_pad))
@@ -226,13 +264,6 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
         return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
 
 
-def wrapped(images: Tensor, padding: Pair, over: list[int], filters: tuple[Tensor, Tensor]) -> Tensor:
-    """Wrap images around by a pooling's padding and overhang and by what a blur without padding takes away."""
-    left, right, top, bottom = blur_padding(filters)
-    rows, columns = padding
-    return pad2d(images, (columns + left, columns + right + over[1], rows + top, rows + bottom + over[0]), "circular")
-
-
 class BlurUpsample2d(Blurred, nn.Upsample):
     """Upsampling, then a blur of the axes that grew; arguments and shape of `nn.Upsample`, for (N, C, H, W) only.
 
@@ -240,7 +271,7 @@ class BlurUpsample2d(Blurred, nn.Upsample):
     [0.0, 1.0, 3.0, 4.0]
     """
 
-    def __init__(self, *args: Any, filter: str = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, filter: Filter = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.set_blur(AntiAlias(filter, padding_mode=padding_mode))
 

@@ -1,5 +1,7 @@
 """The ResNet generator (Johnson 2016, arXiv 1603.08155; Zhu 2017, arXiv 1703.10593, section 7.2), with blurs."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,7 +119,7 @@ class ResNetGenerator(nn.Module):
         if not isinstance(antialias, AntiAlias):
             antialias = AntiAlias(filter=antialias or "none")
         # What builds this network again from a checkpoint: plain numbers and strings only.
-        self.config: dict[str, int | float | str | dict[str, str]] = {
+        self.config: dict[str, Any] = {
             **counts,
             "norm": norm,
             "dropout": dropout,

@@ -192,7 +192,7 @@ def surgery_table(module: nn.Module) -> str:
     for layer, names in names_of(module).items():
         if isinstance(layer, Blurred):
             blur = layer.antialias
-            words = [blur.filter, blur.padding_mode, *([blur.placement] if isinstance(layer, BlurConv2d) else [])]
+            words = [str(blur.filter), blur.padding_mode, *([blur.placement] if isinstance(layer, BlurConv2d) else [])]
             rows.append((", ".join(names), repr(plain(layer)), f"{type(layer).__name__}({', '.join(words)})"))
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return "\n".join(f"{name:{widths[0]}}  {old:{widths[1]}}  {new}" for name, old, new in rows)

@@ -1,6 +1,7 @@
 """The pix2pix U-Net generator (Isola 2017, arXiv 1611.07004, section 6.1.1), with a blur at every resampling step."""
 
 from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ class UNet(nn.Module):
         if not isinstance(antialias, AntiAlias):
             antialias = AntiAlias(filter=antialias or "none")
         # What builds this network again from a checkpoint: plain numbers and strings only.
-        self.config: dict[str, int | float | str | dict[str, str]] = {
+        self.config: dict[str, Any] = {
             **counts,
             "norm": norm,
             "dropout": dropout,

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from genstab import BlurPool2d, InputError
-from genstab.blur import blur2d, pad2d
-from genstab.filters import FILTERS, PADDING_MODES, taps
+from genstab import BlurPool2d, BlurUnpool2d, InputError
+from genstab.blur import blur2d, blur_downsample2d, blur_upsample2d, pad2d
+from genstab.filters import BINOMIAL, FILTERS, PADDING_MODES, taps
 
 NUMPY_MODES = {"reflect": "reflect", "replicate": "edge", "zeros": "constant", "circular": "wrap"}
 
@@ -76,3 +78,110 @@ def test_bad_stride():
         BlurPool2d(stride=0)
     with pytest.raises(InputError, match=r"stride=\(2, 0\)"):
         BlurPool2d(stride=(2, 0))
+    with pytest.raises(InputError, match="stride=3: filter='rect2' leaves some of the new pixels without light"):
+        BlurUnpool2d("rect2", 3)
+    with pytest.raises(InputError, match="leaves some of the new pixels without light"):
+        BlurUnpool2d([1, 0, 1])
+    with pytest.raises(InputError, match="stride=4 is not an integer from 1 to 3, the number of taps"):
+        blur_upsample2d(torch.zeros(1, 1, 2, 2), taps("tri3"), 4)
+
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "reference" / "blurpool_zhang2019.npz"
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="the recorded outputs of the paper's author are not at hand")
+def test_every_recorded_output_of_the_papers_author():
+    filters = {str(size): name for name, size in BINOMIAL.items()}
+    modes = {"reflect": "reflect", "replicate": "replicate", "zero": "zeros"}
+    checked = set()
+    with np.load(REFERENCE) as recorded:
+        for key in recorded:
+            if key.startswith("input"):
+                continue
+            _, shape, mode, size, stride = key.split("_")
+            layer = BlurPool2d(filters[size.removeprefix("size")], int(stride.removeprefix("stride")), modes[mode])
+            y = layer(torch.from_numpy(recorded[f"input_{shape}"]))
+            np.testing.assert_allclose(y.numpy(), recorded[key], rtol=0, atol=1e-6, err_msg=key)
+            checked.add((shape, mode, size, stride))
+    assert len(checked) == 4 * 3 * 7 * 3  # maps, paddings, filters, strides
+
+
+def test_upsampling_by_hand():
+    x = torch.tensor([[[[0.0, 4.0, 8.0]]]])
+    # bin4 mirrored: taps 1 3 3 1 reach two pixels back and one ahead of a new pixel; 3/4 and 1/4 after the division
+    assert blur_upsample2d(x, taps("bin4").float())[0, 0, 0].tolist() == [1.0, 1.0, 3.0, 5.0, 7.0, 7.0]
+    # bin5: the pixel itself 6/8 and its neighbours 1/8 each, half and half between two
+    assert blur_upsample2d(x, taps("bin5").float())[0, 0, 0].tolist() == [1.0, 2.0, 4.0, 6.0, 7.0, 6.0]
+    assert blur_upsample2d(x, taps("rect2").float())[0, 0, 0].tolist() == [0.0, 0.0, 4.0, 4.0, 8.0, 8.0]
+    assert blur_upsample2d(x, taps("tri3").float(), 3)[0, 0, 0].tolist() == [0.0] * 2 + [4.0] * 3 + [8.0] * 3 + [4.0]
+    assert blur_upsample2d(x, taps("tri3").float(), (1, 2), "zeros")[0, 0].tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0, 2.0]]
+
+
+@pytest.mark.parametrize("filter", ["rect2", "tri3", "bin4", "bin7", "kaiser"])
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_upsampling_is_zero_insertion_and_a_blur_of_each_sort_of_pixel(filter, stride, mode):
+    steps = stride if isinstance(stride, tuple) else (stride, stride)
+    if taps(filter).numel() < max(steps):
+        return
+    x = torch.randn(1, 2, 9, 12, dtype=torch.float64)
+    spread, light = (torch.zeros(1, 2, 9 * steps[0], 12 * steps[1], dtype=torch.float64) for _ in range(2))
+    spread[..., :: steps[0], :: steps[1]], light[..., :: steps[0], :: steps[1]] = x, 1
+    pair = (taps(filter), taps(filter))
+    blurred, gain = (blur2d(y, pair, "zeros", mirrored=True) for y in (spread, light))
+    y = blur_upsample2d(x, taps(filter), stride, mode)
+    assert y.shape == spread.shape
+    inside = (..., slice(9, -9), slice(9, -9)) if max(steps) > 1 else (..., slice(6, -6), slice(6, -6))
+    if y[inside].numel():
+        torch.testing.assert_close(y[inside], (blurred / gain)[inside])
+    if mode != "zeros":
+        constant = blur_upsample2d(torch.full_like(x, 0.7), taps(filter), stride, mode)
+        torch.testing.assert_close(constant, torch.full_like(y, 0.7))
+    torch.testing.assert_close(BlurUnpool2d(filter, stride, mode).double()(x), y, rtol=1e-6, atol=1e-7)
+    if mode == "circular":
+        shifted = blur_upsample2d(x.roll((1, -2), (2, 3)), taps(filter), stride, mode)
+        torch.testing.assert_close(shifted, y.roll((steps[0], -2 * steps[1]), (2, 3)))
+
+
+def down_and_up(row, filter, levels, padding_mode="reflect"):
+    """Halve a row so many times and double it again; a row is enough, since columns are blurred apart from rows."""
+    pair, sizes = (taps("none"), taps(filter)), []
+    x = row[None, None, None]
+    for _ in range(levels):
+        sizes.append(x.shape[-1])
+        x = blur_downsample2d(x, pair, (1, 2), padding_mode)
+    for size in reversed(sizes):
+        x = blur_upsample2d(x, pair, (1, 2), padding_mode)[..., :size]
+    return x.flatten()
+
+
+@pytest.mark.parametrize("levels", range(1, 9))
+@pytest.mark.parametrize("filter", [f for f in FILTERS if f not in ("none", "ideal")])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_an_impulse_comes_back_where_it_was(filter, levels, odd):
+    # One impulse on every sort of pixel that the levels below tell apart: the middle of them all is what must stay.
+    size, block = 64 * 2**levels + odd, 2**levels
+    first = size // 2 + 3 * odd
+    row = torch.zeros(size, dtype=torch.float64)
+    row[first : first + block] = 1
+    answer = down_and_up(row, filter, levels)
+    position = torch.arange(size, dtype=torch.float64) - (first + (block - 1) / 2)
+    assert abs((answer @ position / answer.sum()).item()) < 1e-6
+
+
+@pytest.mark.parametrize("levels", range(1, 9))
+def test_an_impulse_comes_back_where_it_was_through_the_ideal_filter(levels):
+    # Its answer rings over the whole row, so a centroid depends on the border. On a circle the first wave's phase is
+    # the place; on a mirrored row of odd size, an impulse in the middle must stay symmetric about it.
+    size, block = 8 * 2**levels, 2**levels
+    row = torch.zeros(size, dtype=torch.float64)
+    row[3 * block : 4 * block] = 1
+    phase = torch.exp(-2j * torch.pi * torch.arange(size, dtype=torch.float64) / size)
+    answer = down_and_up(row, "ideal", levels, "circular").to(phase.dtype) @ phase
+    place = -answer.angle().item() / (2 * torch.pi) * size % size
+    assert place == pytest.approx(3 * block + (block - 1) / 2, abs=1e-6)
+    middle = torch.zeros(size + 1, dtype=torch.float64)
+    middle[size // 2] = 1
+    answer = down_and_up(middle, "ideal", levels)
+    torch.testing.assert_close(answer, answer.flip(0), rtol=0, atol=1e-12)
+    assert answer.argmax() == size // 2

@@ -23,8 +23,14 @@ def genstab(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["antialias.filter=tri9"], "genstab: .*filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7"),
-        (["antialias=tri9"], "genstab: .*Could not find 'antialias/tri9'.*bin4 bin5 bin6 bin7 none rect2 tri3"),
+        (
+            ["antialias.filter=tri9"],
+            "genstab: .*filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7, kaiser, ideal",
+        ),
+        (
+            ["antialias=tri9"],
+            "genstab: .*Could not find 'antialias/tri9'.*bin4 bin5 bin6 bin7 ideal kaiser none rect2 tri3",
+        ),
         (["data.sise=32"], "genstab: Could not override 'data.sise'"),
         (["trainer.max_epochs=["], "genstab: no viable alternative at input"),
         (["ckpt_path=nowhere.ckpt"], "genstab: ckpt_path=nowhere.ckpt does not exist"),
@@ -95,7 +101,10 @@ def test_help_has_examples_and_every_group(monkeypatch, capsys):
         cli.train()
     printed = capsys.readouterr().out
     assert "genstab train data=paired data.root=DIR" in printed
-    for group in ("antialias: bin4, bin5, bin6, bin7, none, rect2, tri3", "trainer: cpu, ddp, ddp_cpu, default, gpu"):
+    for group in (
+        "antialias: bin4, bin5, bin6, bin7, ideal, kaiser, none, rect2, tri3",
+        "trainer: cpu, ddp, ddp_cpu, default, gpu",
+    ):
         assert group in printed
 
 

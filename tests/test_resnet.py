@@ -63,11 +63,11 @@ def test_the_blurs_are_at_the_four_resampling_layers():
     assert places == ["encoder.0.before", "encoder.1.before", "decoder.0.blur", "decoder.1.blur"]
 
 
-@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("filter", [f for f in FILTERS if f != "ideal"])  # the ideal filter sees the borders
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_an_impulse_comes_back_where_it_was(filter, placement):
-    # Linear, positive and symmetric weights with the same gain on each polyphase component: any drift is that of the
-    # resampling.
+def test_an_impulse_comes_back_where_it_was(filter, placement, monkeypatch):
+    # Linear, and symmetric weights with the same gain on each polyphase component: any drift is that of the resampling.
+    monkeypatch.setattr(nn.functional, "relu", lambda x: x)
     network = ResNetGenerator(1, 1, channels=1, blocks=1, norm="none", antialias=AntiAlias(filter, placement)).double()
     tent = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
     for module in network.modules():

@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 FLOORS = [
     ["errors"],
     ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers"],
-    ["blur", "protocols", "pairs", "augment"],
-    ["unet", "layers", "metrics", "data", "report"],
+    ["fourier", "protocols", "pairs", "augment"],
+    ["blur", "metrics", "data", "report"],
+    ["unet", "layers"],
     ["patchgan", "resnet", "surgery"],
     ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
     ["checkpoints"],

@@ -1,0 +1,83 @@
+"""The ideal low-pass: everything above a frequency is gone, everything below it stays as it is."""
+
+import torch
+from torch import Tensor
+
+from genstab.errors import check_choice, check_counts
+from genstab.filters import PADDING_MODES
+
+
+def dirichlet(distance: Tensor, period: int, highest: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return (1 + 2 Σ_k cos(2π k distance / period)) / period, k from 1 to `highest`; distances are integers.
+
+    It is the impulse response, on a circle of `period` pixels, that keeps the frequencies up to `highest`.
+
+    >>> dirichlet(torch.arange(4), period=4, highest=1)
+    tensor([ 0.7500,  0.2500, -0.2500,  0.2500], dtype=torch.float64)
+    """
+    width = 2 * highest + 1
+    # Reduced to one turn while they are integers: the sine of a large angle has no precision left in float32.
+    near, far = distance % period, (distance * width) % (2 * period)
+    flips = 1 - 2 * ((distance // period) % 2)  # sin(π x / period) has twice the period of its argument's rest
+    angle = torch.pi / period
+    value = flips * torch.sin(far.to(dtype) * angle) / (period * torch.sin(near.clamp(min=1).to(dtype) * angle))
+    return torch.where(near == 0, width / period, value)
+
+
+def lowpass_matrix(
+    size: int,
+    factor: int = 2,
+    stride: int = 1,
+    up: int = 1,
+    padding_mode: str = "reflect",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return the matrix that low-passes a row of `size` pixels, shape (⌈up · size / stride⌉, size).
+
+    The row is continued to a periodic one: by itself (`circular`), by its mirror image (`reflect`), or by half its
+    size on each side (`zeros`, `replicate`). Frequencies of the row `up` times finer stay if they are below
+    1 / (2 factor) cycles per pixel.
+
+    >>> lowpass_matrix(2, padding_mode="circular")
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]], dtype=torch.float64)
+    """
+    period = {"circular": size, "reflect": max(1, 2 * size - 2)}.get(padding_mode, 2 * size)
+    before = 0 if padding_mode in ("circular", "reflect") else size // 2
+    wanted = torch.arange(0, up * size, stride, device=device)
+    source = torch.arange(-before, period - before, device=device)
+    highest = (up * period - 1) // (2 * factor)
+    response = up * dirichlet(wanted[:, None] - up * source, up * period, highest, dtype)
+    row = response[:, before : before + size]
+    if padding_mode == "reflect" and size > 1:  # pixel j has its mirror image at period − j
+        row = torch.cat((row[:, :1], row[:, 1:-1] + response[:, size:].flip(1), row[:, -1:]), dim=1)
+    elif padding_mode == "replicate":
+        left, right = response[:, :before].sum(1, keepdim=True), response[:, before + size :].sum(1, keepdim=True)
+        row = torch.cat((row[:, :1] + left, row[:, 1:]), 1)
+        row = torch.cat((row[:, :-1], row[:, -1:] + right), 1)
+    return row
+
+
+def ideal_lowpass(
+    images: Tensor, dim: int, factor: int = 2, stride: int = 1, up: int = 1, padding_mode: str = "reflect"
+) -> Tensor:
+    """Keep along one dimension the frequencies below 1 / (2 factor) cycles per pixel; resample it by `up` / `stride`.
+
+    What a Fourier transform, a mask and its inverse do, as a product with a matrix: the same at every size, in every
+    precision and on every device, and as many multiplications a pixel as the row is long.
+
+    Shape: (…, size, …) → (…, ⌈up · size / stride⌉, …).
+
+    Raises:
+        InputError: a number below 1, an unknown padding mode.
+
+    >>> x = torch.tensor([1., 0., -1., 0.]).repeat(2)  # 1/4 cycles per pixel
+    >>> [ideal_lowpass(x, 0, factor, padding_mode="circular").abs().max().item() > 0.5 for factor in (1, 2)]
+    [True, False]
+    """
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_counts(factor=factor, stride=stride, up=up)
+    dtype = torch.float32 if images.device.type == "mps" else torch.float64  # MPS has no float64
+    matrix = lowpass_matrix(images.shape[dim], factor, stride, up, padding_mode, dtype, images.device)
+    return (images.movedim(dim, -1) @ matrix.to(images.dtype).T).movedim(-1, dim)
