@@ -7,6 +7,7 @@ tensor is the ideal low-pass of `genstab.fourier`, cut at half the Nyquist frequ
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from genstab.errors import InputError, check_choice
 from genstab.filters import PADDING_MODES, Filter, taps
@@ -16,13 +17,13 @@ from genstab.fourier import ideal_lowpass
 def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
     """Return for each padded position the one it is a copy of; any pad, however small the map."""
     i = torch.arange(-before, size + after, device=device)
-    if mode == "circular":
-        return i % size
-    if mode == "replicate" or size == 1:
+    if mode == "replicate":
         return i.clamp(0, size - 1)
-    period = 2 * (size - 1)  # a reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …
-    i = i % period
-    return torch.where(i < size, i, period - i)
+    # A reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …; one of a single pixel at once. No branch on the size, and a
+    # tensor to divide by: both for the exporters.
+    period = size if mode == "circular" else torch.sym_max(2 * (size - 1), 1)
+    i = i % torch.full((), period, device=device)
+    return i if mode == "circular" else size - 1 - (i - (size - 1)).abs()
 
 
 def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "reflect") -> Tensor:
@@ -38,11 +39,14 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     if mode == "zeros":
         return F.pad(images, padding)
     height, width = images.shape[-2:]
-    limit = {"reflect": 0, "circular": 1, "replicate": height + width + max(padding)}[mode]
-    if max(left, right) < width + limit and max(top, bottom) < height + limit:
+    spare = 1 if mode == "circular" else 0
+    fits = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
+    if torch.compiler.is_exporting():  # one program for all sizes: what fits the example need not fit every map
+        fits = (statically_known_true(fits[0]), statically_known_true(fits[1]))
+    if mode == "replicate" or all(fits):
         return F.pad(images, padding, mode=mode)
-    images = images[..., _padded_index(height, top, bottom, mode, images.device), :]
-    return images[..., _padded_index(width, left, right, mode, images.device)]
+    images = images.index_select(-2, _padded_index(height, top, bottom, mode, images.device))
+    return images.index_select(-1, _padded_index(width, left, right, mode, images.device))
 
 
 def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:
