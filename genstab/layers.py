@@ -4,6 +4,9 @@ Each takes the plain layer's arguments and gives its output shape; state-dict ke
 axes that are resampled are blurred: one with stride 1 stays as it is. With the filter `none` the layer *is* the plain
 one. An odd filter keeps everything where the plain layer puts it; an even one moves the picture by half a pixel of the
 larger map, to the left and up in the subsampling layers, to the right and down in the upsampling ones.
+
+Exported with dynamic axes a layer becomes one program for every batch size, H and W from 2 pixels on; a program of
+`torch.export`, unlike ONNX, takes no input whose output would shrink to one pixel.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,10 +37,15 @@ def overhang(size: int, kernel: int, stride: int, padding: int, dilation: int = 
     (1, 0)
     """
     last = size + 2 * padding - dilation * (kernel - 1) - 1  # where the last window that fits starts
-    start = -(-last // stride) * stride
-    if start >= size + padding:  # it would see nothing but padding
-        start -= stride
-    return max(0, start - last)
+    # The next multiple of the stride, unless that window would see nothing but padding. For the exporters: no branch on
+    # the size, and no division of a negative number, which ONNX rounds towards zero.
+    start = torch.sym_min((last + stride - 1) // stride, (size + padding - 1) // stride) * stride
+    return torch.sym_max(0, start - last)
+
+
+def hangs(over: list[int]) -> bool:
+    """Return whether a window hangs over the edge; in an exported program any may, depending on the size."""
+    return torch.compiler.is_exporting() or any(over)
 
 
 def periodic(
@@ -61,7 +69,7 @@ def periodic(
         if not filters[i].numel():  # the ideal low-pass wants one period of the map
             last = reach[i] - first
         sides += [first, last]
-        sizes.append(-(-(input.shape[i - 2] + 2 * padding[i] + over[i] - reach[i]) // stride[i]))
+        sizes.append((input.shape[i - 2] + 2 * padding[i] + over[i] - reach[i] + stride[i] - 1) // stride[i])
     padded = pad2d(input, (sides[0], sides[1], sides[2], sides[3]), "circular")
     output = blur_valid2d(window_layer(padded), filters, stride)
     if not all(f.numel() for f in filters):  # one period: a map larger than that goes on around, a smaller one ends
@@ -218,7 +226,7 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
             reach = [dilation[i] * (kernel[i] - 1) for i in (0, 1)]
             maximum = partial(F.max_pool2d, kernel_size=kernel, stride=1, dilation=dilation)
             return periodic(input, maximum, reach, padding, over, filters, stride)
-        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if any(over) else input
+        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if self.ceil_mode and hangs(over) else input
         x = F.max_pool2d(x, kernel, 1, padding, dilation)
         return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
 
@@ -248,20 +256,23 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
         if self.ceil_mode:
             over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
         if self.antialias.padding_mode == "circular":
-            average = partial(F.avg_pool2d, kernel_size=kernel, stride=1, divisor_override=divisor)
+            average = partial(F.avg_pool2d, kernel_size=kernel, stride=1)
             reach = [kernel[i] - 1 for i in (0, 1)]
-            return periodic(input, average, reach, padding, over, filters, stride)
-        if any(over):  # sums, and how many pixels each has: those of the padding count if told, those beyond never
+            output = periodic(input, average, reach, padding, over, filters, stride)
+            return output if divisor is None else output * (kernel[0] * kernel[1] / divisor)
+        if self.ceil_mode and hangs(over):
+            # Divide by how many pixels a window has: those of the padding count if told, those beyond it never.
             around = (padding[1], padding[1], padding[0], padding[0])
             ones = F.pad(input.new_ones(1, *input.shape[-2:]), around, value=float(self.count_include_pad))
             x, count = (
-                F.avg_pool2d(F.pad(y, (0, over[1], 0, over[0])), kernel, 1, divisor_override=1)
-                for y in (F.pad(input, around), ones)
+                F.avg_pool2d(F.pad(y, (0, over[1], 0, over[0])), kernel, 1) for y in (F.pad(input, around), ones)
             )
-            x = x / (divisor or count)
+            x = x if divisor else x / count
         else:
-            x = F.avg_pool2d(input, kernel, 1, padding, False, self.count_include_pad, divisor)
-        return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
+            x = F.avg_pool2d(input, kernel, 1, padding, False, self.count_include_pad or divisor is not None)
+        output = blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
+        # Not by `divisor_override` above: torch 2.13's ONNX exporter leaves it out without a word.
+        return output if divisor is None else output * (kernel[0] * kernel[1] / divisor)
 
 
 class BlurUpsample2d(Blurred, nn.Upsample):

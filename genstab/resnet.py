@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from genstab.blur import BlurPool2d, pad2d
 from genstab.errors import InputError, check_counts
 from genstab.filters import AntiAlias
-from genstab.unet import init_normal, norm2d
+from genstab.unet import crop, init_normal, norm2d, pad_to_multiple
 
 
 def reflected(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -137,10 +137,7 @@ class ResNetGenerator(nn.Module):
     def forward(self, source: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
         height, width = source.shape[-2:]
-        x = source
-        if height % 4 or width % 4:
-            x = pad2d(x, (0, -width % 4, 0, -height % 4), "reflect")
-        x = F.relu(self.stem_norm(reflected(self.stem, x)))
+        x = F.relu(self.stem_norm(reflected(self.stem, pad_to_multiple(source, 4))))
         for layer in (*self.encoder, *self.blocks, *self.decoder):
             x = layer(x)
-        return torch.tanh(reflected(self.head, x))[..., :height, :width]
+        return crop(torch.tanh(reflected(self.head, x)), height, width)

@@ -36,6 +36,24 @@ def init_normal(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad (N, C, H, W) by reflection at the right and at the bottom, so that `multiple` divides H and W."""
+    height, width = images.shape[-2:]
+    # An exported program has no branch on the size: it pads by nothing where nothing is to pad.
+    if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0:
+        return images
+    # Not −size % multiple: of multiple · n the exporters know the half, and that the decoder's maps fit the encoder's.
+    bottom, right = ((size + multiple - 1) // multiple * multiple - size for size in (height, width))
+    return pad2d(images, (0, right, 0, bottom), "reflect")
+
+
+def crop(images: Tensor, height: int, width: int) -> Tensor:
+    """Take the upper left (N, C, height, width) of larger images."""
+    if torch.compiler.is_exporting():  # would guard on whether the slice is the whole image; not so a negative pad
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+    return images[..., :height, :width]
+
+
 class Down(nn.Module):
     """Halve the map: 4×4 convolution, norm, LeakyReLU, and the blur before or after them."""
 
@@ -80,6 +98,10 @@ class UNet(nn.Module):
     Encoder C64-C128-C256-C512-…, decoder its mirror with skip connections, tanh. As in the paper the outermost and
     the innermost encoder layers have no norm, and the first `levels − 5` decoder layers have dropout. Inputs are
     padded to a multiple of 2^levels by reflection and the output is cropped back.
+
+    Exported with dynamic axes it becomes one program for every batch size and for every H and W from 2 pixels on. In a
+    program of `torch.export`, unlike in ONNX, a map of one pixel stays one of one pixel and the others get no smaller
+    than two: give it an example of more than 2^levels pixels each way, and then the same for its inputs.
 
     Args:
         in_channels: channels of the source.
@@ -147,10 +169,7 @@ class UNet(nn.Module):
         if source.ndim != 4 or source.shape[1] != self.config["in_channels"]:
             raise InputError(f"UNet: in_channels={self.config['in_channels']}, not a source of {tuple(source.shape)}")
         height, width = source.shape[-2:]
-        multiple = 2**self.levels
-        x = source
-        if height % multiple or width % multiple:
-            x = pad2d(x, (0, -width % multiple, 0, -height % multiple), "reflect")
+        x = pad_to_multiple(source, 2**self.levels)
         skips = []
         for down in self.encoder:
             x = down(x)
@@ -158,4 +177,4 @@ class UNet(nn.Module):
         x = self.decoder[0](skips.pop())
         for up in self.decoder[1:]:
             x = up(torch.cat((skips.pop(), x), dim=1))
-        return torch.tanh(x)[..., :height, :width]
+        return crop(torch.tanh(x), height, width)
