@@ -15,13 +15,14 @@ def dirichlet(distance: Tensor, period: int, highest: int, dtype: torch.dtype = 
     >>> dirichlet(torch.arange(4), period=4, highest=1)
     tensor([ 0.7500,  0.2500, -0.2500,  0.2500], dtype=torch.float64)
     """
-    width = 2 * highest + 1
+    # Tensors, not numbers: what ONNX can divide integers by.
+    turn, width = (torch.full((), number, device=distance.device) for number in (period, 2 * highest + 1))
     # Reduced to one turn while they are integers: the sine of a large angle has no precision left in float32.
-    near, far = distance % period, (distance * width) % (2 * period)
-    flips = 1 - 2 * ((distance // period) % 2)  # sin(π x / period) has twice the period of its argument's rest
-    angle = torch.pi / period
-    value = flips * torch.sin(far.to(dtype) * angle) / (period * torch.sin(near.clamp(min=1).to(dtype) * angle))
-    return torch.where(near == 0, width / period, value)
+    near, far = distance % turn, (distance * width) % (2 * turn)
+    flips = 1 - 2 * (((distance - near) // turn) % 2)  # sin(π x / period) has twice the period of its argument's rest
+    angle = torch.pi / turn.to(dtype)
+    value = flips * torch.sin(far.to(dtype) * angle) / (turn * torch.sin(near.clamp(min=1).to(dtype) * angle))
+    return torch.where(near == 0, width.to(dtype) / turn, value)
 
 
 def lowpass_matrix(
@@ -43,7 +44,7 @@ def lowpass_matrix(
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]], dtype=torch.float64)
     """
-    period = {"circular": size, "reflect": max(1, 2 * size - 2)}.get(padding_mode, 2 * size)
+    period = {"circular": size, "reflect": torch.sym_max(1, 2 * size - 2)}.get(padding_mode, 2 * size)
     before = 0 if padding_mode in ("circular", "reflect") else size // 2
     wanted = torch.arange(0, up * size, stride, device=device)
     source = torch.arange(-before, period - before, device=device)
