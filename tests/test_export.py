@@ -81,8 +81,9 @@ def assert_programs_agree(layers, example=EXAMPLE, sizes=SIZES, onnx_sizes=()):
 
 @pytest.mark.parametrize("mode", PADDING_MODES)
 def test_blurpool(mode):
-    layers = [BlurPool2d(filter, stride, mode) for filter in FILTERS for stride in (2, (3, 1))]
-    layers += [BlurPool2d("bin5", 1, mode), BlurPool2d("bin4", 2, mode, mirrored=True)]
+    layers = [BlurPool2d(filter, 2, mode) for filter in FILTERS]
+    layers += [BlurPool2d("bin5", stride, mode) for stride in (1, 3, (3, 1))]
+    layers += [BlurPool2d("bin4", 2, mode, mirrored=True)]
     assert_programs_agree(layers, onnx_sizes=[(1, 2, 3)])  # smaller than the pads of most filters
 
 
@@ -90,8 +91,8 @@ def test_layers_with_every_filter():
     layers = []
     for filter in FILTERS:
         layers += [BlurConv2d(2, 3, 4, 2, 1, filter=filter, placement=placement) for placement in PLACEMENTS]
-        layers += [BlurConvTranspose2d(2, 3, 4, 2, 1, filter=filter), MaxBlurPool2d(2, filter=filter)]
-        layers += [BlurAvgPool2d(2, filter=filter), BlurUpsample2d(scale_factor=2, filter=filter)]
+        layers += [BlurConvTranspose2d(2, 3, 4, 2, 1, filter=filter), BlurUpsample2d(scale_factor=2, filter=filter)]
+        layers += [MaxBlurPool2d(2, filter=filter)]
     assert_programs_agree(layers)
 
 
@@ -106,6 +107,7 @@ def test_layers_with_other_settings():
         BlurUpsample2d(scale_factor=2, mode="bilinear", padding_mode="zeros"),
         BlurUpsample2d(scale_factor=(1, 3), mode="bilinear", align_corners=True),
         BlurUpsample2d(scale_factor=(3, 1), mode="nearest"),
+        BlurAvgPool2d(2, filter="bin4"),
     ]
     assert_programs_agree(layers)
 
@@ -140,17 +142,14 @@ def test_the_whole_pix2pix_unet_with_eight_levels():
     assert_programs_agree([network], (2, 2, 256, 256), [(1, 256, 250)], [(1, 270, 530), (2, 64, 64)])
 
 
-def test_other_networks():
-    networks = [ResNetGenerator(2, 1, channels=2, blocks=1, antialias=AntiAlias("tri3", "post"))]
-    networks += [
-        UNet(2, 1, channels=2, levels=2, norm=norm, antialias="bin4") for norm in ("instance", "group", "none")
-    ]
-    assert_programs_agree(networks)
+def test_resnet_generator():
+    antialias = AntiAlias("tri3", "post")
+    assert_programs_agree([ResNetGenerator(2, 1, channels=2, blocks=1, norm="instance", antialias=antialias)])
 
 
 def test_networks_after_surgery():
-    unets = [antialias(UNet(2, 3, channels=2, levels=2), "bin5", placement) for placement in PLACEMENTS]
-    assert_programs_agree([*unets, nn.Sequential(nn.Conv2d(2, 3, 1), antialias(autoencoder(), "tri3"))])
+    unet = antialias(UNet(2, 3, channels=2, levels=2), "bin5", "post")
+    assert_programs_agree([unet, nn.Sequential(nn.Conv2d(2, 3, 1), antialias(autoencoder(), "tri3", "pre"))])
 
 
 def test_an_exported_unet_pads_and_gathers_as_little_as_it_can():

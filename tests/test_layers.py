@@ -332,17 +332,6 @@ def test_half_precisions_autocast_and_channels_last(blurred, plain, arguments, p
         torch.testing.assert_close(y.float(), expected, atol=0.03, rtol=0.03)
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
-@pytest.mark.parametrize(("blurred", "plain", "arguments"), LAYERS)
-def test_compiles_without_a_graph_break(blurred, plain, arguments, placement):
-    blur = {"placement": placement} if blurred is BlurConv2d else {}
-    layer = blurred(**with_stride(arguments) | ({"ceil_mode": True} if "Pool" in blurred.__name__ else {}), **blur)
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    for size in ((9, 8), (7, 11)):
-        x = torch.rand(1, 2, *size)
-        torch.testing.assert_close(compiled(x), layer(x))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
