@@ -45,19 +45,24 @@ def lowpass_matrix(
             [0.5000, 0.5000]], dtype=torch.float64)
     """
     period = {"circular": size, "reflect": torch.sym_max(1, 2 * size - 2)}.get(padding_mode, 2 * size)
-    before = 0 if padding_mode in ("circular", "reflect") else size // 2
-    wanted = torch.arange(0, up * size, stride, device=device)
-    source = torch.arange(-before, period - before, device=device)
     highest = (up * period - 1) // (2 * factor)
-    response = up * dirichlet(wanted[:, None] - up * source, up * period, highest, dtype)
-    row = response[:, before : before + size]
-    if padding_mode == "reflect" and size > 1:  # pixel j has its mirror image at period − j
-        row = torch.cat((row[:, :1], row[:, 1:-1] + response[:, size:].flip(1), row[:, -1:]), dim=1)
+    wanted = torch.arange(0, up * size, stride, device=device)[:, None]
+    pixel = torch.arange(size, device=device)
+
+    def response(source: Tensor) -> Tensor:
+        return up * dirichlet(wanted - up * source, up * period, highest, dtype)
+
+    # Masks, not slices, which would tie an exported program to some sizes.
+    matrix = response(pixel)
+    if padding_mode == "reflect":
+        inner = (pixel > 0) & (pixel < size - 1)  # pixel j has its mirror image at −j
+        matrix = matrix + inner * response(-pixel)
     elif padding_mode == "replicate":
-        left, right = response[:, :before].sum(1, keepdim=True), response[:, before + size :].sum(1, keepdim=True)
-        row = torch.cat((row[:, :1] + left, row[:, 1:]), 1)
-        row = torch.cat((row[:, :-1], row[:, -1:] + right), 1)
-    return row
+        before = torch.arange(-(size // 2), 0, device=device)
+        after = torch.arange(size, period - size // 2, device=device)
+        for edge, beyond in ((pixel == 0, before), (pixel == size - 1, after)):
+            matrix = matrix + edge * response(beyond).sum(1, keepdim=True)
+    return matrix
 
 
 def ideal_lowpass(
