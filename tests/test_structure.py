@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 # A module may import those above its own line, and nothing else of the package.
 FLOORS = [
     ["errors"],
-    ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers"],
+    ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers", "timing"],
     ["fourier", "protocols", "pairs", "augment"],
     ["blur", "metrics", "data", "report"],
     ["unet", "layers"],
-    ["patchgan", "resnet", "surgery"],
+    ["patchgan", "resnet", "surgery", "bench_layers"],
     ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
-    ["checkpoints"],
+    ["checkpoints", "bench_step", "bench_tables"],
+    ["bench"],
     ["__init__"],
     ["cli"],
 ]

@@ -1,0 +1,178 @@
+"""The benchmark: `python -m genstab.bench layers` and `python -m genstab.bench step`."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from genstab.bench_layers import DTYPES, KINDS, LAYOUTS, OTHERS, layer_cases, other_blurs, race, versions
+from genstab.bench_tables import Sheet, key_ratios, layer_details
+from genstab.errors import InputError, check_counts
+from genstab.filters import FILTERS
+from genstab.timing import machine
+
+Report = dict[str, Any]
+DESCRIPTION = """Time and peak memory, side by side in one run.
+
+All that is compared runs in turn (A B C, B C A, …) in one process, so a machine that slows down changes the times but
+hardly the ratios; ratios are medians over rounds. Close other programs nevertheless."""
+EXAMPLES = """examples:
+  python -m genstab.bench layers                                  every layer at every shape of the U-Net
+  python -m genstab.bench layers --only blur --dtype float32      the blurs alone
+  python -m genstab.bench layers --device cuda --compile --json layers.json --markdown layers.md
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m genstab.bench", None, DESCRIPTION, EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="layers|step")
+    for name, batches, seconds, layouts in (("layers", [1], 0.25, list(LAYOUTS)),):
+        command = commands.add_parser(name, help=HELP[name], description=HELP[name])
+        add = command.add_argument
+        add("--json", type=Path, metavar="FILE", help="write everything that was measured")
+        add("--markdown", type=Path, metavar="FILE", help="write the tables, with the command and the machine")
+        add("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: cpu")
+        add("--threads", type=int, help="of torch on the CPU; default: torch's choice")
+        add("--batch", type=int, nargs="+", default=batches, help=f"default: {_listed(batches)}")
+        add("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help=f"default: {_listed(DTYPES)}")
+        add("--layout", choices=LAYOUTS, nargs="+", default=layouts, help=f"default: {_listed(layouts)}")
+        add("--size", type=int, default=256, help="side of the images, a power of two; default: 256")
+        add("--channels", type=int, default=64, help="of the U-Net's first layer; default: 64")
+        add("--seconds", type=float, default=seconds, help=f"for the rounds of one comparison; default: {seconds}")
+        add("--compile", action="store_true", help="run everything through torch.compile")
+        if name == "layers":
+            filters = [filter for filter in FILTERS if filter != "none"]
+            add("--filter", choices=filters, default="tri3", help="default: tri3")
+            add("--against", choices=OTHERS, nargs="*", default=list(OTHERS), help=f"default: {_listed(OTHERS)}")
+            add("--only", choices=KINDS, nargs="+", default=list(KINDS), help=f"default: {_listed(KINDS)}")
+    return parser
+
+
+HELP = {"layers": "the blur beside other libraries' and the blurred layers beside the plain ones"}
+
+
+def _listed(values: Any) -> str:
+    return " ".join(map(str, values))
+
+
+def _check(options: argparse.Namespace) -> torch.device:
+    """Raise an `InputError` for what argparse cannot check; return the device."""
+    for batch in options.batch:
+        check_counts(batch=batch)
+    check_counts(channels=options.channels)
+    if options.size < 32 or options.size & (options.size - 1):
+        raise InputError(f"size={options.size} is not a power of two of at least 32")
+    if options.seconds < 0:
+        raise InputError(f"seconds={options.seconds} is negative")
+    if options.threads is not None:
+        check_counts(threads=options.threads)
+    for path in (options.json, options.markdown):
+        if path and not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: the folder {path.parent} does not exist")
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present[options.device]:
+        choices = ", ".join(name for name, there in present.items() if there)
+        raise InputError(f"device={options.device} is not here; this machine has {choices}")
+    return torch.device(options.device)
+
+
+def _layers(options: argparse.Namespace, device: torch.device) -> Report:
+    blurs, missing = other_blurs(options.against)
+    every = layer_cases(options.size, options.channels, options.filter, blurs)
+    cases = [case for case in every if case.kind in options.only]
+    places = [(b, layout, dtype) for b in options.batch for layout in options.layout for dtype in options.dtype]
+    results, left_out = [], []
+    with tqdm(total=len(places) * len(cases), unit="case", disable=None) as bar:
+        for batch, layout, dtype in places:
+            for case in cases:
+                bar.set_description(f"{case.name} {layout} {dtype}", refresh=False)
+                found, out = race(case, batch, layout, dtype, device, options.seconds, options.compile)
+                results += found
+                left_out += out
+                bar.update()
+    return {"missing": missing, "left_out": left_out, "results": results}
+
+
+RUN = {"layers": _layers}
+
+
+def _notes(report: Report) -> list[str]:
+    """Return what a reader must know beside the tables: machine, versions, and what was not measured."""
+    facts = report["machine"]
+    processor = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads of torch, {facts['system']}"
+    speed = f"copies {facts['copy_gigabytes_per_second']:.1f} GB/s (read and written)"
+    lines = [", ".join(filter(None, (processor, facts["gpu"], speed)))]
+    lines.append(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    lines += [f"Not compared: {name}, {reason}" for name, reason in report["missing"].items()]
+    reasons: dict[str, list[str]] = {}
+    for entry in report["left_out"]:
+        key = f"{entry['contestant']} in {entry['case']}: {entry['reason']}"
+        reasons.setdefault(key, []).append("×".join(map(str, entry["shape"])))
+    lines += [f"Left out: {key} ({len(shapes)} times, {shapes[0]} first)" for key, shapes in reasons.items()]
+    return lines
+
+
+def sheets(report: Report) -> list[Sheet]:
+    """Return the tables of a report, the short one first."""
+    return [key_ratios(report["results"]), layer_details(report["results"])]
+
+
+def markdown(report: Report) -> str:
+    """Return the tables with the command that made them, the long one folded away."""
+    short, *details = (sheet.markdown() for sheet in sheets(report))
+    parts = [f"```\n{report['command']}\n```", "  \n".join(_notes(report)), short]
+    parts += [f"<details><summary>Details</summary>\n\n{detail}\n\n</details>" for detail in details]
+    return "\n\n".join(parts) + "\n"
+
+
+def run(arguments: Sequence[str]) -> Report:
+    """Run the benchmark that command-line arguments describe; print it, write its files, return what they hold.
+
+    Raises:
+        InputError: an argument that this machine or the networks cannot do.
+        SystemExit: an argument that is none; argparse prints which and what is allowed.
+    """
+    options = _parser().parse_args(arguments)
+    device = _check(options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads or before)
+    try:
+        report: Report = {
+            "command": shlex.join(["python", "-m", "genstab.bench", *arguments]),
+            "settings": {key: value for key, value in vars(options).items() if key not in ("json", "markdown")},
+            "machine": machine(device),
+            "versions": versions(),
+            **RUN[options.command](options, device),
+        }
+    finally:
+        torch.set_num_threads(before)
+    console = Console(width=max(Console().width, 220), highlight=False)  # a narrow terminal would cut numbers
+    for line in _notes(report):
+        console.print(line, markup=False)
+    for sheet in reversed(sheets(report)):  # the short one stays on the screen
+        console.print(sheet.rich())
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(markdown(report), encoding="utf-8")
+    return report
+
+
+def main() -> None:
+    """Run the benchmark with the arguments in `sys.argv`."""
+    try:
+        run(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"genstab: {error}")
+
+
+if __name__ == "__main__":
+    main()
