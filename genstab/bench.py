@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from rich.console import Console
 from tqdm import tqdm
 
 from genstab.bench_layers import DTYPES, KINDS, LAYOUTS, OTHERS, layer_cases, other_blurs, race, versions
-from genstab.bench_tables import Sheet, key_ratios, layer_details
+from genstab.bench_step import EVERY, OPTIONS, contest
+from genstab.bench_step import race as race_steps
+from genstab.bench_tables import Sheet, key_ratios, layer_details, step_table
 from genstab.errors import InputError, check_counts
 from genstab.filters import FILTERS
 from genstab.timing import machine
@@ -26,6 +29,8 @@ hardly the ratios; ratios are medians over rounds. Close other programs neverthe
 EXAMPLES = """examples:
   python -m genstab.bench layers                                  every layer at every shape of the U-Net
   python -m genstab.bench layers --only blur --dtype float32      the blurs alone
+  python -m genstab.bench step                                    a training step for every antialias option
+  python -m genstab.bench step --antialias tri3xpre --batch 4     one option beside none
   python -m genstab.bench layers --device cuda --compile --json layers.json --markdown layers.md
 """
 
@@ -34,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m genstab.bench", None, DESCRIPTION, EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="layers|step")
-    for name, batches, seconds, layouts in (("layers", [1], 0.25, list(LAYOUTS)),):
+    defaults = (("layers", [1], 0.25, list(LAYOUTS)), ("step", [1, 4], 60.0, ["channels_last"]))
+    for name, batches, seconds, layouts in defaults:
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
         add = command.add_argument
         add("--json", type=Path, metavar="FILE", help="write everything that was measured")
@@ -53,10 +59,16 @@ def _parser() -> argparse.ArgumentParser:
             add("--filter", choices=filters, default="tri3", help="default: tri3")
             add("--against", choices=OTHERS, nargs="*", default=list(OTHERS), help=f"default: {_listed(OTHERS)}")
             add("--only", choices=KINDS, nargs="+", default=list(KINDS), help=f"default: {_listed(KINDS)}")
+        else:
+            text = f"{', '.join(OPTIONS)}; default: all of them"
+            add("--antialias", nargs="+", default=list(EVERY), metavar="OPTION", help=text)
     return parser
 
 
-HELP = {"layers": "the blur beside other libraries' and the blurred layers beside the plain ones"}
+HELP = {
+    "layers": "the blur beside other libraries' and the blurred layers beside the plain ones",
+    "step": "a whole training step of pix2pix for every antialias option beside none",
+}
 
 
 def _listed(values: Any) -> str:
@@ -101,7 +113,30 @@ def _layers(options: argparse.Namespace, device: torch.device) -> Report:
     return {"missing": missing, "left_out": left_out, "results": results}
 
 
-RUN = {"layers": _layers}
+def _steps(options: argparse.Namespace, device: torch.device) -> Report:
+    results = []
+    with tqdm(unit="step", disable=None) as bar:
+        for layout in options.layout:
+            models = contest(options.antialias, options.size, options.channels, layout, options.compile, device)
+            for batch in options.batch:
+                for dtype in options.dtype:
+                    bar.set_description(f"batch {batch} {layout} {dtype}", refresh=False)
+                    place = (batch, options.size, layout, dtype, device)
+                    results += race_steps(models, *place, options.seconds, options.compile, bar.update)
+    return {"missing": {}, "left_out": [], "results": results}
+
+
+RUN = {"layers": _layers, "step": _steps}
+
+
+def _every_compilation() -> AbstractContextManager[None]:
+    """Let Dynamo compile each of the compared modules; after eight of a kind it would go on without compiling."""
+    import torch._dynamo  # slow to import
+
+    patched: AbstractContextManager[None] = torch._dynamo.config.patch(
+        recompile_limit=1000, accumulated_recompile_limit=10000, fail_on_recompile_limit_hit=True
+    )
+    return patched
 
 
 def _notes(report: Report) -> list[str]:
@@ -110,6 +145,8 @@ def _notes(report: Report) -> list[str]:
     processor = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads of torch, {facts['system']}"
     speed = f"copies {facts['copy_gigabytes_per_second']:.1f} GB/s (read and written)"
     lines = [", ".join(filter(None, (processor, facts["gpu"], speed)))]
+    if report["settings"]["compile"]:
+        lines.append("Compiled with torch.compile")
     lines.append(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
     lines += [f"Not compared: {name}, {reason}" for name, reason in report["missing"].items()]
     reasons: dict[str, list[str]] = {}
@@ -122,6 +159,8 @@ def _notes(report: Report) -> list[str]:
 
 def sheets(report: Report) -> list[Sheet]:
     """Return the tables of a report, the short one first."""
+    if report["settings"]["command"] == "step":
+        return [step_table(report["results"])]
     return [key_ratios(report["results"]), layer_details(report["results"])]
 
 
@@ -150,8 +189,9 @@ def run(arguments: Sequence[str]) -> Report:
             "settings": {key: value for key, value in vars(options).items() if key not in ("json", "markdown")},
             "machine": machine(device),
             "versions": versions(),
-            **RUN[options.command](options, device),
         }
+        with _every_compilation() if options.compile else nullcontext():
+            report |= RUN[options.command](options, device)
     finally:
         torch.set_num_threads(before)
     console = Console(width=max(Console().width, 220), highlight=False)  # a narrow terminal would cut numbers

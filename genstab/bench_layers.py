@@ -48,8 +48,9 @@ def other_blurs(names: Sequence[str]) -> tuple[dict[str, Callable[..., nn.Module
         module, layer = OTHERS[name]
         try:
             blur = getattr(import_module(module), layer)
-        except ImportError as error:
-            missing[name] = " ".join(f"not installed: {error}".split())
+        except Exception as error:  # a torchvision that does not fit torch raises anything
+            problem = "not installed" if isinstance(error, ImportError) else f"not usable, {type(error).__name__}"
+            missing[name] = " ".join(f"{problem}: {error}".split())
             continue
         if name == "kornia":  # works on any number of channels
             blurs[name] = partial(_without_channels, blur)
@@ -209,6 +210,8 @@ def race(
     `forward` is timed without a graph, as in inference, `forward_backward` with the gradients of the input and of the
     weights. A layer whose output has another shape than the first one's would do other work, so it is left out.
     """
+    if compiled:
+        torch.compiler.reset()  # or the shapes of one case would make the code of the next one dynamic
     memory_format = LAYOUTS[layout]
     shape = (batch, case.channels, case.side, case.side)
     x = torch.randn(shape, device=device, dtype=DTYPES[dtype]).contiguous(memory_format=memory_format)

@@ -1,5 +1,7 @@
 """pix2pix as a LightningModule with two optimizers (Isola 2017, arXiv 1611.07004, sections 3 and 6.2)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from genstab.losses import GAN_LOSSES, adversarial_loss
 from genstab.metrics import image_quality
 
 Batch = dict[str, Any]
+Optimizer = torch.optim.Optimizer | LightningOptimizer
 QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
 
 
@@ -81,11 +84,16 @@ class Pix2Pix(LightningModule):
         def decay(step: int) -> float:
             return max(0.0, min(1.0, 2 - 2 * step / total))
 
-        optimizers = [
-            torch.optim.Adam(network.parameters(), lr=self.lr, betas=self.betas, fused=True)
-            for network in (self.discriminator, self.generator)
-        ]
+        optimizers = list(self.adams())
         return optimizers, [LambdaLR(optimizer, decay) for optimizer in optimizers]
+
+    def adams(self) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        """Return the optimizers of the discriminator and of the generator."""
+        networks = self.discriminator, self.generator
+        adam_d, adam_g = (
+            torch.optim.Adam(network.parameters(), lr=self.lr, betas=self.betas, fused=True) for network in networks
+        )
+        return adam_d, adam_g
 
     def on_train_start(self) -> None:
         """Let every process draw other dropout masks, crops and flips: Lightning seeds all of them alike."""
@@ -95,34 +103,41 @@ class Pix2Pix(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the discriminator, then the generator, on one batch of `source` and `target`."""
         optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
+        # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
+        optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
+        losses = self.update(batch, optimizer_d, optimizer_g, self.manual_backward)
+        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
+            scheduler.step()
+        self.log_dict({f"train/{key}": loss for key, loss in losses.items()}, batch_size=len(batch["source"]))
+
+    def update(
+        self,
+        batch: Batch,
+        optimizer_d: Optimizer,
+        optimizer_g: Optimizer,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+    ) -> dict[str, Tensor]:
+        """Do what a training step does, without a trainer; return the losses `loss_d`, `loss_g` and its two parts."""
         source, target = batch["source"], batch["target"].contiguous(memory_format=self.memory_format)
         output = self(source)
 
-        self.toggle_optimizer(optimizer_d)
-        on_output = adversarial_loss(self.discriminator(source, output.detach()), False, self.gan_loss)
-        on_target = adversarial_loss(self.discriminator(source, target), True, self.gan_loss)
-        loss_d = (on_output + on_target) / 2
-        # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
-        optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
-        self._update(optimizer_d, loss_d)
-        self.untoggle_optimizer(optimizer_d)
+        with _frozen(self.generator):
+            on_output = adversarial_loss(self.discriminator(source, output.detach()), False, self.gan_loss)
+            on_target = adversarial_loss(self.discriminator(source, target), True, self.gan_loss)
+            loss_d = (on_output + on_target) / 2
+            optimizer_d.zero_grad()
+            backward(loss_d)
+            optimizer_d.step()
 
-        self.toggle_optimizer(optimizer_g)
-        loss_g_gan = adversarial_loss(self.discriminator(source, output), True, self.gan_loss)
-        loss_g_l1 = (output - target).abs().mean()
-        loss_g = loss_g_gan + self.l1_weight * loss_g_l1
-        self._update(optimizer_g, loss_g)
-        self.untoggle_optimizer(optimizer_g)
-
-        for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
-            scheduler.step()
+        with _frozen(self.discriminator):
+            loss_g_gan = adversarial_loss(self.discriminator(source, output), True, self.gan_loss)
+            loss_g_l1 = (output - target).abs().mean()
+            loss_g = loss_g_gan + self.l1_weight * loss_g_l1
+            optimizer_g.zero_grad()
+            backward(loss_g)
+            optimizer_g.step()
         losses = {"loss_d": loss_d, "loss_g": loss_g, "loss_g_gan": loss_g_gan, "loss_g_l1": loss_g_l1}
-        self.log_dict({f"train/{key}": loss.detach() for key, loss in losses.items()}, batch_size=len(source))
-
-    def _update(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
+        return {key: loss.detach() for key, loss in losses.items()}
 
     def on_validation_start(self) -> None:
         """Begin to count; give every process the BatchNorm statistics of rank 0, which its checkpoint holds.
@@ -155,6 +170,19 @@ class Pix2Pix(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what builds the generator again, for `genstab.load_generator`."""
         checkpoint["generator"] = getattr(self.generator, "config", None)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Compute no gradients of a network's parameters for a while."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _uncounted() -> None:

@@ -87,11 +87,12 @@ def interleave(
     seconds: float,
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    tick: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Run the programs in turn, A B C, B C A, C A B, …; return the seconds of one call, a value a round.
 
     There are at least `FEWEST` rounds, at most `MOST`, and otherwise as many as begin within `seconds`. The first
-    calls, which warm up, are not counted, and Python's garbage collector waits.
+    calls, which warm up, are not counted, and Python's garbage collector waits. `tick` is called between programs.
     """
     device = device or torch.device("cpu")
 
@@ -109,6 +110,7 @@ def interleave(
         if once < 100 * SHORTEST:  # the first call is slower, and how much matters only for a quick program
             once = sample(run, 2)
         calls[name] = min(1000, max(1, math.ceil(SHORTEST / max(once, 1e-9))))
+        tick()
     times: dict[str, list[float]] = {name: [] for name in programs}
     names = list(programs)
     collecting = gc.isenabled()
@@ -119,6 +121,7 @@ def interleave(
             turn = rounds % len(names)
             for name in names[turn:] + names[:turn]:
                 times[name].append(sample(programs[name], calls[name]))
+                tick()
             rounds += 1
     finally:
         if collecting:

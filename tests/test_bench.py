@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from genstab import InputError
-from genstab.bench import main, markdown, run
+from genstab.bench import _every_compilation, main, markdown, run
 from genstab.bench_layers import blur_bytes, layer_cases, other_blurs, race, unet_shapes
+from genstab.bench_step import EVERY, contest
+from genstab.bench_step import race as race_steps
 from genstab.bench_tables import copy_ratio, geometric_mean, key_ratios
 from genstab.timing import FEWEST, compare, interleave, peak_memory, storage_bytes
 
@@ -216,6 +218,86 @@ def tables(text):
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+def test_compiled_layers_are_all_compiled():
+    cases = [case for case in layer_cases(32, 2, "tri3", {}) if case.kind == "pool"]
+    with _every_compilation():
+        assert torch._dynamo.config.recompile_limit > len(EVERY)
+        assert torch._dynamo.config.fail_on_recompile_limit_hit
+        results, _ = race(cases[-1], 1, "contiguous", "float32", CPU, 0, compiled=True)
+    assert not torch._dynamo.config.fail_on_recompile_limit_hit
+    assert [result["compiled"] for result in results] == [True, True]
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    options = ["--json", str(folder / "a.json"), "--markdown", str(folder / "a.md"), "--batch", "1", "2", *TINY]
+    run(["step", "--dtype", "float32", *options])
+    return json.loads((folder / "a.json").read_text()), (folder / "a.md").read_text()
+
+
+def test_steps_of_every_option_beside_none(steps):
+    report, text = steps
+    filters = ["rect2", "tri3", "bin4", "bin5", "bin6", "bin7"]
+    options = ["none", *(f"{filter}x{placement}" for filter in filters for placement in ("pre", "post"))]
+    found = {}
+    for result in report["results"]:
+        place = (result["shape"][0], result["layout"], result["dtype"])
+        found.setdefault(place, []).append(result["contestant"])
+        timing = result["times"]["step"]
+        assert result["shape"][1:] == [3, 32, 32]
+        assert result["images_per_second"] == result["shape"][0] / timing["seconds"] > 0
+        assert set(timing["ratio"]) == set(options) - {result["contestant"]}
+    assert found == {(batch, "channels_last", "float32"): options for batch in (1, 2)}
+    (table,) = tables(text)
+    assert len(table) - 1 == len(report["results"])
+    assert table[0][-1] == table[0][6] == "×"
+    nones = {(r["shape"][0], r["dtype"]): r for r in report["results"] if r["contestant"] == "none"}
+    for row, result in zip(table[1:], report["results"], strict=True):
+        none = nones[result["shape"][0], result["dtype"]]
+        assert row[:4] == [str(result["shape"][0]), "channels_last", result["dtype"], result["contestant"]]
+        assert float(row[4]) == pytest.approx(1e3 * result["times"]["step"]["seconds"], abs=6e-4)
+        assert float(row[6]) == pytest.approx(result["times"]["step"]["ratio"].get("none", 1.0), abs=6e-4)
+        assert float(row[8]) == pytest.approx(result["images_per_second"], abs=6e-3)
+        assert float(row[9]) == pytest.approx(result["peak_bytes"] / 1e6, abs=6e-4)
+        assert float(row[10]) == pytest.approx(result["peak_bytes"] / none["peak_bytes"], abs=6e-4)
+    assert report["command"] in text
+
+
+def test_models_of_a_contest_share_every_tensor_and_are_what_their_names_say():
+    made = contest(["tri3xpost", "bin5"], 32, 2, "channels_last", False, CPU)
+    assert list(made.models) == ["none", "tri3xpost", "bin5"]
+    none = made.models["none"]
+    antialias = [model.generator.config["antialias"] for model in made.models.values()]
+    assert [(a["filter"], a["placement"]) for a in antialias] == [("none", "pre"), ("tri3", "post"), ("bin5", "pre")]
+    for model in made.models.values():
+        pairs = zip(none.parameters(), model.parameters(), strict=True)
+        assert all(a is b for a, b in pairs)
+    trained = [p for optimizer in made.optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert set(trained) == set(none.parameters())
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in trained if p.dim() == 4)
+
+
+def test_a_step_trains_both_networks_and_has_its_memory_at_least():
+    made = contest(["tri3xpre"], 32, 2, "channels_last", False, CPU)
+    parameters = list(made.models["none"].parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    results = race_steps(made, 2, 32, "channels_last", "bfloat16", CPU, 0)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
+    assert all(parameter.dtype == torch.float32 for parameter in parameters)
+    weights = storage_bytes(parameters)  # and their gradients, and two moments of Adam
+    none, tri3 = (result["peak_bytes"] for result in results)
+    assert 4 * weights < none < tri3
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(InputError, match="antialias='tri9' is not one of none, rect2xpre, "):
+        run(["step", "--antialias", "tri9", *TINY])
+
+
 def test_markdown_has_the_numbers_of_the_json(layers):
     report, text = layers
     ratios, details = tables(text)
@@ -299,6 +381,7 @@ def test_a_missing_library_is_named(monkeypatch, capsys):
         (["sing"], "invalid choice: 'sing' (choose from"),
         ([], "the following arguments are required: layers|step"),
         (["layers", "--dtype", "float8"], "argument --dtype: invalid choice: 'float8' (choose from"),
+        (["step", "--device", "tpu"], "argument --device: invalid choice: 'tpu' (choose from"),
         (["layers", "--filter", "none"], "argument --filter: invalid choice: 'none' (choose from"),
         (["layers", "--against", "scipy"], "argument --against: invalid choice: 'scipy' (choose from"),
         (["layers", "--batch", "two"], "argument --batch: invalid int value: 'two'"),
@@ -348,4 +431,5 @@ def test_threads_are_put_back():
 
 def test_the_readme_names_the_commands():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "python -m genstab.bench layers" in readme
+    for command in ("layers", "step"):
+        assert f"python -m genstab.bench {command}" in readme

@@ -44,6 +44,38 @@ def test_one_step_is_the_papers_update():
             torch.testing.assert_close(a, b, rtol=0, atol=2e-6, msg=name)
 
 
+def test_an_update_without_a_trainer_is_the_same_step():
+    trained, bare = tiny_pix2pix(), tiny_pix2pix()
+    loader = pairs_loader(4, 4)
+    torch.manual_seed(1)  # dropout
+    Trainer(max_epochs=2, limit_train_batches=1, max_steps=1, **QUIET).fit(trained, loader)
+    torch.manual_seed(1)
+    losses = bare.update(next(iter(loader)), *bare.adams())
+    assert set(losses) == {"loss_d", "loss_g", "loss_g_gan", "loss_g_l1"}
+    for key, loss in losses.items():
+        torch.testing.assert_close(trained.trainer.callback_metrics[f"train/{key}"], loss)
+    for a, b in zip(trained.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+def test_an_update_leaves_frozen_what_was_frozen_and_keeps_the_gradients_apart():
+    model = tiny_pix2pix()
+    frozen = next(model.generator.parameters()).requires_grad_(False)
+    before = frozen.clone()
+    batch = next(iter(pairs_loader(2, 2)))
+    calls = []
+
+    def backward(loss):
+        loss.backward()
+        calls.append([parameter.grad.clone() for parameter in model.discriminator.parameters()])
+
+    model.update(batch, *model.adams(), backward)
+    assert torch.equal(frozen, before)
+    assert [parameter.requires_grad for parameter in model.parameters()].count(False) == 1
+    for a, b in zip(*calls, strict=True):  # the generator's loss adds nothing to the discriminator's gradients
+        assert torch.equal(a, b)
+
+
 class Watch(Callback):
     def __init__(self):
         self.forwards, self.rates, self.steps = 0, [], []
