@@ -194,7 +194,7 @@ def run(arguments: Sequence[str]) -> Report:
             report |= RUN[options.command](options, device)
     finally:
         torch.set_num_threads(before)
-    console = Console(width=max(Console().width, 220), highlight=False)  # a narrow terminal would cut numbers
+    console = Console(width=max(Console().width, 300), highlight=False)  # a narrow terminal would cut numbers
     for line in _notes(report):
         console.print(line, markup=False)
     for sheet in reversed(sheets(report)):  # the short one stays on the screen

@@ -96,9 +96,9 @@ def _layer_ratio(result: Result, rivals: Mapping[str, Result], over: str, what: 
 
 
 def key_ratios(results: Sequence[Result]) -> Sheet:
-    """Return the ratios over all shapes of the U-Net: geometric mean, and the worst with its map.
+    """Return the ratios over all shapes of the U-Net: geometric mean, and the worst with its map (/2: stride 2).
 
-    Every ratio is one of times of the same runs, round by round; smaller is better. In the columns of the peak memory
+    Every ratio is one of times of the same runs, round by round; smaller is better. In the column of the peak memory
     `fastest` is the smallest.
     """
     cases: dict[tuple[Any, ...], dict[str, Result]] = {}
@@ -107,29 +107,29 @@ def key_ratios(results: Sequence[Result]) -> Sheet:
     groups = dict.fromkeys((r["shape"][0], r["layout"], r["dtype"]) for r in results)
     rows = []
     for name, kind, whose, over in RATIOS:
-        for batch, layout, dtype in groups:
-            row = [name, str(batch), layout, dtype]
+        for group in groups:
+            rivals_of = [
+                rivals
+                for rivals in cases.values()
+                if whose in rivals
+                and rivals[whose]["kind"] == kind
+                and (rivals[whose]["shape"][0], rivals[whose]["layout"], rivals[whose]["dtype"]) == group
+            ]
+            cells = []
             for what in (*TIMES, "peak"):
                 ratios = {}
-                for rivals in cases.values():
-                    own = rivals.get(whose)
-                    if own is None or own["kind"] != kind:
-                        continue
-                    if (own["shape"][0], own["layout"], own["dtype"]) != (batch, layout, dtype):
-                        continue
-                    ratio = _layer_ratio(own, rivals, over, what)
+                for rivals in rivals_of:
+                    ratio = _layer_ratio(rivals[whose], rivals, over, what)
                     if ratio is not None:
-                        ratios[f"{_map(own)}{own['case'].removeprefix('blur') if kind == 'blur' else ''}"] = ratio
-                worst = max(ratios, key=lambda key: ratios[key], default="")
-                row += (
-                    [f"{geometric_mean(ratios.values()):.2f}", f"{ratios[worst]:.2f}", worst] if ratios else ["–"] * 3
-                )
-            if set(row[4:]) != {"–"}:
-                rows.append(row)
-    header = ["time / time", "batch", "layout", "dtype"]
-    for what in ("forward", "forward+backward", "peak memory"):
-        header += [f"{what}: mean", "worst", "at"]
-    return Sheet("Ratios over the shapes of the U-Net; below 1 is faster", header, rows)
+                        place = _map(rivals[whose]) + ("/2" if rivals[whose]["case"] == "blur, stride 2" else "")
+                        ratios[place] = ratio
+                worst = max(ratios, key=lambda place: ratios[place], default="")
+                mean = f"{geometric_mean(ratios.values()):.2f}" if ratios else ""
+                cells.append(f"{mean} ({ratios[worst]:.2f} at {worst})" if ratios else "–")
+            if set(cells) != {"–"}:
+                rows.append([name, *map(str, group), *cells])
+    title = "Time over time: geometric mean over the U-Net's shapes (the worst, and where); below 1 is faster"
+    return Sheet(title, ("ratio", "batch", "layout", "dtype", "forward", "forward+backward", "peak memory"), rows)
 
 
 def layer_details(results: Sequence[Result]) -> Sheet:

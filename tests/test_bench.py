@@ -3,13 +3,14 @@ import math
 import re
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from genstab import InputError
+from genstab import BlurPool2d, InputError
 from genstab.bench import _every_compilation, main, markdown, run
 from genstab.bench_layers import blur_bytes, layer_cases, other_blurs, race, unet_shapes
 from genstab.bench_step import EVERY, contest
@@ -163,6 +164,39 @@ def test_a_layer_that_would_do_other_work_or_fails_is_named():
     assert "Padding size" in out[0]["reason"]
 
 
+class Spy(nn.Module):
+    """A blur that notes what it is given."""
+
+    def __init__(self, seen, *arguments):
+        super().__init__()
+        self.seen, self.arguments, self.blur = seen, arguments, BlurPool2d("bin5", arguments[2])
+
+    def forward(self, x):
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        self.seen.add((*self.arguments, *x.shape, x.dtype, last, torch.is_grad_enabled() and x.requires_grad))
+        return self.blur(x)
+
+
+@pytest.mark.parametrize(("layout", "last"), [("channels_last", True), ("contiguous", False)])
+def test_the_input_is_what_the_result_says(layout, last):
+    seen = set()
+    cases = layer_cases(32, 2, "bin5", {"spy": partial(Spy, seen)})
+    case = next(case for case in cases if case.name == "blur, stride 2")
+    assert case.layers["genstab"]().filter == "bin5"
+    results, out = race(case, 3, layout, "bfloat16", CPU, 0)
+    assert seen == {(2, 5, 2, 3, 2, 32, 32, torch.bfloat16, last, grad) for grad in (True, False)}
+    assert not out
+    assert [r["bytes_moved"]["forward"] for r in results] == [
+        2 * 3 * 2 * n for n in (32**2 + 16**2,) * 2 + (2 * 32**2,)
+    ]
+    assert results[0]["bytes_moved"]["forward_backward"] == 2 * results[0]["bytes_moved"]["forward"]
+
+
+def test_the_source_of_the_network_has_no_gradient():
+    cases = [case for case in layer_cases(32, 2, "tri3", {}) if case.kind == "conv"]
+    assert [case.differentiable for case in cases] == [False, True, True, True, True]
+
+
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
@@ -285,12 +319,32 @@ def test_a_step_trains_both_networks_and_has_its_memory_at_least():
     made = contest(["tri3xpre"], 32, 2, "channels_last", False, CPU)
     parameters = list(made.models["none"].parameters())
     before = [parameter.detach().clone() for parameter in parameters]
+    types = set()
+    made.models["none"].generator.decoder[-1].conv.register_forward_hook(lambda *args: types.add(args[-1].dtype))
     results = race_steps(made, 2, 32, "channels_last", "bfloat16", CPU, 0)
+    assert types == {torch.bfloat16}
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
     assert all(parameter.dtype == torch.float32 for parameter in parameters)
     weights = storage_bytes(parameters)  # and their gradients, and two moments of Adam
     none, tri3 = (result["peak_bytes"] for result in results)
     assert 4 * weights < none < tri3
+
+
+def test_peak_memory_of_a_step_is_that_of_a_step_amid_a_training():
+    made = contest(["tri3xpre"], 32, 2, "channels_last", False, CPU)
+    model = made.models["tri3xpre"]
+    measured = race_steps(made, 1, 32, "channels_last", "float32", CPU, 0)[1]["peak_bytes"]
+    images = {"source": torch.rand(1, 3, 32, 32), "target": torch.rand(1, 3, 32, 32)}
+    moments = [value for optimizer in made.optimizers for state in optimizer.state.values() for value in state.values()]
+    resident = [*model.parameters(), *model.buffers(), *moments, *images.values()]
+
+    def three_steps():
+        for _ in range(3):
+            model.update(images, *made.optimizers)
+
+    for optimizer in made.optimizers:
+        optimizer.zero_grad()
+    assert measured == peak_memory(three_steps, CPU, resident)
 
 
 def test_an_unknown_option_is_named():
@@ -323,8 +377,9 @@ def test_markdown_has_the_numbers_of_the_json(layers):
         if result["contestant"] == "post" and (result["layout"], result["dtype"]) == ("contiguous", "float32")
     ]
     assert len(expected) == 5
-    assert float(post[4]) == pytest.approx(math.prod(expected) ** (1 / 5), abs=6e-3)
-    assert float(post[5]) == pytest.approx(max(expected), abs=6e-3)
+    mean, worst = re.fullmatch(r"([\d.]+) \(([\d.]+) at \d+×\d+×\d+\)", post[4]).groups()
+    assert float(mean) == pytest.approx(math.prod(expected) ** (1 / 5), abs=6e-3)
+    assert float(worst) == pytest.approx(max(expected), abs=6e-3)
     assert report["command"] in text
     assert report["machine"]["processor"] in text
     assert f"torch {torch.__version__}" in text
@@ -352,13 +407,20 @@ def test_key_ratios_by_hand():
         results.append(blur_result("genstab", side, {**ratio, "copy": 7.0}, 100))
         results += [blur_result(name, side, {}, peak) for name, peak in zip(others, (50, 200, 400), strict=True)]
         results.append(blur_result("copy", side, {}, None))
-    rows = {row[0]: row[4:] for row in key_ratios(results).rows}
-    at = "2×8×8, stride 1"
-    assert rows["blur / fastest of the others"][:3] == ["0.71", "1.00", "2×4×4, stride 1"]  # √(0.5 · 1)
-    assert rows["blur / median of the others"][:3] == ["0.50", "1.00", "2×4×4, stride 1"]  # √(0.25 · 1)
-    assert rows["blur / fastest of the others"][6:] == ["2.00", "2.00", at]
-    assert rows["blur / median of the others"][6:] == ["0.50", "0.50", at]
-    assert rows["blur / its bytes at copy speed"][:6] == ["1.00", "1.00", at, "0.50", "0.50", at]
+    rows = {row[0]: list(row[4:]) for row in key_ratios(results).rows}
+    assert rows == {
+        "blur / fastest of the others": [  # √(0.5 · 1), √(2 · 2)
+            "0.71 (1.00 at 2×4×4)",
+            "0.71 (1.00 at 2×4×4)",
+            "2.00 (2.00 at 2×8×8)",
+        ],
+        "blur / median of the others": [  # √(0.25 · 1), √(0.5 · 0.5)
+            "0.50 (1.00 at 2×4×4)",
+            "0.50 (1.00 at 2×4×4)",
+            "0.50 (0.50 at 2×8×8)",
+        ],
+        "blur / its bytes at copy speed": ["1.00 (1.00 at 2×8×8)", "0.50 (0.50 at 2×8×8)", "–"],
+    }
     assert geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(statistics.geometric_mean([1.0, 4.0, 2.0]))
 
 
