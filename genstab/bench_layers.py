@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genstab.blur import BlurPool2d, blur_padding
-from genstab.filters import FILTERS, taps
+from genstab.filters import taps
 from genstab.layers import BlurConv2d, BlurConvTranspose2d, MaxBlurPool2d
 from genstab.timing import Run, compare, interleave, peak_memory
 from genstab.unet import UNet
@@ -169,7 +169,7 @@ def layer_cases(size: int, channels: int, filter: str, blurs: Blurs) -> list[Cas
         for n, side in dict.fromkeys(maps):
             layers: dict[str, Build] = {OWN: partial(BlurPool2d, filter, stride)}
             for name, blur in blurs.items():
-                layers[name] = partial(blur, n, FILTERS[filter], stride)
+                layers[name] = partial(blur, n, taps(filter).numel(), stride)
             layers[COPY] = Copy
             cases.append(Case("blur", f"blur, stride {stride}", n, side, layers))
     for n, out, side, _ in encoder:

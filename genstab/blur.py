@@ -44,6 +44,9 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     if torch.compiler.is_exporting():  # one program for all sizes: what fits the example need not fit every map
         fits = (statically_known_true(fits[0]), statically_known_true(fits[1]))
     if mode == "replicate" or all(fits):
+        if mode == "circular":  # torch's own loses the channels-last order, which costs more than the padding
+            images = torch.cat((images[..., width - left :], images, images[..., :right]), -1)
+            return torch.cat((images[..., height - top :, :], images, images[..., :bottom, :]), -2)
         return F.pad(images, padding, mode=mode)
     images = images.index_select(-2, _padded_index(height, top, bottom, mode, images.device))
     return images.index_select(-1, _padded_index(width, left, right, mode, images.device))

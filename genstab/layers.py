@@ -70,12 +70,18 @@ def periodic(
             last = reach[i] - first
         sides += [first, last]
         sizes.append((input.shape[i - 2] + 2 * padding[i] + over[i] - reach[i] + stride[i] - 1) // stride[i])
-    padded = pad2d(input, (sides[0], sides[1], sides[2], sides[3]), "circular")
-    output = blur_valid2d(window_layer(padded), filters, stride)
-    if not all(f.numel() for f in filters):  # one period: a map larger than that goes on around, a smaller one ends
-        height, width = output.shape[-2:]
-        output = pad2d(output, (0, sizes[0] - width, 0, sizes[1] - height), "circular")
-    return output
+    output = blur_valid2d(window_layer(wrapped(input, sides)), filters, stride)
+    if all(f.numel() for f in filters):
+        return output
+    height, width = output.shape[-2:]  # one period: a map larger than that goes on around, a smaller one ends
+    return wrapped(output, (0, sizes[0] - width, 0, sizes[1] - height))
+
+
+def wrapped(images: Tensor, sides: Sequence[int]) -> Tensor:
+    """Continue images around by (left, right, top, bottom); cut off where that is negative."""
+    left, right, top, bottom = (max(0, side) for side in sides)
+    images = pad2d(images, (left, right, top, bottom), "circular")
+    return F.pad(images, [min(0, side) for side in sides]) if min(sides) < 0 else images
 
 
 class Blurred(nn.Module):
