@@ -14,6 +14,8 @@ from genstab.metrics import ShiftPSNR as ShiftPSNR
 from genstab.metrics import shift_psnr as shift_psnr
 from genstab.patchgan import PatchGAN as PatchGAN
 from genstab.pix2pix import Pix2Pix as Pix2Pix
+from genstab.polyphase import PolyphaseDown2d as PolyphaseDown2d
+from genstab.polyphase import PolyphaseUp2d as PolyphaseUp2d
 from genstab.resnet import ResNetGenerator as ResNetGenerator
 from genstab.surgery import antialias as antialias
 from genstab.surgery import remove_antialias as remove_antialias

@@ -97,10 +97,13 @@ class AntiAlias:
     Args:
         filter: one of `genstab.filters.FILTERS`, or taps of your own, such as `kaiser_taps(cutoff=0.2)`.
         placement: `pre` or `post`.
-        padding_mode: how the blur continues the map beyond its border.
+        padding_mode: how the blur continues the map beyond its border; `circular` makes the whole of a `genstab.UNet`
+            periodic, its convolutions too.
+        polyphase: subsample on a grid that follows the picture, see `genstab.polyphase`; only circular padding keeps
+            what it promises.
 
     Raises:
-        InputError: an unknown filter, placement or padding mode.
+        InputError: an unknown filter, placement or padding mode; `polyphase` with one that is not circular.
 
     >>> AntiAlias("bin5").placement
     'pre'
@@ -109,6 +112,7 @@ class AntiAlias:
     filter: Filter = "tri3"
     placement: str = "pre"
     padding_mode: str = "reflect"
+    polyphase: bool = False
 
     def __post_init__(self) -> None:
         values = taps(self.filter)
@@ -116,3 +120,7 @@ class AntiAlias:
             object.__setattr__(self, "filter", tuple(values.tolist()))
         check_choice("placement", self.placement, PLACEMENTS)
         check_choice("padding_mode", self.padding_mode, PADDING_MODES)
+        if not isinstance(self.polyphase, bool):
+            raise InputError(f"polyphase={self.polyphase!r} is not one of True, False")
+        if self.polyphase and self.padding_mode != "circular":
+            raise InputError(f"padding_mode={self.padding_mode!r} with polyphase=True is not circular")

@@ -90,7 +90,7 @@ class ResNetGenerator(nn.Module):
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
     Raises:
-        InputError: a count below 1, an unknown norm or filter.
+        InputError: a count below 1, an unknown norm or filter, an `antialias` that is polyphase.
 
     >>> ResNetGenerator(1, 3, channels=4, blocks=2, antialias="tri3")(torch.zeros(2, 1, 17, 30)).shape
     torch.Size([2, 3, 17, 30])
@@ -118,6 +118,8 @@ class ResNetGenerator(nn.Module):
             raise InputError(f"dropout={dropout} is not in [0, 1)")
         if not isinstance(antialias, AntiAlias):
             antialias = AntiAlias(filter=antialias or "none")
+        if antialias.polyphase:
+            raise InputError("polyphase=True: ResNetGenerator has reflected borders; only False is possible")
         # What builds this network again from a checkpoint: plain numbers and strings only.
         self.config: dict[str, Any] = {
             **counts,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genstab.blur import BlurPool2d, pad2d
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.filters import AntiAlias
+from genstab.polyphase import PolyphaseDown2d, choose_phases, roll_phases
 
 NORMS = ("batch", "instance", "group", "none")
 
@@ -55,24 +56,37 @@ def crop(images: Tensor, height: int, width: int) -> Tensor:
 
 
 class Down(nn.Module):
-    """Halve the map: 4×4 convolution, norm, LeakyReLU, and the blur before or after them."""
+    """Halve the map: 4×4 convolution, norm, LeakyReLU, and before or after them the blur and the choice of a grid."""
 
     def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
         super().__init__()
-        post = antialias.placement == "post" and antialias.filter != "none"
-        blur = BlurPool2d(antialias.filter, 2 if post else 1, antialias.padding_mode)
+        mode, blurs = antialias.padding_mode, antialias.filter != "none"
+        post = antialias.placement == "post" and (blurs or antialias.polyphase)
         # The padding keeps output i centred at input 2i + 0.5, as the plain layer has it.
-        plain_padding = (0, nn.ZeroPad2d((1, 2, 1, 2))) if post else (1, nn.Identity())
-        padding, zero_pad = plain_padding
-        self.before = zero_pad if post or antialias.filter == "none" else blur
+        wrap = mode == "circular"
+        self.padding = (1, 2, 1, 2) if post else (1, 1, 1, 1) if wrap else (0, 0, 0, 0)
+        self.padding_mode = "circular" if wrap else "zeros"
+        self.phase_before = antialias.polyphase and not post
+        self.before = BlurPool2d(antialias.filter, 1, mode) if blurs and not post else nn.Identity()
+        padding = 0 if any(self.padding) else 1
         self.conv = nn.Conv2d(*channels, 4, stride=1 if post else 2, padding=padding, bias=norm == "none")
         self.norm = norm2d(norm, channels[1])
         self.act = nn.LeakyReLU(0.2)
-        self.after = blur if post else nn.Identity()
+        self.after: nn.Module = nn.Identity()
+        if post:
+            polyphase = antialias.polyphase
+            self.after = PolyphaseDown2d(2, antialias.filter) if polyphase else BlurPool2d(antialias.filter, 2, mode)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', H / 2, W / 2), H and W even."""
-        return self.after(self.act(self.norm(self.conv(self.before(x)))))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, C, H, W) → (N, C', H / 2, W / 2), H and W even, and the phases (N, 2) of a polyphase layer."""
+        x, phases = self.before(x), None
+        if self.phase_before:
+            phases = choose_phases(x)
+            x = roll_phases(x, phases, back=True)  # convolve with stride 2 on the grid of the phase
+        if any(self.padding):
+            x = pad2d(x, self.padding, self.padding_mode)
+        x = self.after(self.act(self.norm(self.conv(x))))
+        return x if isinstance(x, tuple) else (x, phases)
 
 
 class Up(nn.Module):
@@ -80,16 +94,25 @@ class Up(nn.Module):
 
     def __init__(self, channels: tuple[int, int], norm: str, dropout: float, antialias: AntiAlias) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(*channels, 4, stride=2, padding=1, bias=norm == "none")
+        # Around a transposed convolution there are zeros; to wrap, it gets a border that its padding crops.
+        self.wrap = int(antialias.padding_mode == "circular")
+        padding = 1 + 2 * self.wrap
+        self.conv = nn.ConvTranspose2d(*channels, 4, stride=2, padding=padding, bias=norm == "none")
         self.blur: nn.Module = nn.Identity()
         if antialias.filter != "none":
             self.blur = BlurPool2d(antialias.filter, 1, antialias.padding_mode, mirrored=True)
         self.norm = norm2d(norm, channels[1])
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, C', 2H, 2W)."""
-        return self.dropout(self.norm(self.blur(self.conv(F.relu(x)))))
+    def forward(self, x: Tensor, phases: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) → (N, C', 2H, 2W), on the grid that the phases (N, 2) of the encoder say."""
+        x = F.relu(x)
+        if self.wrap:
+            x = pad2d(x, (1, 1, 1, 1), "circular")
+        x = self.blur(self.conv(x))
+        if phases is not None:
+            x = roll_phases(x, phases)
+        return self.dropout(self.norm(x))
 
 
 class UNet(nn.Module):
@@ -98,6 +121,13 @@ class UNet(nn.Module):
     Encoder C64-C128-C256-C512-…, decoder its mirror with skip connections, tanh. As in the paper the outermost and
     the innermost encoder layers have no norm, and the first `levels − 5` decoder layers have dropout. Inputs are
     padded to a multiple of 2^levels by reflection and the output is cropped back.
+
+    With the padding mode `circular` every convolution is periodic too, and in eval mode the network commutes with
+    circular shifts by multiples of 2^levels. With `polyphase` (Chaman and Dokmanić 2021, arXiv 2105.04040) it commutes
+    with every integer circular shift, up to rounding, if H and W are multiples of 2^levels: padded by reflection they
+    are no longer periodic. Pictures that equal their own shift by an odd number of pixels are excepted, see
+    `genstab.polyphase.choose_phases`. Departure from the paper: with the placement `pre` the grid is chosen on the
+    input of each convolution, which then runs with stride 2.
 
     Exported with dynamic axes it becomes one program for every batch size and for every H and W from 2 pixels on. In a
     program of `torch.export`, unlike in ONNX, a map of one pixel stays one of one pixel and the others get no smaller
@@ -170,11 +200,13 @@ class UNet(nn.Module):
             raise InputError(f"UNet: in_channels={self.config['in_channels']}, not a source of {tuple(source.shape)}")
         height, width = source.shape[-2:]
         x = pad_to_multiple(source, 2**self.levels)
-        skips = []
+        skips, grids = [], []
         for down in self.encoder:
-            x = down(x)
+            x, phases = down(x)
             skips.append(x)
-        x = self.decoder[0](skips.pop())
+            grids.append(phases)
+        x = self.decoder[0](skips.pop(), grids.pop())
         for up in self.decoder[1:]:
-            x = up(torch.cat((skips.pop(), x), dim=1))
+            # The same grid for both: `up` before put its output where the input of the level below it was.
+            x = up(torch.cat((skips.pop(), x), dim=1), grids.pop())
         return crop(torch.tanh(x), height, width)

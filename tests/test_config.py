@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -24,7 +25,7 @@ TINY = [
 ]
 TINY_SYNTHETIC = [*TINY, "data.train_images=4", "data.val_images=2", "data.size=32", "data.crop_size=32"]
 GROUPS = {
-    "antialias": ["none", "rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "kaiser", "ideal"],
+    "antialias": ["none", "rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "kaiser", "ideal", "polyphase"],
     "data": ["synthetic", "paired", "facades"],
     "model": ["pix2pix"],
     "trainer": ["default", "cpu", "gpu", "ddp", "ddp_cpu"],
@@ -61,7 +62,7 @@ def test_defaults(tmp_path):
     assert config.logger._target_ == "genstab.loggers.wandb_logger"
 
 
-@pytest.mark.parametrize("filter", GROUPS["antialias"])
+@pytest.mark.parametrize("filter", [option for option in GROUPS["antialias"] if option != "polyphase"])
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_every_filter_reaches_the_generator(tmp_path, filter, placement):
     config = composed(tmp_path, f"antialias={filter}", f"antialias.placement={placement}", *TINY_SYNTHETIC)
@@ -70,6 +71,34 @@ def test_every_filter_reaches_the_generator(tmp_path, filter, placement):
     assert instantiate(config.antialias) == AntiAlias(filter, placement)
     blurs = [module.filter for module in model.generator.modules() if hasattr(module, "filter")]
     assert blurs == ([] if filter == "none" else [filter] * 6)  # three levels down and up
+
+
+@pytest.mark.parametrize("filter", ["none", "tri3"])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_polyphase_reaches_the_generator_with_and_without_a_filter(tmp_path, filter, placement):
+    options = ["antialias=polyphase", f"antialias.filter={filter}", f"antialias.placement={placement}"]
+    config = composed(tmp_path, *options, *TINY_SYNTHETIC)
+    model = instantiate(config.model)
+    assert instantiate(config.antialias) == AntiAlias(filter, placement, "circular", True)
+    assert model.generator.config["antialias"]["polyphase"] is True
+    blurs = [module.filter for module in model.generator.modules() if hasattr(module, "filter")]
+    assert blurs == ([] if filter == "none" else [filter] * 6)
+    model.eval()
+    images = torch.randn(1, 3, 16, 24)
+    torch.testing.assert_close(model(images.roll((3, 5), (2, 3))), model(images).roll((3, 5), (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "tri3-pre-seed1"),
+        (["antialias=none", "antialias.placement=post", "seed=2"], "none-post-seed2"),
+        (["antialias=polyphase"], "polyphase-none-pre-seed1"),
+        (["antialias=polyphase", "antialias.filter=tri3"], "polyphase-tri3-pre-seed1"),
+    ],
+)
+def test_run_names_tell_the_options_apart(tmp_path, options, name):
+    assert composed(tmp_path, *options).run_name == name
 
 
 @pytest.mark.parametrize("option", GROUPS["trainer"])
