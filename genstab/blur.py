@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from genstab.depthwise import depthwise, fits, source_index
 from genstab.errors import InputError, check_choice
 from genstab.filters import PADDING_MODES, Filter, taps
 from genstab.fourier import ideal_lowpass
@@ -16,14 +17,7 @@ from genstab.fourier import ideal_lowpass
 
 def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
     """Return for each padded position the one it is a copy of; any pad, however small the map."""
-    i = torch.arange(-before, size + after, device=device)
-    if mode == "replicate":
-        return i.clamp(0, size - 1)
-    # A reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …; one of a single pixel at once. No branch on the size, and a
-    # tensor to divide by: both for the exporters.
-    period = size if mode == "circular" else torch.sym_max(2 * (size - 1), 1)
-    i = i % torch.full((), period, device=device)
-    return i if mode == "circular" else size - 1 - (i - (size - 1)).abs()
+    return source_index(torch.arange(-before, size + after, device=device), size, mode)
 
 
 def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "reflect") -> Tensor:
@@ -133,6 +127,10 @@ def blur_downsample2d(
     if not all(t.numel() for t in pair):
         return _with_ideal(images, pair, stride, padding_mode, mirrored)
     padding = blur_padding(pair, mirrored)
+    if fits(images, pair):
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        strides = stride if isinstance(stride, tuple) else (stride, stride)
+        return depthwise(images, pair, strides, (padding[2], padding[0]), padding_mode)
     if any(padding):
         images = pad2d(images, padding, padding_mode)
     return blur_valid2d(images, pair, stride)

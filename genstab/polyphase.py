@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genstab.blur import BlurPool2d
 from genstab.errors import InputError, check_counts
+from genstab.filters import Filter
 
 # Components count as tied if their energies are as close as 2^-16: far above the rounding of a convolution.
 TIE = 16
@@ -177,7 +178,7 @@ class PolyphaseDown2d(nn.Module):
     ([[[[0.0, 3.0]]]], [[1, 1]])
     """
 
-    def __init__(self, stride: int = 2, filter: str = "none") -> None:
+    def __init__(self, stride: int = 2, filter: Filter = "none") -> None:
         super().__init__()
         check_counts(stride=stride)
         self.stride = stride
@@ -214,7 +215,7 @@ class PolyphaseUp2d(nn.Module):
     [[[[2.0, 1.0, 2.0, 3.0], [2.0, 1.0, 2.0, 3.0]]]]
     """
 
-    def __init__(self, stride: int = 2, filter: str = "none") -> None:
+    def __init__(self, stride: int = 2, filter: Filter = "none") -> None:
         super().__init__()
         check_counts(stride=stride)
         self.stride = stride

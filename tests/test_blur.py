@@ -1,10 +1,11 @@
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from genstab import BlurPool2d, BlurUnpool2d, InputError
+from genstab import BlurPool2d, BlurUnpool2d, InputError, depthwise
 from genstab.blur import blur2d, blur_downsample2d, blur_upsample2d, pad2d
 from genstab.filters import BINOMIAL, FILTERS, PADDING_MODES, taps
 
@@ -185,3 +186,133 @@ def test_an_impulse_comes_back_where_it_was_through_the_ideal_filter(levels):
     answer = down_and_up(middle, "ideal", levels)
     torch.testing.assert_close(answer, answer.flip(0), rtol=0, atol=1e-12)
     assert answer.argmax() == size // 2
+
+
+def slow_blur(images, rows, columns, strides, mode, mirrored):
+    """The definition: numpy pads, a loop weighs."""
+    (above, below), (left, right) = (
+        ((len(t) - 1) // 2, len(t) // 2)[:: -1 if mirrored else 1] for t in (rows, columns)
+    )
+    height, width = images.shape[-2:]
+    padded = np.pad(images, ((0, 0), (0, 0), (above, below), (left, right)), NUMPY_MODES[mode])
+    sums = sum(
+        rows[i] * columns[j] * padded[..., i : i + height, j : j + width]
+        for i, j in product(range(len(rows)), range(len(columns)))
+    )
+    return sums[..., :: strides[0], :: strides[1]]
+
+
+# Lopsided, so that no transpose and no reversal goes unseen.
+UNEVEN = {n: (torch.arange(1.0, n + 1) ** 2 / sum(i * i for i in range(1, n + 1))).double() for n in (1, 2, 3, 5, 13)}
+# torch itself, where it first meets forward-mode differentiation
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+CHANNELS_LAST = {"memory_format": torch.channels_last}
+
+
+@pytest.fixture(params=["gathered", "convolved"])
+def large_and_small(request, monkeypatch):
+    """Small maps are gathered whole, large ones only at the border: test both on small ones."""
+    monkeypatch.setattr(depthwise, "MOST_TERMS", 2**18 if request.param == "gathered" else 0)
+    depthwise._bags.cache_clear()
+    yield
+    depthwise._bags.cache_clear()
+
+
+@pytest.mark.usefixtures("large_and_small")
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 3), (5, 8), (15, 17)])
+def test_blur_equals_its_definition_in_both_layouts_and_precisions(mode, strides, shape):
+    images = np.random.default_rng(0).standard_normal((2, 3, *shape))
+    for rows, columns, mirrored in product((1, 2, 3, 13), (1, 2, 5, 13), (False, True)):
+        filters = UNEVEN[rows], UNEVEN[columns]
+        expected = slow_blur(images, *(t.numpy() for t in filters), strides, mode, mirrored)
+        for format in (torch.contiguous_format, torch.channels_last):
+            x = torch.tensor(images).contiguous(memory_format=format)
+            y = blur_downsample2d(x, filters, strides, mode, mirrored)
+            np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
+            assert y.is_contiguous(memory_format=format)
+            y = blur_downsample2d(x.float(), filters, strides, mode, mirrored)
+            np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6)
+
+
+@FORWARD_MODE
+@pytest.mark.usefixtures("large_and_small")
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
+@pytest.mark.parametrize("shape", [(1, 2), (5, 4)])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_first_and_second_gradients_are_right_in_both_layouts(mode, stride, shape, format):
+    x = torch.rand(1, 2, *shape, dtype=torch.float64).contiguous(memory_format=format).requires_grad_()
+
+    def blur(images):
+        return blur_downsample2d(images, (UNEVEN[2], UNEVEN[3]), stride, mode)
+
+    assert torch.autograd.gradcheck(blur, (x,), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda images: blur(images).square(), (x,))
+
+
+@FORWARD_MODE
+@pytest.mark.usefixtures("large_and_small")
+def test_functional_transforms_give_the_same_in_both_layouts():
+    x = torch.rand(3, 2, 2, 5, 4, dtype=torch.float64)
+    for images in (x, x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)):
+        layer = BlurPool2d("bin4")
+        torch.testing.assert_close(torch.func.vmap(layer)(images), torch.stack([layer(i) for i in images]))
+        one = images[0]
+        torch.testing.assert_close(torch.func.jacrev(layer)(one), torch.func.jacfwd(layer)(one))
+        value, change = torch.func.jvp(layer, (one,), (images[1],))
+        torch.testing.assert_close(value, layer(one))
+        torch.testing.assert_close(change, layer(images[1]))
+
+
+@pytest.mark.usefixtures("large_and_small")
+def test_blur_in_either_layout_is_differentiable_after_inference_mode_and_deterministic():
+    layer, x = BlurPool2d("tri3", 2), torch.rand(1, 3, 6, 7)
+    expected = layer(x)
+    with torch.inference_mode():  # fills the lists that training meets next
+        torch.testing.assert_close(layer(x.to(**CHANNELS_LAST)), expected)
+    torch.use_deterministic_algorithms(True)
+    try:
+        y = x.to(**CHANNELS_LAST).requires_grad_()
+        gradient = torch.autograd.grad(layer(y).square().sum(), y)[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    plain = x.clone().requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(layer(plain).square().sum(), plain)[0])
+    assert gradient.is_contiguous(**CHANNELS_LAST)
+
+
+@pytest.mark.usefixtures("large_and_small")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_and_autocast_keep_their_type_in_both_layouts(dtype):
+    layer, x = BlurPool2d("bin5", 2), torch.rand(2, 3, 6, 7)
+    for images in (x, x.to(**CHANNELS_LAST)):
+        y = layer(images.to(dtype))
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.float(), layer(x), atol=0.02, rtol=0.02)
+        images.requires_grad_()
+        with torch.autocast("cpu", dtype):
+            y = layer(images)
+        assert y.dtype == dtype
+        (gradient,) = torch.autograd.grad(y.sum(), images)
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(y.float(), layer(x), atol=0.02, rtol=0.02)
+
+
+def test_compiled_and_exported_it_is_the_same_at_any_size():
+    layer = BlurPool2d("tri3", 2)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    images = [torch.rand(2, 3, *size).to(**CHANNELS_LAST) for size in ((8, 9), (7, 12), (5, 6))]
+    sizes = {2: torch.export.Dim("height", min=4), 3: torch.export.Dim("width", min=4)}
+    exported = torch.export.export(layer, (images[0],), dynamic_shapes=(sizes,)).module()
+    for x in images:
+        torch.testing.assert_close(compiled(x), layer(x))
+        torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_trained_taps_get_their_gradient():
+    x = torch.rand(1, 2, 4, 5).to(**CHANNELS_LAST)
+    kernel = taps("tri3").float().requires_grad_()
+    blur2d(x, kernel).sum().backward()
+    assert kernel.grad.abs().sum() > 0

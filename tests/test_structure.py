@@ -9,7 +9,19 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 # A module may import those above its own line, and nothing else of the package.
 FLOORS = [
     ["errors"],
-    ["filters", "shift", "losses", "inference", "batches", "images", "download", "synthetic", "loggers", "timing"],
+    [
+        "filters",
+        "shift",
+        "losses",
+        "inference",
+        "batches",
+        "images",
+        "download",
+        "synthetic",
+        "loggers",
+        "timing",
+        "depthwise",
+    ],
     ["fourier", "protocols", "pairs", "augment"],
     ["blur", "metrics", "data", "report"],
     ["polyphase", "layers"],
