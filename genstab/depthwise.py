@@ -91,7 +91,6 @@ def _is_whole(blur: Blur, count: int) -> bool:
 
 # A network has a size or two a level. Whole maps have the longest lists: 2 MB each.
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # the lists outlive the call, and may be met again in training
 def _bags(blur: Blur, count: int, dtype: torch.dtype, adjoint: bool) -> Bags:
     """Return the sums for `count` maps: all of them, or those that a convolution with zero padding leaves out."""
     whole = _is_whole(blur, count)
