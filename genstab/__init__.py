@@ -9,13 +9,15 @@ from genstab.filters import AntiAlias as AntiAlias
 from genstab.filters import kaiser_taps as kaiser_taps
 from genstab.layers import BlurConv2d as BlurConv2d
 from genstab.layers import BlurConvTranspose2d as BlurConvTranspose2d
-from genstab.layers import MaxBlurPool2d as MaxBlurPool2d
+from genstab.layers import BlurUpsample2d as BlurUpsample2d
 from genstab.metrics import ShiftPSNR as ShiftPSNR
 from genstab.metrics import shift_psnr as shift_psnr
 from genstab.patchgan import PatchGAN as PatchGAN
 from genstab.pix2pix import Pix2Pix as Pix2Pix
 from genstab.polyphase import PolyphaseDown2d as PolyphaseDown2d
 from genstab.polyphase import PolyphaseUp2d as PolyphaseUp2d
+from genstab.pooling import BlurAvgPool2d as BlurAvgPool2d
+from genstab.pooling import MaxBlurPool2d as MaxBlurPool2d
 from genstab.resnet import ResNetGenerator as ResNetGenerator
 from genstab.surgery import antialias as antialias
 from genstab.surgery import remove_antialias as remove_antialias

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from genstab.blur import BlurPool2d, blur_padding
 from genstab.filters import taps
-from genstab.layers import BlurConv2d, BlurConvTranspose2d, MaxBlurPool2d
+from genstab.layers import BlurConv2d, BlurConvTranspose2d
+from genstab.pooling import MaxBlurPool2d
 from genstab.timing import Run, compare, interleave, peak_memory
 from genstab.unet import UNet
 

@@ -20,6 +20,10 @@ NONE = "none"
 _BLURS = [filter for filter in FILTERS if filter != NONE]
 # What `--antialias` takes: FILTERxPLACEMENT, or an option of conf/antialias, whose placement is `pre`.
 EVERY = {NONE: AntiAlias(NONE), **{f"{f}x{p}": AntiAlias(f, p) for f in _BLURS for p in PLACEMENTS}}
+EVERY |= {
+    "polyphase": AntiAlias(NONE, "pre", "circular", True),
+    "polyphasextri3": AntiAlias("tri3", "pre", "circular", True),
+}
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 # A map with more terms than this is convolved; up to it the gather is as fast, and faster where the map is small.
 MOST_TERMS = 2**18
@@ -24,10 +25,11 @@ def source_index(i: Tensor, size: int, mode: str) -> Tensor:
     >>> source_index(torch.arange(-3, 5), 3, "reflect").tolist()
     [1, 2, 1, 0, 1, 2, 1, 0]
     """
-    if mode in ("replicate", "zeros"):
+    # Of a single pixel everything is a copy; inductor fails on the remainder of a division by 1.
+    if mode in ("replicate", "zeros") or statically_known_true(size == 1):
         return i.clamp(0, size - 1)
-    # A reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …; one of a single pixel at once. No branch on the size, and a
-    # tensor to divide by: both for the exporters.
+    # A reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …. No branch on a size that is not known, and a tensor to divide
+    # by: both for the exporters.
     period = size if mode == "circular" else torch.sym_max(2 * (size - 1), 1)
     i = i % torch.full((), period, device=i.device)
     return i if mode == "circular" else size - 1 - (i - (size - 1)).abs()

@@ -14,7 +14,8 @@ from torch import nn
 from genstab.blur import BlurPool2d
 from genstab.errors import InputError
 from genstab.filters import AntiAlias
-from genstab.layers import BlurAvgPool2d, BlurConv2d, BlurConvTranspose2d, Blurred, BlurUpsample2d, MaxBlurPool2d, pair
+from genstab.layers import BlurConv2d, BlurConvTranspose2d, Blurred, BlurUpsample2d, pair
+from genstab.pooling import BlurAvgPool2d, MaxBlurPool2d
 
 BLURRED: dict[type[nn.Module], type[Blurred]] = {
     nn.Conv2d: BlurConv2d,

@@ -275,8 +275,9 @@ def steps(tmp_path_factory):
 
 def test_steps_of_every_option_beside_none(steps):
     report, text = steps
-    filters = ["rect2", "tri3", "bin4", "bin5", "bin6", "bin7"]
+    filters = ["rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "kaiser", "ideal"]
     options = ["none", *(f"{filter}x{placement}" for filter in filters for placement in ("pre", "post"))]
+    options += ["polyphase", "polyphasextri3"]
     found = {}
     for result in report["results"]:
         place = (result["shape"][0], result["layout"], result["dtype"])

@@ -11,7 +11,8 @@ from torch import nn
 
 from genstab import AntiAlias, BlurConv2d, BlurConvTranspose2d, BlurPool2d, MaxBlurPool2d, ResNetGenerator, UNet
 from genstab.filters import FILTERS, PADDING_MODES
-from genstab.layers import BlurAvgPool2d, BlurUpsample2d
+from genstab.layers import BlurUpsample2d
+from genstab.pooling import BlurAvgPool2d
 
 # Each takes two channels; in brackets what is worth a case of its own.
 LAYERS = {

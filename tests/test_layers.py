@@ -8,7 +8,8 @@ from torch import nn
 from genstab import BlurConv2d, BlurConvTranspose2d, InputError, MaxBlurPool2d
 from genstab.blur import blur2d
 from genstab.filters import FILTERS, PADDING_MODES, PLACEMENTS, taps
-from genstab.layers import BlurAvgPool2d, BlurUpsample2d
+from genstab.layers import BlurUpsample2d
+from genstab.pooling import BlurAvgPool2d
 
 FILTERS_THAT_BLUR = [f for f in FILTERS if f != "none"]
 LOCAL_FILTERS = [f for f in FILTERS_THAT_BLUR if f != "ideal"]  # the ideal low-pass sees the border from everywhere

@@ -25,7 +25,7 @@ FLOORS = [
     ["fourier", "protocols", "pairs", "augment"],
     ["blur", "metrics", "data", "report"],
     ["polyphase", "layers"],
-    ["unet"],
+    ["unet", "pooling"],
     ["patchgan", "resnet", "surgery", "bench_layers"],
     ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
     ["checkpoints", "bench_step", "bench_tables"],

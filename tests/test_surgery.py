@@ -17,7 +17,8 @@ from genstab import (
     remove_antialias,
     shift_psnr,
 )
-from genstab.layers import BlurAvgPool2d, Blurred, BlurUpsample2d
+from genstab.layers import Blurred, BlurUpsample2d
+from genstab.pooling import BlurAvgPool2d
 from genstab.surgery import surgery_table
 
 
