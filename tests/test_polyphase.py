@@ -161,7 +161,7 @@ def test_ties_of_every_two_valued_picture_are_broken_the_same_way(low, size):
 
 PICTURES = {
     "rectangle": "........ .####... .####... ........",
-    "two rectangles an odd way apart": "..##..........## ................ ..##..........## ................",
+    "two rectangles a long and odd way apart": "..##...........##............... ................................",
     "stripes of period 4, one of them shorter": "##..##.. ##..##.. ##..##.. ##......",
     "point-symmetric": "..#..... #....... .......# .....#..",
     "its own negative after three": "###...###... ............",
