@@ -84,10 +84,8 @@ def race(
     peaks: dict[str, int | None] = {}
     for name, model in contest.models.items():
         steps[name] = partial(_step, model, contest.optimizers, images, dtype, device)
+        steps[name]()  # makes Adam's state and what the blur keeps, compiles, lets CUDA choose its algorithms
         states = [state for optimizer in contest.optimizers for state in optimizer.state.values()]
-        if not states or compiled or device.type != "cpu":
-            steps[name]()  # makes Adam's state, compiles, lets CUDA choose its algorithms
-            states = [state for optimizer in contest.optimizers for state in optimizer.state.values()]
         moments = [value for state in states for value in state.values()]
         resident = [*model.parameters(), *model.buffers(), *moments, source, target]
         for optimizer in contest.optimizers:

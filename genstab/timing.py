@@ -143,8 +143,6 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 def peak_memory(run: Run, device: torch.device, resident: Iterable[Tensor] = ()) -> int | None:
     """Return the bytes of `resident` tensors and the most that one call of `run` holds beside them.
 
-    It is called twice: what only the first call makes, and then keeps, does not count.
-
     On CUDA the caching allocator keeps the maximum. On a CPU torch's profiler reports each allocation and each release
     of torch's CPU allocator in their order, and their running sum has the peak. That counts what the program asks for,
     to the byte, temporaries inside operators such as reordered weights included, and is the same on every machine
@@ -154,7 +152,6 @@ def peak_memory(run: Run, device: torch.device, resident: Iterable[Tensor] = ())
     >>> peak_memory(lambda: torch.zeros(1000).exp().sum(), torch.device("cpu"))
     8000
     """
-    run()
     held = storage_bytes(resident)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
