@@ -138,7 +138,9 @@ def _convolve(blur: Blur, images: Tensor, adjoint: bool) -> Tensor:
     rows, columns = (torch.tensor(axis.centred(), dtype=images.dtype) for axis in (blur.rows, blur.columns))
     kernel = torch.outer(rows, columns).expand(images.shape[1], 1, -1, -1)
     stride, padding = (blur.rows.stride, blur.columns.stride), (len(rows) // 2, len(columns) // 2)
-    if not adjoint:
+    if stride == (1, 1) and adjoint:  # the transpose of a convolution without a stride is one as well
+        kernel = kernel.flip(-2, -1)
+    if stride == (1, 1) or not adjoint:
         return F.conv2d(images, kernel, None, stride, padding, groups=images.shape[1])
     left_out = tuple((axis.size - 1) % axis.stride for axis in (blur.rows, blur.columns))  # the pixels after the last
     return F.conv_transpose2d(images, kernel, None, stride, padding, left_out, images.shape[1])

@@ -82,6 +82,21 @@ def test_an_impulse_comes_back_where_it_was(filter, placement, levels, odd, monk
     assert abs(place - (first + (block - 1) / 2)) < 0.01
 
 
+@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("levels", range(1, 9))
+def test_on_a_circle_an_impulse_comes_back_where_it_was(filter, placement, levels, monkeypatch):
+    # The place on a circle is the phase of the first wave, also for the ideal filter, whose answer rings all around.
+    block, size = 2**levels, 8 * 2**levels
+    image = torch.zeros(1, 1, block, size, dtype=torch.float64)
+    image[..., 3 * block : 4 * block] = 1e-9
+    network = linear_unet(levels, AntiAlias(filter, placement, "circular"), monkeypatch)
+    row = network(image)[0, 0].sum(0).detach()
+    wave = torch.exp(-2j * torch.pi * torch.arange(size, dtype=torch.float64) / size)
+    place = -(row.to(wave.dtype) @ wave).angle() / (2 * torch.pi) * size % size
+    assert abs(place - (3 * block + (block - 1) / 2)) < 0.01
+
+
 def test_pre_equals_the_blur_right_after_the_convolution_away_from_the_borders():
     from genstab.blur import BlurPool2d
     from genstab.unet import Down
