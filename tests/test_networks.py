@@ -82,11 +82,11 @@ def test_an_impulse_comes_back_where_it_was(filter, placement, levels, odd, monk
     assert abs(place - (first + (block - 1) / 2)) < 0.01
 
 
-@pytest.mark.parametrize("filter", FILTERS)
+@pytest.mark.parametrize("filter", ["tri3", "bin5", "ideal"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("levels", range(1, 9))
 def test_on_a_circle_an_impulse_comes_back_where_it_was(filter, placement, levels, monkeypatch):
-    # The place on a circle is the phase of the first wave, also for the ideal filter, whose answer rings all around.
+    # The answer of the ideal filter rings all around: its place is the phase of the first wave.
     block, size = 2**levels, 8 * 2**levels
     image = torch.zeros(1, 1, block, size, dtype=torch.float64)
     image[..., 3 * block : 4 * block] = 1e-9
