@@ -34,10 +34,10 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
         return F.pad(images, padding)
     height, width = images.shape[-2:]
     spare = 1 if mode == "circular" else 0
-    fits = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
+    room = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
     if torch.compiler.is_exporting():  # one program for all sizes: what fits the example need not fit every map
-        fits = (statically_known_true(fits[0]), statically_known_true(fits[1]))
-    if mode == "replicate" or all(fits):
+        room = (statically_known_true(room[0]), statically_known_true(room[1]))
+    if mode == "replicate" or all(room):
         if mode == "circular":  # torch's own loses the channels-last order, which costs more than the padding
             images = torch.cat((images[..., width - left :], images, images[..., :right]), -1)
             return torch.cat((images[..., height - top :, :], images, images[..., :bottom, :]), -2)
@@ -229,7 +229,7 @@ class BlurPool2d(nn.Module):
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         strides = stride if isinstance(stride, tuple) else (stride, stride)
         if not all(isinstance(step, int) and step > 0 for step in strides):
-            raise InputError(f"stride={stride} is not an integer of at least 1")
+            raise InputError(f"stride={stride!r} is not an integer of at least 1")
         self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
         # Not persistent: plain and anti-aliased checkpoints share their keys.
         self.register_buffer("taps", taps(filter).float(), persistent=False)
