@@ -18,7 +18,7 @@ from genstab.bench_step import EVERY, OPTIONS, contest
 from genstab.bench_step import race as race_steps
 from genstab.bench_tables import Sheet, key_ratios, layer_details, step_table
 from genstab.errors import InputError, check_counts
-from genstab.filters import FILTERS
+from genstab.filters import BINOMIAL, FILTERS
 from genstab.timing import machine
 
 Report = dict[str, Any]
@@ -82,13 +82,15 @@ def _check(options: argparse.Namespace) -> torch.device:
     check_counts(channels=options.channels)
     if options.size < 32 or options.size & (options.size - 1):
         raise InputError(f"size={options.size} is not a power of two of at least 32")
-    if options.seconds < 0:
-        raise InputError(f"seconds={options.seconds} is negative")
+    if not 0 <= options.seconds < float("inf"):
+        raise InputError(f"seconds={options.seconds} is not a number of at least 0")
     if options.threads is not None:
         check_counts(threads=options.threads)
     for path in (options.json, options.markdown):
         if path and not path.absolute().parent.is_dir():
             raise InputError(f"{path}: the folder {path.parent} does not exist")
+        if path and path.is_dir():
+            raise InputError(f"{path} is a folder, not a file")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present[options.device]:
         choices = ", ".join(name for name, there in present.items() if there)
@@ -98,6 +100,9 @@ def _check(options: argparse.Namespace) -> torch.device:
 
 def _layers(options: argparse.Namespace, device: torch.device) -> Report:
     blurs, missing = other_blurs(options.against)
+    if options.filter not in BINOMIAL:
+        missing |= dict.fromkeys(blurs, f"has no filter {options.filter}")
+        blurs = {}
     every = layer_cases(options.size, options.channels, options.filter, blurs)
     cases = [case for case in every if case.kind in options.only]
     places = [(b, layout, dtype) for b in options.batch for layout in options.layout for dtype in options.dtype]

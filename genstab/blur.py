@@ -1,7 +1,8 @@
 """Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2).
 
 The functions take taps, as `genstab.filters.taps` gives them: one tensor, or a pair for rows and for columns. An empty
-tensor is the ideal low-pass of `genstab.fourier`, cut at half the Nyquist frequency.
+tensor is the ideal low-pass of `genstab.fourier`, cut at the Nyquist frequency of the new grid, and where there is none
+(stride 1) at half of the old one.
 """
 
 import torch
@@ -86,8 +87,29 @@ def _with_ideal(
         if axis_taps.numel():
             images = blur_downsample2d(images, local_taps, local_step, padding_mode, mirrored)
         else:
-            images = ideal_lowpass(images, dim, stride=step, padding_mode=padding_mode)
+            images = ideal_lowpass(images, dim, max(2, step), step, padding_mode=padding_mode)
     return images
+
+
+def _pairs(
+    images: Tensor, taps: Tensor | tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Check what the functions are given; return taps and strides of rows and of columns."""
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    if not (images.is_floating_point() or images.is_complex()):
+        raise InputError(f"images of {images.dtype} cannot be blurred: make them floating-point numbers")
+    pair = taps if isinstance(taps, tuple) else (taps, taps)
+    if len(pair) != 2 or not all(isinstance(t, Tensor) and t.dim() == 1 for t in pair):
+        got = f"a tensor of shape {tuple(taps.shape)}" if isinstance(taps, Tensor) else repr(taps)
+        raise InputError(f"taps={got} is not a 1-D tensor, as `genstab.filters.taps` makes it, nor a pair of them")
+    return pair, _strides(stride)
+
+
+def _strides(stride: int | tuple[int, int]) -> tuple[int, int]:
+    steps = tuple(stride) if isinstance(stride, tuple | list) else (stride, stride)
+    if len(steps) != 2 or not all(isinstance(step, int) and step > 0 and step is not True for step in steps):
+        raise InputError(f"stride={stride!r} is not an integer of at least 1 or a pair of them")
+    return steps
 
 
 def blur2d(
@@ -123,17 +145,15 @@ def blur_downsample2d(
     >>> blur_downsample2d(torch.tensor([[[[0., 0., 1., 0., 0.]]]]), taps("bin5").float()).flatten()
     tensor([0.1250, 0.3750, 0.1250])
     """
-    pair = taps if isinstance(taps, tuple) else (taps, taps)
+    pair, strides = _pairs(images, taps, stride, padding_mode)
     if not all(t.numel() for t in pair):
-        return _with_ideal(images, pair, stride, padding_mode, mirrored)
+        return _with_ideal(images, pair, strides, padding_mode, mirrored)
     padding = blur_padding(pair, mirrored)
     if fits(images, pair):
-        check_choice("padding_mode", padding_mode, PADDING_MODES)
-        strides = stride if isinstance(stride, tuple) else (stride, stride)
         return depthwise(images, pair, strides, (padding[2], padding[0]), padding_mode)
     if any(padding):
         images = pad2d(images, padding, padding_mode)
-    return blur_valid2d(images, pair, stride)
+    return blur_valid2d(images, pair, strides)
 
 
 def blur_upsample2d(
@@ -153,14 +173,13 @@ def blur_upsample2d(
     Shape: (N, C, H, W) or (C, H, W) → (N, C, stride · H, stride · W).
 
     Raises:
-        InputError: a filter that leaves some of the new pixels without any light, such as one with fewer taps than
-            `stride`.
+        InputError: fewer taps than `stride`, which leaves some of the new pixels without light; taps, strides or
+            images that cannot be.
 
     >>> blur_upsample2d(torch.tensor([[[[0., 4.]]]]), taps("tri3").float())[0, 0, 0].tolist()
     [0.0, 2.0, 4.0, 2.0]
     """
-    pair = taps if isinstance(taps, tuple) else (taps, taps)
-    steps = stride if isinstance(stride, tuple) else (stride, stride)
+    pair, steps = _pairs(images, taps, stride, padding_mode)
     for dim, axis_taps, step in zip((-2, -1), pair, steps, strict=True):
         if not axis_taps.numel():
             images = ideal_lowpass(images, dim, step, up=step, padding_mode=padding_mode)
@@ -227,9 +246,7 @@ class BlurPool2d(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("padding_mode", padding_mode, PADDING_MODES)
-        strides = stride if isinstance(stride, tuple) else (stride, stride)
-        if not all(isinstance(step, int) and step > 0 for step in strides):
-            raise InputError(f"stride={stride!r} is not an integer of at least 1")
+        _strides(stride)
         self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
         # Not persistent: plain and anti-aliased checkpoints share their keys.
         self.register_buffer("taps", taps(filter).float(), persistent=False)
@@ -269,7 +286,7 @@ class BlurUnpool2d(BlurPool2d):
         mirrored: bool = True,
     ) -> None:
         super().__init__(filter, stride, padding_mode, mirrored)
-        for step in stride if isinstance(stride, tuple) else (stride,):
+        for step in _strides(stride):
             if self.taps.numel() and (self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6):
                 raise InputError(f"stride={stride}: filter={filter!r} leaves some of the new pixels without light")
 

@@ -110,7 +110,9 @@ def _input_errors() -> Iterator[None]:
         while cause is not None:
             if isinstance(cause, InputError):
                 raise cause from error.__cause__
-            if isinstance(cause, MisconfigurationException | MissingMandatoryValue):
+            # An argument that a constructor does not have is a misspelt option.
+            misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
+            if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(_one_line(cause)) from error
             cause = cause.__cause__
         raise

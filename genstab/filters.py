@@ -7,7 +7,7 @@ from math import comb, pi
 import torch
 from torch import Tensor
 
-from genstab.errors import InputError, check_choice, check_counts
+from genstab.errors import InputError, check_choice
 
 # The paper tests rect2, tri3 and bin5; a row of Pascal's triangle gives each of them.
 BINOMIAL = {"none": 1, "rect2": 2, "tri3": 3, "bin4": 4, "bin5": 5, "bin6": 6, "bin7": 7}
@@ -52,23 +52,25 @@ def taps(filter: Filter) -> Tensor:
 def kaiser_taps(size: int = 13, cutoff: float = 0.25, half_width: float = (2**0.5 - 1) / 4) -> tuple[float, ...]:
     """Return the taps of a sinc under a Kaiser window, sum 1 (Karras 2021, arXiv 2106.12423, section 3.1, appendix C).
 
-    The gain is 1/2 at `cutoff` and falls from pass band to stop band between `cutoff − half_width` and
-    `cutoff + half_width`, all in cycles per pixel of the larger map; the size and that width determine the window.
+    The gain is about 1/2 at `cutoff` (exactly at 1/4) and falls from pass band to stop band between
+    `cutoff − half_width` and `cutoff + half_width`, all in cycles per pixel of the larger map; the size and that width
+    determine the window.
     The defaults halve the resolution: the new Nyquist frequency is 1/4. An odd size has a centre pixel.
 
-    A departure from StyleGAN3: taps at even and at odd distances from the centre sum to 1/2 each. That changes them by
-    less than the ripple of the stop band, and makes the gain at the Nyquist frequency exactly 0.
+    A departure from StyleGAN3: taps at even and at odd distances from the centre sum to 1/2 each. That changes each tap
+    by about what the gain at the Nyquist frequency would be, and makes that exactly 0.
 
     Raises:
-        InputError: fewer than two taps; a transition band that does not lie within (0, 0.5).
+        InputError: fewer than 2 taps or more than 1000; a transition band that does not lie within 0 to 0.5.
 
     >>> [round(tap, 3) for tap in kaiser_taps(7)]
     [-0.069, 0.0, 0.319, 0.5, 0.319, 0.0, -0.069]
     """
-    check_counts(size=size)
-    if size < 2:
-        raise InputError(f"size={size} is not an integer of at least 2")
-    if not 0 < half_width <= min(cutoff, 0.5 - cutoff):
+    if not isinstance(size, int) or not 2 <= size <= 1000:
+        raise InputError(f"size={size!r} is not an integer from 2 to 1000")
+    if not all(isinstance(number, int | float) for number in (cutoff, half_width)):
+        raise InputError(f"cutoff={cutoff!r}, half_width={half_width!r} are not two numbers")
+    if not 0 < half_width <= min(cutoff, 0.5 - cutoff) + 1e-9:
         raise InputError(
             f"cutoff={cutoff}, half_width={half_width}: the band cutoff ± half_width does not lie within 0 to 0.5"
         )

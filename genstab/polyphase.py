@@ -23,10 +23,18 @@ LAGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def check_stride(images: Tensor, stride: int) -> None:
-    """Raise an `InputError` unless the polyphase components of (…, H, W) all have one size."""
+    """Raise an `InputError` unless these are (N, C, H, W), and their polyphase components all have one size."""
+    if images.dim() != 4:
+        raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W)")
     height, width = images.shape[-2:]
     if height % stride or width % stride:
         raise InputError(f"stride={stride} does not divide a map of {height}×{width}: its components differ in size")
+
+
+def check_phases(images: Tensor, phases: Tensor) -> None:
+    """Raise an `InputError` unless there is a phase for each image."""
+    if phases.dim() != 2 or phases.shape[0] != images.shape[0] or phases.shape[1] != 2:
+        raise InputError(f"phases of shape {tuple(phases.shape)} are not (N, 2) for {images.shape[0]} images")
 
 
 def of_components(values: Tensor, stride: int) -> Tensor:
@@ -41,23 +49,29 @@ def picture_as_seen(images: Tensor) -> Tensor:
     d = 1, 2, 4, … along the rows, and the same down the columns, each pixel a and the one that is d away, b, become
     (own a + 2 b + (14 − own) a b) / 16: after k steps a pixel has seen 2^k, and as no step treats a and b alike, and
     none is linear, two pixels that see different pictures get different numbers. `own` falls with d, so what is far
-    away counts less. All of it is integer arithmetic in units of 2^-13, the same at every pixel.
+    away counts less. After each step the largest number is 1 again, or a small thing in a large picture would fade
+    away. All of it is integer arithmetic in units of 2^-13, the same at every pixel and for every size.
 
     Shape: (N, C, H, W), values in [−1, 1] → (N, H, W), int32, up to 2^13.
 
     >>> picture_as_seen(torch.tensor([[[[0., 0., 1., 1.]]]])).flatten().tolist()
-    [1024, 1520, 5120, 3824]
+    [1638, 2432, 8192, 6118]
     """
-    channels, height, width = images.shape[1:]
+    channels = images.shape[1]
     weights = (torch.arange(channels, device=images.device) * 7 % 16 + 1) * 2**16
     mixed = (images * weights.to(images)[:, None, None]).to(torch.int64).sum(1)
     mixed = mixed - mixed.amin((1, 2), keepdim=True)
     seen = ((mixed << 13) // mixed.amax((1, 2), keepdim=True).clamp_min(1)).to(torch.int32)
-    for dim, size in ((-1, width), (-2, height)):
+    exporting = torch.compiler.is_exporting()
+    for dim in (-1, -2):
         for k, lag in enumerate(LAGS):
-            if lag < size:
-                far, own = torch.roll(seen, -lag, dim), 12 + dim - k
-                seen = torch.add(seen * (far * (14 - own) + (own << 13)), far, alpha=2 << 13) >> 17
+            if not exporting and lag >= seen.shape[dim]:
+                break  # it would go around
+            far, own = torch.roll(seen, -lag, dim), 12 + dim - k
+            mixed = torch.add(seen * (far * (14 - own) + (own << 13)), far, alpha=2 << 13) >> 17
+            mixed = (mixed << 13) // mixed.amax((1, 2), keepdim=True).clamp_min(1)
+            # An exported program has no branch on the size.
+            seen = torch.where(torch.full((), seen.shape[dim]) > lag, mixed, seen) if exporting else mixed
     return seen
 
 
@@ -136,6 +150,7 @@ def polyphase_downsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> T
     """
     check_counts(stride=stride)
     check_stride(images, stride)
+    check_phases(images, phases)
     images = pick([images[..., p::stride, :] for p in range(stride)], phases[:, 0])
     return pick([images[..., p::stride] for p in range(stride)], phases[:, 1])
 
@@ -152,6 +167,7 @@ def polyphase_upsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> Ten
     [[[[0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 7.0, 0.0]]]]
     """
     check_counts(stride=stride)
+    check_phases(images, phases)
     for axis, dim in enumerate((-2, -1)):
         where = phases[:, axis, None, None, None]
         images = torch.stack([torch.where(where == p, images, 0) for p in range(stride)], dim).flatten(dim - 1, dim)
@@ -199,7 +215,7 @@ class PolyphaseUp2d(nn.Module):
     """Put the pixels that `PolyphaseDown2d` kept back at their phases, then blur circularly.
 
     Departure from the paper: a blur is followed by a gain of stride², which makes up for the zeros between the pixels.
-    So a constant stays, and `tri3` with stride 2 interpolates linearly. Even filters are mirrored, so that they take
+    So with stride 2 a constant stays, and `tri3` interpolates linearly. Even filters are mirrored, so that they take
     back the half pixel by which those of `PolyphaseDown2d` moved the picture.
 
     Args:

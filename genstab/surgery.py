@@ -13,9 +13,10 @@ from torch import nn
 
 from genstab.blur import BlurPool2d
 from genstab.errors import InputError
-from genstab.filters import AntiAlias
+from genstab.filters import AntiAlias, Filter
 from genstab.layers import BlurConv2d, BlurConvTranspose2d, Blurred, BlurUpsample2d, pair
 from genstab.pooling import BlurAvgPool2d, MaxBlurPool2d
+from genstab.unet import Down
 
 BLURRED: dict[type[nn.Module], type[Blurred]] = {
     nn.Conv2d: BlurConv2d,
@@ -93,7 +94,7 @@ def swap(module: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
 
 def antialias(
     module: nn.Module,
-    filter: str = "tri3",
+    filter: Filter = "tri3",
     placement: str = "pre",
     include: Patterns = None,
     exclude: Patterns = None,
@@ -109,7 +110,7 @@ def antialias(
 
     Args:
         module: any network, or a single layer.
-        filter: one of `genstab.filters.FILTERS`.
+        filter: one of `genstab.filters.FILTERS`, or taps of your own.
         placement: `pre` or `post`, of the convolutions; see `genstab.BlurConv2d`.
         include: glob patterns of qualified names, as in `module.named_modules()`; `*` goes across dots. None is all.
         exclude: the same; it wins over `include`.
@@ -137,6 +138,8 @@ def antialias(
             continue
         if isinstance(layer, BlurPool2d):
             raise InputError(f"antialias: {names[0] or 'the module'} is a BlurPool2d: anti-aliased by hand; exclude it")
+        if isinstance(layer, Down) and layer.polyphase:
+            raise InputError(f"antialias: {names[0]} samples on the picture's own grid, which a blur would break")
         if isinstance(layer, Blurred):
             done = True
         elif resamples(layer):

@@ -66,6 +66,7 @@ class Down(nn.Module):
         wrap = mode == "circular"
         self.padding = (1, 2, 1, 2) if post else (1, 1, 1, 1) if wrap else (0, 0, 0, 0)
         self.padding_mode = "circular" if wrap else "zeros"
+        self.polyphase = antialias.polyphase
         self.phase_before = antialias.polyphase and not post
         self.before = BlurPool2d(antialias.filter, 1, mode) if blurs and not post else nn.Identity()
         padding = 0 if any(self.padding) else 1

@@ -79,6 +79,18 @@ def test_bad_stride():
         BlurPool2d(stride=0)
     with pytest.raises(InputError, match=r"stride=\(2, 0\)"):
         BlurPool2d(stride=(2, 0))
+    x = torch.zeros(1, 1, 4, 4)
+    for function in (blur_downsample2d, blur_upsample2d):
+        for stride in (0, -2, 2.0, True, (2, 0), (2, 2, 2)):
+            with pytest.raises(InputError, match=r"stride=.* is not an integer of at least 1 or a pair of them"):
+                function(x, taps("tri3"), stride)
+        for bad in ("tri3", [1, 2, 1], (taps("tri3"),), torch.ones(2, 2)):
+            with pytest.raises(InputError, match=r"taps=.* is not a 1-D tensor"):
+                function(x, bad)
+        with pytest.raises(InputError, match=r"images of torch\.uint8 cannot be blurred"):
+            function(x.byte(), taps("tri3"))
+        with pytest.raises(InputError, match="padding_mode='foo' is not one of reflect"):
+            function(x, taps("none"), 1, "foo")
     with pytest.raises(InputError, match="stride=3: filter='rect2' leaves some of the new pixels without light"):
         BlurUnpool2d("rect2", 3)
     with pytest.raises(InputError, match="leaves some of the new pixels without light"):

@@ -11,6 +11,7 @@ from genstab import (
     BlurConvTranspose2d,
     BlurPool2d,
     MaxBlurPool2d,
+    PolyphaseDown2d,
     ResNetGenerator,
     UNet,
     antialias,
@@ -203,3 +204,20 @@ def test_with_named_axes_and_a_smallest_size():
     torch.testing.assert_close(program.module()(x), network(x))
     with pytest.raises(AssertionError, match=r"Guard failed: .*size\(\)\[2\] >= 6"):
         program.module()(torch.randn(1, 2, 5, 6))
+
+
+def test_polyphase_follows_label_maps_of_every_size():
+    # Ties, which noise has none of: rectangles of even sides, the same in every component.
+    network = with_lively_weights(UNet(2, 2, 4, 3, antialias=AntiAlias("tri3", "pre", "circular", True)))
+    bank = with_lively_weights(Bank([PolyphaseDown2d(), network]))
+    program = exported(bank, (2, 2, 24, 40))
+    for run in (onnx_function(program), program.module()):
+        for size in ((16, 16), (32, 48), (64, 64), (160, 136)):
+            x = -torch.ones(2, 2, *size)
+            x[0, :, 4:8, 2:8], x[1, :, 3:5, 9:13], x[1, :, 11:13, 3:5] = 1, 1, 1
+            with torch.no_grad():
+                (kept, phases), output = bank(x)
+                found = run(x)
+            flat = [found[0][0], found[0][1], found[1]] if len(found) == 2 else found
+            for expected, actual in zip((kept, phases, output), flat, strict=True):
+                assert (expected - actual).abs().max() < 1e-4, size

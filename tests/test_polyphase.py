@@ -476,3 +476,24 @@ def test_load_generator_brings_it_back(tmp_path):
 def test_bad_arguments_are_named(build, message):
     with pytest.raises(InputError, match=message):
         build()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (128, 128), (256, 80), (512, 160)])
+@pytest.mark.parametrize("background", [-1.0, 0.0])
+def test_a_small_thing_in_a_large_picture_takes_its_grid_with_it(size, background):
+    images = torch.full((3, 3, *size), background)
+    images[0, :, 10:12, 10:12] = 1  # every component has the same share of each of these
+    images[1, :, 20:26, 30:36] = 1
+    images[2, :, 4:6, 4:6] = images[2, :, 40:44, 50:58] = 1
+    phases = choose_phases(images)
+    for shift in ((0, 1), (1, 0), (1, 1), (3, 5), (size[0] // 2 + 1, size[1] - 1)):
+        assert torch.equal(choose_phases(rolled(images, shift)), moved(phases, shift))
+
+
+def test_what_is_no_batch_of_images_or_phases_is_named():
+    with pytest.raises(InputError, match=r"images of shape \(3, 4, 4\) are not \(N, C, H, W\)"):
+        PolyphaseDown2d()(torch.zeros(3, 4, 4))
+    phases = torch.zeros(1, 2, dtype=torch.long)
+    for function in (polyphase_downsample2d, polyphase_upsample2d):
+        with pytest.raises(InputError, match=r"phases of shape \(1, 2\) are not \(N, 2\) for 3 images"):
+            function(torch.zeros(3, 1, 4, 4), phases)

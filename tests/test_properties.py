@@ -85,7 +85,8 @@ def test_module_is_function(height, width, stride, filter, mode, mirrored, seed)
     y = BlurPool2d(filter, stride, mode, mirrored)(x)
     assert torch.equal(y, blur_downsample2d(x, weights, stride, mode, mirrored))
     assert torch.equal(y[0], blur_downsample2d(x[0], weights, stride, mode, mirrored))  # without a batch
-    torch.testing.assert_close(blur2d(x, weights, mode, mirrored)[..., :1, :1], y[..., :1, :1])
+    if filter != "ideal":  # which depends on the stride
+        torch.testing.assert_close(blur2d(x, weights, mode, mirrored)[..., :1, :1], y[..., :1, :1])
 
 
 @some
@@ -195,4 +196,4 @@ def test_errors_name_argument_value_and_choices(kind):
 def test_a_stride_that_is_none_is_named(stride):
     with pytest.raises(InputError) as caught:
         BlurPool2d(stride=stride)
-    assert str(caught.value) == f"stride={stride} is not an integer of at least 1"
+    assert str(caught.value) == f"stride={stride!r} is not an integer of at least 1 or a pair of them"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from genstab import (
+    AntiAlias,
     BlurConv2d,
     BlurConvTranspose2d,
     BlurPool2d,
@@ -328,3 +329,9 @@ def test_a_mended_network_moves_with_its_input(placement):
     lost = 20 * torch.log10(contrast / network(images).std((2, 3)).mean())
     assert (mended - plain).mean() - lost > 3
     assert torch.equal(shift_psnr(remove_antialias(network), images, shifts), plain)
+
+
+def test_a_polyphase_network_is_left_alone():
+    network = UNet(channels=2, levels=2, antialias=AntiAlias("none", "pre", "circular", True))
+    with pytest.raises(InputError, match=r"encoder\.0 samples on the picture's own grid"):
+        antialias(network)
