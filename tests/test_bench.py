@@ -463,6 +463,7 @@ def test_arguments_that_are_none(arguments, message, capsys):
         (["layers", "--batch", "0"], "batch=0 is not an integer of at least 1"),
         (["layers", "--size", "48"], "size=48 is not a power of two of at least 32"),
         (["layers", "--threads", "0"], "threads=0 is not an integer of at least 1"),
+        (["layers", "--json", "."], ". is a folder, not a file"),
         (["layers", "--seconds", "-1"], "seconds=-1.0 is not a number of at least 0"),
         (["layers", "--json", "nowhere/a.json"], "nowhere/a.json: the folder nowhere does not exist"),
     ],

@@ -31,6 +31,7 @@ def genstab(monkeypatch, *arguments):
             ["antialias=tri9"],
             "genstab: .*Could not find 'antialias/tri9'.*bin4 bin5 bin6 bin7 ideal kaiser none polyphase rect2 tri3",
         ),
+        (["+antialias.foo=1"], "genstab: .*unexpected keyword argument 'foo'"),
         (["data.sise=32"], "genstab: Could not override 'data.sise'"),
         (["trainer.max_epochs=["], "genstab: no viable alternative at input"),
         (["ckpt_path=nowhere.ckpt"], "genstab: ckpt_path=nowhere.ckpt does not exist"),
