@@ -224,7 +224,7 @@ def race(
     left_out = []
     expected: torch.Size | None = None
     for name, build in case.layers.items():
-        layer = build().to(device, DTYPES[dtype]).to(memory_format=memory_format)  # type: ignore[call-overload]
+        layer = build().to(device, DTYPES[dtype]).to(memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
         if compiled and name != COPY:
             layer.compile()
         try:

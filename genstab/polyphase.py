@@ -50,7 +50,7 @@ def picture_as_seen(images: Tensor) -> Tensor:
     (own a + 2 b + (14 − own) a b) / 16: after k steps a pixel has seen 2^k, and as no step treats a and b alike, and
     none is linear, two pixels that see different pictures get different numbers. `own` falls with d, so what is far
     away counts less. After each step the largest number is 1 again, or a small thing in a large picture would fade
-    away. All of it is integer arithmetic in units of 2^-13, the same at every pixel and for every size.
+    away. All of it is integer arithmetic in units of 2^-13, the same at every pixel.
 
     Shape: (N, C, H, W), values in [−1, 1] → (N, H, W), int32, up to 2^13.
 
@@ -71,7 +71,8 @@ def picture_as_seen(images: Tensor) -> Tensor:
             mixed = torch.add(seen * (far * (14 - own) + (own << 13)), far, alpha=2 << 13) >> 17
             mixed = (mixed << 13) // mixed.amax((1, 2), keepdim=True).clamp_min(1)
             # An exported program has no branch on the size.
-            seen = torch.where(torch.full((), seen.shape[dim]) > lag, mixed, seen) if exporting else mixed
+            size = torch.full((), seen.shape[dim], device=seen.device)
+            seen = torch.where(size > lag, mixed, seen) if exporting else mixed
     return seen
 
 
