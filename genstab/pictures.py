@@ -7,16 +7,14 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from tqdm import tqdm
 
 from genstab.batches import source_of
 from genstab.errors import check_counts
+from genstab.exhibits import measure_map, shift_panel, write_exhibits
 from genstab.inference import inference, submodule
 from genstab.loggers import log_image, log_video
-from genstab.metrics import shift_psnr
-from genstab.protocols import shift_pairs
-from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
-from genstab.shift import Shift, grid_shifts, parse_shifts, roll
+from genstab.report import picture_table
+from genstab.shift import Shift, parse_shifts
 
 
 class ShiftPictures(Callback):
@@ -58,6 +56,7 @@ class ShiftPictures(Callback):
         self.source_key, self.generator = source_key, generator
         self.source: Tensor | None = None
         self.target: Tensor | None = None
+        self.decibels: dict[Shift, float] = {}
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -75,31 +74,18 @@ class ShiftPictures(Callback):
             target = batch.get("target") if isinstance(batch, Mapping) else None
             self.target = None if target is None else target[: self.images].detach().clone()
 
-    def samples(self, pl_module: LightningModule, source: Tensor) -> dict[str, Tensor]:
-        """Return the columns source, output and target, each (N, C, H, W)."""
-        with inference(submodule(pl_module, self.generator)) as generate:
-            columns = {"source": source, "output": generate(source)}
-        return columns if self.target is None else {**columns, "target": self.target}
-
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both panels."""
         if trainer.sanity_checking or self.source is None:
             return
         with inference(submodule(pl_module, self.generator)) as generate:
-            pairs = shift_pairs(generate, self.source, [self.shift], "circular")
-            _, shifted_output, output_of_shifted, _ = next(pairs)
-        # black where they agree; four times as strong, so that 25 dB can be seen
-        difference = 4 * (shifted_output - output_of_shifted).abs().mean(1, keepdim=True) - 1
+            samples = {"source": self.source, "output": generate(self.source)}
+            panels = {
+                "samples": samples if self.target is None else {**samples, "target": self.target},
+                "shift": shift_panel(generate, self.source, self.shift),
+            }
         step = _step(trainer)
-        panels = {
-            "samples": self.samples(pl_module, self.source),
-            "shift": {
-                "G(shifted source)": output_of_shifted,
-                "shifted G(source)": shifted_output,
-                "difference × 4": difference,
-            },
-        }
         for logger in trainer.loggers:
             for key, columns in panels.items():
                 log_image(logger, key, picture_table(columns), step)
@@ -110,34 +96,15 @@ class ShiftPictures(Callback):
         if self.source is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_picture(picture_table(self.samples(pl_module, self.source)), self.folder / "samples.png")
         generator = submodule(pl_module, self.generator)
         images = self.source[: self.map_images]
-        reach = min(self.reach, *(side - 1 for side in images.shape[-2:]))  # a whole turn is no shift
-        shifts = grid_shifts(reach)
-        decibels: dict[Shift, float] = {}
-        for row in tqdm(range(-reach, reach + 1), "shift map", leave=False):
-            in_row = [shift for shift in shifts if shift[0] == row]
-            means = shift_psnr(generator, images, in_row).mean(1).tolist()
-            decibels.update(zip(in_row, means, strict=True))
-        heat_map = shift_map(decibels, f"circular, {len(images)} images")
-        save_picture(heat_map, self.folder / "shift_map.png")
-        save_film(self.film(pl_module, self.source[:1]), self.folder / "shift.gif")
+        self.decibels = measure_map(generator, images, self.reach)
+        title = f"circular, {len(images)} images"
+        pictures = write_exhibits(self.folder, generator, self.source, self.target, self.decibels, title, self.frames)
         step = _step(trainer)
         for logger in trainer.loggers:
-            log_image(logger, "shift_map", heat_map, step)
+            log_image(logger, "shift_map", pictures["shift_map"], step)
             log_video(logger, "shift_film", self.folder / "shift.gif", step)
-
-    def film(self, pl_module: LightningModule, image: Tensor) -> list[Picture]:
-        """Return the frames for one image (1, C, H, W): the sliding source, its output, and the output moved back."""
-        frames = []
-        with inference(submodule(pl_module, self.generator)) as generate:
-            for dx in range(self.frames):
-                moved = roll(image, (0, dx))[0]
-                output = generate(moved)
-                back = roll(output, (0, -dx))[0]
-                frames.append(picture_table({"source": moved, "output": output, "output moved back": back}))
-        return frames
 
 
 def _step(trainer: Trainer) -> int:

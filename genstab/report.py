@@ -55,7 +55,9 @@ def picture_table(columns: Mapping[str, Tensor]) -> Picture:
 
 
 def shift_map(decibels: Mapping[tuple[int, int], float], title: str = "") -> Picture:
-    """Draw shift PSNR over (Δh, Δw) as a heat map; the zero shift is left white.
+    """Draw shift PSNR over (Δh, Δw) as a heat map, the zero shift left white, and along both axes and the diagonal.
+
+    The distance between the peaks is the period of the aliasing: 2 pixels for features subsampled once, 4 for twice, …
 
     Shape: {(dy, dx): dB} → (height, width, 3), uint8.
     """
@@ -63,13 +65,21 @@ def shift_map(decibels: Mapping[tuple[int, int], float], title: str = "") -> Pic
     values = np.full((2 * reach + 1, 2 * reach + 1), np.nan)
     for (dy, dx), value in decibels.items():
         values[dy + reach, dx + reach] = value
-    figure = Figure(figsize=(5.6, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.2), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, lines = figure.subplots(1, 2, width_ratios=(1.15, 1))
     edge = reach + 0.5
     picture = axes.imshow(values, extent=(-edge, edge, edge, -edge), cmap="viridis", interpolation="nearest")
     axes.set(xlabel="Δw, pixels", ylabel="Δh, pixels", title=title)
     figure.colorbar(picture, label="shift PSNR, dB")
+    for name, (dy, dx), style in (("Δw", (0, 1), "o-"), ("Δh", (1, 0), "s--"), ("diagonal", (1, 1), "^:")):
+        along = {d: decibels[d * dy, d * dx] for d in range(1, reach + 1) if (d * dy, d * dx) in decibels}
+        lines.plot(list(along), list(along.values()), style, label=name, markersize=4)
+    lines.set(xlabel="shift, pixels", ylabel="shift PSNR, dB", title="along the axes and the diagonal")
+    for axis in (axes.xaxis, axes.yaxis, lines.xaxis):
+        axis.get_major_locator().set_params(integer=True)
+    lines.grid(alpha=0.3)
+    lines.legend()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

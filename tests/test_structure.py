@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 FLOORS = [
     ["errors"],
     [
+        "results",
         "filters",
         "shift",
         "losses",
@@ -27,8 +28,9 @@ FLOORS = [
     ["polyphase", "layers"],
     ["unet", "pooling"],
     ["patchgan", "resnet", "surgery", "bench_layers"],
-    ["pix2pix", "callbacks", "pictures", "summary", "foreign"],
-    ["checkpoints", "bench_step", "bench_tables"],
+    ["exhibits"],
+    ["pix2pix", "callbacks", "pictures", "foreign"],
+    ["checkpoints", "summary", "bench_step", "bench_tables"],
     ["bench"],
     ["__init__"],
     ["cli"],
