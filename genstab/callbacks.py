@@ -44,7 +44,7 @@ class ShiftStability(Callback):
     def __init__(
         self,
         shifts: Sequence[Sequence[int]] = EIGHT_TO_THE_RIGHT,
-        protocols: Sequence[str] = PROTOCOLS,
+        protocols: Sequence[str] = ("circular", "crop"),
         images: int | None = 64,
         margin: int = 8,
         forward_batch: int = 32,
@@ -106,7 +106,7 @@ class ShiftStability(Callback):
         with inference(submodule(pl_module, self.generator)) as generate:
             for protocol, metrics in self.metrics.items():
                 for _, *pair_and_mask in shift_pairs(
-                    generate, source, self.shifts, protocol, self.margin, self.forward_batch, self.multiple
+                    generate, source, self.shifts, protocol, self.margin, self.forward_batch, self.multiple, False
                 ):
                     metrics.update(*pair_and_mask)
 

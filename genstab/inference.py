@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from genstab.errors import InputError
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def submodule(module: nn.Module, name: str | None) -> nn.Module:
@@ -27,14 +30,16 @@ def submodule(module: nn.Module, name: str | None) -> nn.Module:
 
 
 @contextmanager
-def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield `module` as a function of one image batch: eval mode, float32 (no autocast, no TF32), no gradients.
+def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield `module` as a function of one image batch: eval mode, one precision (no autocast, no TF32), no gradients.
 
-    The mode of every submodule and the random state are put back afterwards. A module whose weights are not float32 is
-    called with float32 copies of them.
+    The mode of every submodule and the random state are put back afterwards. Images are cast to `dtype`, and a module
+    whose weights are of another one is called with copies of them in it. What comes out is float32, or float64 where
+    that is the `dtype`.
 
     Raises:
-        InputError: it is no module, or what it returns is no tensor.
+        InputError: it is no module, or what it returns is no tensor; another `dtype` than float64, float32, bfloat16
+            or float16, or float64 on MPS, which has none.
 
     >>> dropout = nn.Dropout(0.5)
     >>> with inference(dropout) as generator:
@@ -45,20 +50,24 @@ def inference(module: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"the generator is a {type(module).__name__}, not a torch.nn.Module")
+    tensor = next(chain(module.parameters(), module.buffers()), None)
+    device = tensor.device if tensor is not None else torch.device("cpu")
+    allowed = DTYPES[1:] if device.type == "mps" else DTYPES
+    if dtype not in allowed:
+        raise InputError(f"dtype={dtype} is not one of {', '.join(map(str, allowed))}")
     modes = [(part, part.training) for part in module.modules()]
-    parameter = next(module.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
     copies = {
-        name: tensor.float()
+        name: tensor.to(dtype)
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        if tensor.is_floating_point() and tensor.dtype != torch.float32
+        if tensor.is_floating_point() and tensor.dtype != dtype
     }
 
     def call(images: Tensor) -> Tensor:
-        output = functional_call(module, copies, (images.float(),)) if copies else module(images.float())
+        images = images.to(dtype)
+        output = functional_call(module, copies, (images,)) if copies else module(images)
         if not isinstance(output, Tensor):
             raise InputError(f"the generator returns a {type(output).__name__}, not a tensor of images")
-        return output.float()
+        return output.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),

@@ -11,7 +11,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from genstab.errors import InputError, check_choice
 from genstab.inference import inference
 from genstab.protocols import shift_pairs
-from genstab.shift import parse_shifts
 
 REDUCTIONS = ("mean", "worst", "pooled")
 
@@ -35,12 +34,13 @@ def squared_error(
             " must have one shape (N, C, H, W)"
         )
     squares = (_float64(shifted_output) - _float64(output_of_shifted)).square()
-    valid = torch.ones_like(squares) if mask is None else _float64(mask.expand_as(squares))
-    count = valid.sum((1, 2, 3))
+    if mask is None:
+        mask = torch.ones((), device=squares.device)
+    count = _float64(mask).expand_as(squares).sum((1, 2, 3))
     if len(count) and count.min() == 0:
         raise InputError("mask: an image has no valid pixel")
     # where, not a product: a NaN outside the mask must not count
-    return torch.where(valid > 0, squares, 0).sum((1, 2, 3)), count
+    return torch.where(mask.to(squares.device) > 0, squares, 0).sum((1, 2, 3)), count
 
 
 def _float64(images: Tensor) -> Tensor:
@@ -57,54 +57,107 @@ def decibel(mean_squared_error: Tensor, data_range: float = 2.0, cap: float = 10
     return (10 * torch.log10(data_range**2 / mean_squared_error)).clamp(max=cap)
 
 
-def shift_psnr(
+def shift_errors(
     generator: nn.Module,
     images: Tensor,
-    shifts: Sequence[Sequence[int]],
+    shifts: Sequence[Sequence[float]],
     protocol: str = "circular",
     *,
     margin: int = 8,
-    data_range: float = 2.0,
-    cap: float = 100.0,
     forward_batch: int = 32,
     multiple: int = 1,
+    dtype: torch.dtype = torch.float32,
+    check_finite: bool = True,
+    names: Sequence[str] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of (G(S x) − S G(x))² over the valid pixels and their number, for each shift and each image.
+
+    Sums of any batches and shifts may be added up before they become one `decibel`. The generator is called in eval
+    mode, without autocast; its mode and the random state are put back.
+
+    Args:
+        generator: maps (N, C, H, W) to images of k times the height and width, k = 1, 2, …
+        images: (N, C, H, W), on the generator's device.
+        shifts: pairs (dy, dx) in pixels of the input, none of them zero; floats only for `fractional`.
+        protocol: `circular`, `crop` or `fractional`, see `genstab.protocols.shift_pairs`.
+        margin: pixels left out on each side of the overlap, for `crop` and `fractional`.
+        forward_batch: images a forward pass.
+        multiple: windows of `crop` are cut to a multiple of so many pixels, for generators that need one.
+        dtype: the precision that the generator is called in, see `genstab.inference.inference`.
+        check_finite: raise where an output is not finite; else it counts as NaN or infinite.
+        names: what that error calls the images; None: their index in the batch.
+
+    Returns:
+        Two of float64 and shape (len(shifts), len(images)).
+
+    Raises:
+        InputError: a bad shift, protocol or dtype, images too small for them, an output that is not finite or of a
+            size that is no multiple of the input's.
+
+    >>> error, count = shift_errors(nn.Identity(), torch.rand(2, 3, 8, 8), [(0, 1), (2, 0), (3, 3)])
+    >>> error.sum().item(), count[0].tolist()
+    (0.0, [192.0, 192.0])
+    """
+    with inference(generator, dtype) as generate:
+        rows = [
+            squared_error(*pair_and_mask)
+            for _, *pair_and_mask in shift_pairs(
+                generate, images, shifts, protocol, margin, forward_batch, multiple, check_finite, names
+            )
+        ]
+    errors, counts = zip(*rows, strict=True)
+    return torch.stack(errors), torch.stack(counts)
+
+
+def shift_psnr(
+    generator: nn.Module,
+    images: Tensor,
+    shifts: Sequence[Sequence[float]],
+    protocol: str = "circular",
+    *,
+    data_range: float = 2.0,
+    cap: float = 100.0,
+    margin: int = 8,
+    forward_batch: int = 32,
+    multiple: int = 1,
+    dtype: torch.dtype = torch.float32,
+    check_finite: bool = True,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """Measure how far G(S x) is from S G(x), in dB, for each shift and each image.
 
-    PSNR = 10 log10(R² / mean over the valid pixels of (G(S x) − S G(x))²), higher is more stable. The generator is
-    called in eval mode and float32; its mode and the random state are put back.
+    PSNR = 10 log10(R² / mean over the valid pixels of (G(S x) − S G(x))²), higher is more stable.
 
     Args:
-        generator: maps (N, C, H, W) to images of the same height and width.
-        images: (N, C, H, W), on the generator's device.
-        shifts: pairs (dy, dx) in pixels, none of them zero.
-        protocol: `circular` or `crop`, see `genstab.protocols.shift_pairs`.
-        margin: pixels left out on each side of the overlap, for `crop`.
         data_range: R, 2 for images in [−1, 1].
         cap: what no error at all counts as.
-        forward_batch: images a forward pass.
-        multiple: windows of `crop` are cut to a multiple of so many pixels, for generators that need one.
+        generator, images, shifts, protocol, margin, forward_batch, multiple, dtype, check_finite, names: as for
+            `shift_errors`.
 
     Returns:
         dB, float64, shape (len(shifts), len(images)).
 
     Raises:
-        InputError: a bad shift or protocol, or images too small for them.
+        InputError: a `data_range` that is not positive; what `shift_errors` raises.
 
     >>> shift_psnr(nn.Identity(), torch.rand(2, 3, 8, 8), [(0, 1), (2, 0), (3, 3)]).shape
     torch.Size([3, 2])
     """
-    pairs = parse_shifts(shifts)
     if data_range <= 0:
         raise InputError(f"data_range={data_range} must be positive")
-    rows = []
-    with inference(generator) as generate:
-        for _, shifted_output, output_of_shifted, mask in shift_pairs(
-            generate, images, pairs, protocol, margin, forward_batch, multiple
-        ):
-            error, count = squared_error(shifted_output, output_of_shifted, mask)
-            rows.append(decibel(error / count, data_range, cap))
-    return torch.stack(rows)
+    error, count = shift_errors(
+        generator,
+        images,
+        shifts,
+        protocol,
+        margin=margin,
+        forward_batch=forward_batch,
+        multiple=multiple,
+        dtype=dtype,
+        check_finite=check_finite,
+        names=names,
+    )
+    return decibel(error / count, data_range, cap)
 
 
 class ShiftPSNR(Metric):

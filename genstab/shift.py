@@ -3,8 +3,11 @@
 A shift is `(dy, dx)` in pixels: down and to the right are positive.
 """
 
+import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,31 +15,48 @@ from torch import Tensor
 from genstab.errors import InputError
 
 Shift = tuple[int, int]
+FractionalShift = tuple[float, float]
 
 
-def parse_shifts(shifts: Iterable[Sequence[int]]) -> list[Shift]:
-    """Check a list of (dy, dx) and return it as tuples.
+@overload
+def parse_shifts(shifts: Iterable[Sequence[float]], fractional: Literal[False] = False) -> list[Shift]: ...
+@overload
+def parse_shifts(shifts: Iterable[Sequence[float]], fractional: Literal[True]) -> list[FractionalShift]: ...
+def parse_shifts(shifts: Iterable[Sequence[float]], fractional: bool = False) -> Sequence[FractionalShift]:
+    """Check a list of (dy, dx) and return it as tuples of integers, or of floats where they may be `fractional`.
 
     Raises:
-        InputError: the list is empty, or one is no pair of integers, or is the zero shift, which says nothing.
+        InputError: the list is empty, or one is no pair of integers (of finite numbers, where `fractional`), or is the
+            zero shift, which says nothing.
 
     >>> parse_shifts([[0, 1], [-2, 3]])
     [(0, 1), (-2, 3)]
+    >>> parse_shifts([[0, 0.25], [1, 0]], fractional=True)
+    [(0.0, 0.25), (1.0, 0.0)]
     """
     if not isinstance(shifts, Iterable):
         raise InputError(f"shifts={shifts!r} is not a list of pairs [dy, dx]")
-    pairs: list[Shift] = []
+    number: Callable[[Any], float] = _finite if fractional else operator.index  # NumPy's and torch's numbers too
+    wanted = "finite numbers" if fractional else "integers"
+    pairs: list[FractionalShift] = []
     for shift in shifts:
         try:
-            dy, dx = (operator.index(value) for value in shift)  # NumPy's and torch's integers too
+            dy, dx = (number(value) for value in shift)
         except (TypeError, ValueError):
-            raise InputError(f"shifts: {shift!r} is not a pair of integers [dy, dx]") from None
+            raise InputError(f"shifts: {shift!r} is not a pair of {wanted} [dy, dx]") from None
         if (dy, dx) == (0, 0):
             raise InputError("shifts: the zero shift [0, 0] is never counted; take it out of the list")
         pairs.append((dy, dx))
     if not pairs:
         raise InputError("shifts: the list is empty; give at least one [dy, dx]")
     return pairs
+
+
+def _finite(value: object) -> float:
+    number = value.item() if isinstance(value, Tensor) else value
+    if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+        raise TypeError
+    return float(number)
 
 
 def grid_shifts(reach: int) -> list[Shift]:
@@ -71,18 +91,65 @@ def translate(images: Tensor, shift: Shift, margin: int = 0) -> tuple[Tensor, Te
     >>> translate(torch.ones(1, 1, 1, 4), (0, 1))[1].int().tolist()
     [[[[0, 1, 1, 1]]]]
     """
+    mask = _overlap(images, shift, margin)
+    return roll(images, shift)[0], mask
+
+
+def fourier_shift(images: Tensor, shift: FractionalShift, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """Shift by parts of a pixel: circularly, by a phase that grows with the frequency (the shift theorem).
+
+    A row of `size` pixels is taken for the band-limited, periodic signal that passes through them: the factor of its
+    frequency k is exp(−2πi k d / size). At the Nyquist frequency of an even side, where +k and −k are one, it is
+    cos(π d), the mean of the two, so that the result is real. Whole pixels are those of `roll`, bit for bit.
+
+    The two ends of a real image do not meet, and this seam rings: the mask leaves out what came in from outside, a
+    begun pixel counting as one, and a `margin` on every side of the rest. Values may pass the images' range: what
+    clipped them would be no shift. Computed in float64 (float32 on MPS, which has no float64), axis by axis.
+
+    Shape: (N, C, H, W) → (N, C, H, W) in the images' dtype, and a mask (1, 1, H, W).
+
+    Raises:
+        InputError: the images are not floating point, or no pixel would be left.
+
+    >>> row = torch.tensor([[[[1.0, 0.0, -1.0, 0.0]]]])  # a cosine of four pixels
+    >>> shifted, mask = fourier_shift(row, (0, 0.5))
+    >>> shifted, mask.int()
+    (tensor([[[[ 0.7071,  0.7071, -0.7071, -0.7071]]]]), tensor([[[[0, 1, 1, 1]]]], dtype=torch.int32))
+    """
+    if not images.is_floating_point():
+        raise InputError(f"images of {images.dtype} can't be shifted by parts of a pixel: they must be floating point")
+    mask = _overlap(images, shift, margin)
+    shifted = images.float() if images.device.type == "mps" else images.double()
+    for axis, distance in zip((-2, -1), shift, strict=True):
+        if float(distance).is_integer():
+            shifted = shifted.roll(int(distance), axis)
+        else:
+            shifted = _by_phase(shifted.movedim(axis, -1), distance).movedim(-1, axis)
+    return shifted.to(images.dtype), mask
+
+
+def _by_phase(rows: Tensor, distance: float) -> Tensor:
+    size = rows.shape[-1]
+    frequency = torch.arange(size // 2 + 1, device=rows.device, dtype=rows.dtype) / size
+    angle = -2 * torch.pi * distance * frequency
+    phase = torch.polar(torch.ones_like(angle), angle)
+    if size % 2 == 0:
+        phase[-1] = math.cos(math.pi * distance)
+    return torch.fft.irfft(torch.fft.rfft(rows) * phase, size)
+
+
+def _overlap(images: Tensor, shift: FractionalShift, margin: int) -> Tensor:
     if margin < 0:
         raise InputError(f"margin={margin} must not be negative")
     height, width = images.shape[-2:]
-    dy, dx = shift
-    shifted, mask = roll(images, shift)
-    rows = torch.arange(height, device=images.device)[:, None]
-    columns = torch.arange(width, device=images.device)
-    mask = mask & (rows >= max(dy, 0) + margin) & (rows < height + min(dy, 0) - margin)
-    mask = mask & (columns >= max(dx, 0) + margin) & (columns < width + min(dx, 0) - margin)
+    dy, dx = (int(math.copysign(math.ceil(abs(distance)), distance)) for distance in shift)
     if height - abs(dy) <= 2 * margin or width - abs(dx) <= 2 * margin:
         raise InputError(f"shift={shift} and margin={margin} leave no pixel of a {height}×{width} image")
-    return shifted, mask
+    rows = torch.arange(height, device=images.device)[:, None]
+    columns = torch.arange(width, device=images.device)
+    mask = (rows >= max(dy, 0) + margin) & (rows < height + min(dy, 0) - margin)
+    mask = mask & (columns >= max(dx, 0) + margin) & (columns < width + min(dx, 0) - margin)
+    return mask[None, None]
 
 
 def window_size(shape: tuple[int, int], shifts: Sequence[Shift], multiple: int = 1) -> tuple[int, int]:

@@ -204,7 +204,7 @@ def test_the_offline_wandb_file_has_metrics_and_pictures_at_the_same_step(tmp_pa
     [
         ({"shifts": []}, "shifts: the list is empty"),
         ({"shifts": [[0, 1], [0, 0]]}, "the zero shift"),
-        ({"protocols": ["circular", "zoom"]}, "protocol='zoom' is not one of circular, crop"),
+        ({"protocols": ["circular", "zoom"]}, "protocol='zoom' is not one of circular, crop, fractional"),
         ({"images": 0}, "images=0"),
         ({"margin": -1}, "margin=-1"),
         ({"forward_batch": 0}, "forward_batch=0"),

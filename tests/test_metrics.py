@@ -10,7 +10,7 @@ from torch import nn
 
 from genstab import InputError, ShiftPSNR, shift_psnr
 from genstab.inference import inference, submodule
-from genstab.metrics import decibel, image_quality, squared_error, total_variation
+from genstab.metrics import decibel, image_quality, shift_errors, squared_error, total_variation
 
 SHIFTS = [(0, 1), (1, 0), (-2, 3)]
 
@@ -201,3 +201,70 @@ def test_inference_is_float32_also_for_half_precision_weights_and_under_autocast
         assert plain(x).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert plain(x).dtype == torch.bfloat16
+
+
+def test_errors_and_their_counts_give_the_decibels():
+    generator, images = Positioned(12, 10), torch.rand(2, 3, 12, 10)
+    for protocol in ("circular", "crop", "fractional"):
+        error, count = shift_errors(generator, images, SHIFTS, protocol, margin=1)
+        assert error.shape == count.shape == (3, 2)
+        assert error.dtype == count.dtype == torch.float64
+        decibels = shift_psnr(generator, images, SHIFTS, protocol, margin=1, data_range=1)
+        torch.testing.assert_close(10 * torch.log10(count / error), decibels)
+    # whole pixels in `fractional` are rolled, and counted where nothing came in from outside
+    assert count.tolist() == [[3 * 10 * 7] * 2, [3 * 9 * 8] * 2, [3 * 8 * 5] * 2]
+
+
+class NotFinite(nn.Module):
+    """NaN where the first pixel is above 0.9, infinite where the second one is."""
+
+    def forward(self, x):
+        x = torch.where(x[:, :, :1, :1] > 0.9, torch.nan, x)
+        return torch.where(x[:, :, :1, 1:2] > 0.9, torch.inf, x)
+
+
+def test_an_output_that_is_not_finite_is_named_by_image_and_shift():
+    images = torch.zeros(3, 1, 8, 8)
+    images[1, 0, 0, 7] = 1  # comes to the first pixel by the shift (0, 1), to the second by (0, 2)
+    shifts = [(1, 0), (0, 2), (0, 1)]
+    for forward_batch in (1, 3, 32):
+        with pytest.raises(InputError, match=r"output for image 1 at shift=\(0, 2\) is not finite"):
+            shift_psnr(NotFinite(), images, shifts, forward_batch=forward_batch)
+        with pytest.raises(InputError, match=r"output for image b.png at shift=\(0, 1\) is not finite"):
+            shift_errors(NotFinite(), images, [shifts[2]], names=["a.png", "b.png", "c.png"])
+    with pytest.raises(InputError, match=r"output for image 2 at shift=\(0, 0\) is not finite"):
+        shift_psnr(NotFinite(), torch.cat([images[:2], images[:1] + 1]), shifts)
+    values = shift_psnr(NotFinite(), images, shifts, check_finite=False)
+    assert torch.equal(values.isfinite(), torch.tensor([[True] * 3, [True, False, True], [True, False, True]]))
+    with pytest.raises(InputError, match="names: 1 of them for 3 images"):
+        shift_psnr(NotFinite(), images, shifts, names=["a"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_inference_in_any_precision(dtype):
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    with inference(module, dtype) as generate:
+        output = generate(x)
+    assert output.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = copy.deepcopy(module).eval().to(dtype)(x.to(dtype))
+    torch.testing.assert_close(output, expected.to(output.dtype), rtol=0, atol=0)
+    assert module.training
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert all(value.dtype == before[key].dtype for key, value in module.state_dict().items())
+
+
+def test_a_measurement_in_double_precision_sees_what_single_precision_hides():
+    class Stripes(nn.Module):
+        def forward(self, x):
+            return x + 1e-10 * (torch.arange(x.shape[-1]) % 2).to(x)
+
+    images = 0.5 + torch.rand(1, 1, 8, 8, dtype=torch.float64) / 4
+    single, double = (
+        shift_psnr(Stripes(), images, [(0, 1)], cap=400, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
+    assert single.item() == 400
+    assert double.item() == pytest.approx(20 * np.log10(2 / 1e-10), abs=1e-3)
+    with pytest.raises(InputError, match=r"dtype=torch.int32 is not one of torch.float64, torch.float32, torch.bfloat"):
+        shift_psnr(Stripes(), images, SHIFTS, dtype=torch.int32)

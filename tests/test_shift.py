@@ -5,7 +5,7 @@ from torch import nn
 
 from genstab import InputError
 from genstab.protocols import shift_pairs
-from genstab.shift import grid_shifts, parse_shifts, roll, translate, window, window_size
+from genstab.shift import fourier_shift, grid_shifts, parse_shifts, roll, translate, window, window_size
 
 
 def ramp(height, width):
@@ -65,10 +65,12 @@ def test_shifts_that_leave_nothing():
         translate(ramp(4, 5), (0, 1), margin=2)
     with pytest.raises(InputError, match="4×5 is too small"):
         window_size((4, 5), [(4, 0)])
-    with pytest.raises(InputError, match="protocol='zoom' is not one of circular, crop"):
+    with pytest.raises(InputError, match="protocol='zoom' is not one of circular, crop, fractional"):
         next(shift_pairs(torch.tanh, ramp(4, 5), [(0, 1)], "zoom"))
     with pytest.raises(InputError, match="another size"):
         next(shift_pairs(lambda x: x[..., ::2], ramp(4, 5), [(0, 1)]))
+    with pytest.raises(InputError, match=r"\(1, 1, 4, 5\) into \(1, 1\): not one image"):
+        next(shift_pairs(lambda x: x.mean((2, 3)), ramp(4, 5), [(0, 1)]))
     with pytest.raises(InputError, match=r"shift=\(4, -5\) rolls an image of 4×5 onto itself"):
         next(shift_pairs(torch.tanh, ramp(4, 5), [(0, 4), (4, -5)]))
     with pytest.raises(InputError, match="N of at least 1"):
@@ -113,3 +115,88 @@ def test_several_shifts_share_a_forward_and_change_nothing():
     ):
         assert shift in shifts
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def waves(height, width, dy=0.0, dx=0.0):
+    """A sum of sinusoids below the Nyquist frequency, moved by (dy, dx): (1, 2, H, W) in float64."""
+    y = (torch.arange(height, dtype=torch.float64)[:, None] - dy) / height
+    x = (torch.arange(width, dtype=torch.float64) - dx) / width
+    turn = 2 * torch.pi
+    one = 0.3 * torch.sin(turn * (2 * y + 3 * x) + 0.4) + 0.2 * torch.cos(turn * (y - 2 * x)) + 0.1
+    other = 0.5 * torch.cos(turn * ((height - 1) // 2 * y + (width - 1) // 2 * x) + 1)  # the highest there is
+    return torch.stack([one, other])[None]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 18), (9, 13)])
+@pytest.mark.parametrize("shift", [(0, 0.25), (0.5, 0), (-1.75, 2.3), (3, -0.5)])
+def test_fourier_shift_is_the_exact_shift_of_a_band_limited_image(size, shift):
+    shifted, mask = fourier_shift(waves(*size), shift, margin=1)
+    torch.testing.assert_close(shifted, waves(*size, *shift), rtol=0, atol=1e-13)
+    begun = tuple(int(np.sign(d) * np.ceil(abs(d))) for d in shift)
+    assert mask.sum() == (size[0] - abs(begun[0]) - 2) * (size[1] - abs(begun[1]) - 2)
+    assert torch.equal(mask, translate(waves(*size), begun, 1)[1])
+    single, _ = fourier_shift(waves(*size).float(), shift)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single, waves(*size, *shift).float(), rtol=0, atol=2e-7)
+
+
+def test_fourier_shift_by_whole_pixels_is_roll_and_by_parts_adds_up_to_it():
+    images = torch.rand(2, 3, 7, 9)
+    assert torch.equal(fourier_shift(images, (-2, 3.0))[0], roll(images, (-2, 3))[0])
+    quarters = images.double()
+    for _ in range(4):
+        quarters, _ = fourier_shift(quarters, (0.25, -0.5))
+    torch.testing.assert_close(quarters, roll(images.double(), (1, -2))[0], rtol=0, atol=1e-12)
+
+
+def test_fourier_shift_of_the_nyquist_frequency_is_its_cosine():
+    stripes = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64).expand(1, 1, 3, 8)
+    for distance in (0.25, 0.5, 1.2):
+        shifted, _ = fourier_shift(stripes, (0, distance))
+        torch.testing.assert_close(shifted, np.cos(np.pi * distance) * stripes)
+
+
+def test_fractional_shifts_are_finite_numbers():
+    for shifts in ([[0, 0.25], [1, -2]], np.array([[0, 0.25], [1, -2]]), torch.tensor([[0, 0.25], [1, -2]])):
+        assert parse_shifts(shifts, fractional=True) == [(0, 0.25), (1, -2)]
+    for bad in ([0, float("nan")], [float("inf"), 1], [0, True], ["0", "1"], [0.5], [0, 1j]):
+        with pytest.raises(InputError, match=r"shifts: \[.*\] is not a pair of finite numbers"):
+            parse_shifts([bad], fractional=True)
+    with pytest.raises(InputError, match="zero shift"):
+        parse_shifts([(0.0, -0.0)], fractional=True)
+    with pytest.raises(InputError, match=r"shift=\(0, 4.5\) and margin=0 leave no pixel of a 4×5 image"):
+        fourier_shift(ramp(4, 5), (0, 4.5))
+    with pytest.raises(InputError, match=r"images of torch.int64 can't be shifted by parts of a pixel"):
+        fourier_shift(torch.ones(1, 1, 4, 4, dtype=torch.long), (0, 0.5))
+
+
+@pytest.mark.parametrize("wrong", [(2, 3), (1, 2), (2.5, 2.5), (0.5, 0.5)])
+@pytest.mark.parametrize("protocol", ["circular", "fractional"])
+def test_another_size_must_be_one_whole_factor(wrong, protocol):
+    def resized(x):
+        return nn.functional.interpolate(x, size=[int(f * side) for f, side in zip(wrong, x.shape[-2:], strict=True)])
+
+    height, width = int(wrong[0] * 4), int(wrong[1] * 6)
+    message = f"images of 4×6 into {height}×{width}: another size, which may only be a whole number of times"
+    with pytest.raises(InputError, match=message):
+        next(shift_pairs(resized, ramp(4, 6), [(0, 1)], protocol, margin=0))
+
+
+@pytest.mark.parametrize("protocol", ["circular", "crop", "fractional"])
+def test_larger_outputs_are_compared_at_their_scale(protocol):
+    images = torch.rand(2, 1, 10, 12)
+
+    def upsample(x):
+        return x.repeat_interleave(3, -1).repeat_interleave(3, -2).expand(-1, 2, -1, -1)
+
+    for shift, shifted_output, output_of_shifted, mask in shift_pairs(upsample, images, [(1, -2)], protocol, margin=2):
+        assert shift == (1, -2)
+        lost = (3, 6) if protocol == "crop" else (0, 0)
+        assert shifted_output.shape == output_of_shifted.shape == (2, 2, 30 - lost[0], 36 - lost[1])
+        counted = {
+            "circular": 30 * 36,
+            "crop": (30 - 3 - 3 - 12) * (36 - 6 - 6 - 12),
+            "fractional": (27 - 12) * (30 - 12),
+        }
+        assert mask.sum() == counted[protocol]
+        assert torch.equal(shifted_output * mask, output_of_shifted * mask)
