@@ -1,4 +1,4 @@
-"""What a validation batch holds: the source images, and which of them count on several processes."""
+"""What a validation batch holds: the source images, their names, and which count on several processes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +29,20 @@ def source_of(batch: Any, key: str = "source") -> Tensor:
     if not isinstance(found, Tensor) or found.ndim != 4:
         raise InputError(f"the source of a batch must be images (N, C, H, W), not {type(found).__name__}")
     return found
+
+
+def names_of(batch: Any, positions: Tensor) -> list[str]:
+    """Return what the images of a batch are called: `batch["name"]` of a dict that has one for each, else `positions`.
+
+    >>> names_of({"name": ["a.png", "b.png"]}, torch.tensor([4, 5])), names_of(torch.zeros(2, 3), torch.tensor([4, 5]))
+    (['a.png', 'b.png'], ['4', '5'])
+    """
+    found = batch.get("name") if isinstance(batch, Mapping) else None
+    if isinstance(found, Tensor):
+        found = found.tolist()
+    if not isinstance(found, list | tuple) or len(found) != len(positions):
+        found = positions.tolist()
+    return [str(name) for name in found]
 
 
 def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: int = 1, rank: int = 0) -> Tensor:

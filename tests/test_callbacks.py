@@ -1,4 +1,7 @@
+import copy
 import json
+import math
+import pickle
 
 import pytest
 import torch
@@ -9,11 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genstab import InputError, PatchGAN, Pix2Pix, ShiftStability, UNet, shift_psnr
-from genstab.batches import source_of
+from genstab.batches import names_of, source_of
 from genstab.loggers import close, wandb_logger
-from genstab.metrics import ShiftPSNR, squared_error
+from genstab.metrics import ShiftPSNR, decibel, shift_errors, squared_error
 from genstab.pictures import ShiftPictures
 from genstab.protocols import shift_pairs
+from genstab.shift_table import ShiftTable
 from genstab.summary import RunSummary
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
 from tests.test_pix2pix import QUIET
@@ -65,6 +69,77 @@ def test_the_budget_takes_the_first_images(batch_size):
     assert logged["val/shift_psnr"] == pytest.approx(
         shift_psnr(model, Pairs(5).source[:3], SHIFTS).mean().item(), abs=1e-4
     )
+
+
+THREE = ("circular", "crop", "fractional")
+PARTS = [(0, 0.5), (1.25, -0.75), (0, 1)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_tables_of_each_shift_and_image_are_those_of_the_pure_function(batch_size):
+    model, images = tiny_pix2pix(), Pairs(5).source
+    callback = stability(protocols=THREE, fractional_shifts=PARTS, images=4)
+    trainer = Trainer(callbacks=[callback], **QUIET)
+    trainer.validate(model, pairs_loader(5, batch_size), verbose=False)
+    assert callback.names == ["0", "1", "2", "3"]
+    assert callback.shifts == {"circular": SHIFTS, "crop": SHIFTS, "fractional": PARTS}
+    for protocol in THREE:
+        error, count = shift_errors(model, images[:4], callback.shifts[protocol], protocol, margin=2)
+        table, pooled = callback.tables[protocol], callback.pooled[protocol]
+        assert table.dtype == torch.float64
+        torch.testing.assert_close(table, decibel(error / count), rtol=0, atol=1e-3)
+        torch.testing.assert_close(pooled, decibel(error.sum(1) / count.sum(1)), rtol=0, atol=1e-3)
+        key = "val/shift_psnr" + {"circular": ""}.get(protocol, f"_{protocol}")
+        assert trainer.callback_metrics[key].item() == pytest.approx(table.mean().item(), abs=1e-4)
+    assert not [key for key in trainer.callback_metrics if "fractional_" in key]
+
+
+def test_names_come_from_the_batch_or_are_positions():
+    class Named(Pairs):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "name": "abcdefgh"[index]}
+
+    callback = stability(images=None)
+    trainer = Trainer(callbacks=[callback], limit_val_batches=2, **QUIET)
+    trainer.validate(tiny_pix2pix(), DataLoader(Named(8), 3), verbose=False)
+    assert callback.names == list("abcdef")
+    assert callback.tables["crop"].shape == (2, 6)
+    images = torch.rand(3, 1, 16, 16)
+    trainer.validate(Foreign(), DataLoader(TensorDataset(images, images), 2), verbose=False)
+    assert callback.names == ["0", "1", "2"]
+    assert names_of({"name": "one for all"}, torch.tensor([7, 8])) == ["7", "8"]
+    assert names_of({"name": torch.tensor([3, 1])}, torch.tensor([7, 8])) == ["3", "1"]
+
+
+def test_a_table_has_room_for_so_many_images_and_its_rows_count_them_all():
+    table = ShiftTable(shifts=1, images=2)
+    for start in (0, 2):
+        table.update(0, torch.tensor([start, start + 1]), torch.tensor([0.04, 0.0]), torch.tensor([1.0, 1.0]))
+    decibels, pooled = table.compute()
+    torch.testing.assert_close(decibels, torch.tensor([[20.0, 100.0]], dtype=torch.float64))
+    assert pooled.item() == pytest.approx(10 * math.log10(4 / 0.02), abs=1e-6)
+    for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+        assert torch.equal(other.compute()[0], decibels)
+    table.reset()
+    table.update(0, torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+    assert table.compute()[0].shape == (1, 0)
+    assert table.compute()[1].isnan().all()
+    with pytest.raises(InputError, match="shifts=0 is not an integer"):
+        ShiftTable(0)
+    with pytest.raises(InputError, match="data_range=0 and cap=1"):
+        ShiftTable(1, data_range=0, cap=1)
+
+
+def test_a_generator_that_diverges_logs_nan_and_the_training_goes_on(tmp_path):
+    model = tiny_pix2pix()
+    callback = stability(protocols=THREE, fractional_shifts=PARTS)
+    trainer = Trainer(max_epochs=1, callbacks=[callback, ShiftPictures(tmp_path, reach=1, frames=2)], **QUIET)
+    with torch.no_grad():
+        next(model.generator.parameters()).fill_(torch.nan)
+    trainer.fit(model, pairs_loader(4, 2), pairs_loader(3, 2))
+    for key in ("val/shift_psnr", "val/shift_psnr_crop", "val/shift_psnr_fractional"):
+        assert trainer.callback_metrics[key].isnan()
+    assert all(table.isnan().all() and table.shape[1] == 3 for table in callback.tables.values())
 
 
 class Foreign(LightningModule):
@@ -207,6 +282,7 @@ def test_the_offline_wandb_file_has_metrics_and_pictures_at_the_same_step(tmp_pa
         ({"protocols": ["circular", "zoom"]}, "protocol='zoom' is not one of circular, crop, fractional"),
         ({"images": 0}, "images=0"),
         ({"margin": -1}, "margin=-1"),
+        ({"fractional_shifts": [[0, math.nan]]}, r"shifts: \[0, nan\] is not a pair of finite numbers"),
         ({"forward_batch": 0}, "forward_batch=0"),
     ],
 )

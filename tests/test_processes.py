@@ -47,14 +47,23 @@ def checkpoint(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "batch_size"), [(53, 4), (53, 7), (1, 2)])
 def test_two_processes_measure_what_one_does(tmp_path, checkpoint, images, batch_size):
-    results = []
+    results = {}
     for devices in (1, 2):
-        out = tmp_path / f"{devices}.json"
+        out = tmp_path / str(devices)
         program(ROOT / "tests" / "validate_on_two.py", devices, batch_size, checkpoint, images, out)
-        results.append(json.loads(out.read_text()))
-    one, two = results
-    assert {"val/l1", "val/ssim", "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_crop"} <= set(one)
-    assert two == pytest.approx(one, abs=1e-4)
+        results[devices] = [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(devices)]
+    [one], [two, other] = results[1], results[2]
+    assert {"val/l1", "val/ssim", "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_crop"} <= set(
+        one["metrics"]
+    )
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+    assert two == other
+    assert one["names"] == two["names"] == [f"{index}.png" for index in range(images)]
+    for protocol in ("circular", "crop", "fractional"):
+        for key, shape in (("tables", (4 if protocol == "fractional" else 2, images)), ("pooled", None)):
+            expected, found = (torch.tensor(result[key][protocol]) for result in (one, two))
+            assert key == "pooled" or found.shape == shape
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def folders(path, pattern):

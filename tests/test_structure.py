@@ -26,7 +26,7 @@ FLOORS = [
     ],
     ["fourier", "protocols", "pairs", "augment"],
     ["blur", "metrics", "data", "report"],
-    ["polyphase", "layers", "robustness"],
+    ["polyphase", "layers", "robustness", "shift_table"],
     ["unet", "pooling"],
     ["patchgan", "resnet", "surgery", "bench_layers"],
     ["exhibits"],
