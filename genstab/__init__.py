@@ -5,6 +5,7 @@ from genstab.blur import BlurUnpool2d as BlurUnpool2d
 from genstab.callbacks import ShiftStability as ShiftStability
 from genstab.checkpoints import load_generator as load_generator
 from genstab.errors import InputError as InputError
+from genstab.features import FeatureDistance as FeatureDistance
 from genstab.filters import AntiAlias as AntiAlias
 from genstab.filters import kaiser_taps as kaiser_taps
 from genstab.layers import BlurConv2d as BlurConv2d
