@@ -13,6 +13,7 @@ from genstab.layers import BlurConvTranspose2d as BlurConvTranspose2d
 from genstab.layers import BlurUpsample2d as BlurUpsample2d
 from genstab.metrics import ShiftPSNR as ShiftPSNR
 from genstab.metrics import shift_psnr as shift_psnr
+from genstab.models import load_model as load_model
 from genstab.patchgan import PatchGAN as PatchGAN
 from genstab.pix2pix import Pix2Pix as Pix2Pix
 from genstab.polyphase import PolyphaseDown2d as PolyphaseDown2d

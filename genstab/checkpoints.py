@@ -1,7 +1,10 @@
 """Generators from checkpoint files."""
 
 import pickle
+import re
 from pathlib import Path
+from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
@@ -13,6 +16,29 @@ from genstab.resnet import ResNetGenerator
 from genstab.unet import UNet
 
 PREFIX = "generator."
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return what a file of `torch.save` holds, on the CPU, if it is weights and plain values: nothing is executed.
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it holds other Python objects, which would run their code.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        with catch_warnings():
+            simplefilter("ignore")  # on old or odd protocols of pickle, before it refuses them
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes it raise anything
+        unsafe = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+)", str(error))
+        if unsafe:
+            reason = f"it holds Python objects ({unsafe[1]}), not weights alone; refused, nothing in it was run"
+            raise InputError(f"{path} cannot be read as a checkpoint: {reason}; save a state_dict()") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged or holds more than weights; nothing in it was run"
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
@@ -31,13 +57,7 @@ def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
         InputError: there is no such file, it holds no such generator, or its norm is another one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    checkpoint = read_checkpoint(path)
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or "state_dict" not in checkpoint:
         return foreign_generator(path, checkpoint, norm).eval()

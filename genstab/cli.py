@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from genstab.errors import InputError
 from genstab.loggers import close
+from genstab.models import load_model
 from genstab.summary import RunSummary
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -26,7 +28,6 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 # Holds a job's composed config for the processes that it starts, see `_workers_follow`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
-COMMANDS = ("train",)
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 
 usage: genstab COMMAND [key=value …]
@@ -141,14 +142,39 @@ def _one_line(error: BaseException) -> str:
     return " ".join(message.split())
 
 
-def train() -> None:
-    """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
+def model_of(options: DictConfig) -> nn.Module:
+    """Return what the keys under `model` describe, in eval mode, on the CPU.
+
+    `checkpoint` alone is any file of `load_model` (and `norm` an argument of it). `_target_` names a network's class,
+    the keys beside it are its arguments, and `checkpoint` has its weights. A class in the current folder is found, too.
+
+    Raises:
+        InputError: there is no such class, it does not take these arguments, or as `load_model`.
+    """
+    keys = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
+    checkpoint = keys.pop("checkpoint", None)
+    if "_target_" not in keys:
+        norm = keys.pop("norm", None)
+        if keys:
+            raise InputError(f"model.{next(iter(keys))} is an argument of a network: name it with model._target_")
+        return load_model(checkpoint, norm=norm)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
-        if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-            run(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
-            return
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(run)()
+        network = instantiate(keys, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(f"model._target_={keys['_target_']}: {_one_line(cause)}") from error
+    return load_model(checkpoint, network)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """End the program with one line where the input or the command line is to blame."""
+    try:
+        yield
     except InputError as error:
         # From a loader's worker the message comes with the worker's traceback before it.
         sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
@@ -156,6 +182,30 @@ def train() -> None:
         if isinstance(error, InstantiationException):
             raise
         sys.exit(f"genstab: {_one_line(error)}")
+
+
+def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
+    """Call `run` with `conf/CONFIG_NAME.yaml` changed by the overrides in `sys.argv`."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
+    with _one_line_errors():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(run)()
+
+
+def _any_model_key() -> None:
+    """Let `model.NAME=` on the command line also add a key: a network's arguments are not in our configs."""
+    sys.argv[1:] = [re.sub(r"^(?=model\.[^=]+=)", "++", argument) for argument in sys.argv[1:]]
+
+
+def train() -> None:
+    """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
+    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+        with _one_line_errors():
+            run(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
+    else:
+        _hydra("train", run)
+
+
+COMMANDS = {"train": train}
 
 
 def main() -> None:
@@ -166,8 +216,8 @@ def main() -> None:
     command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(USAGE)
-    elif command == "train":
-        train()
+    elif command in COMMANDS:
+        COMMANDS[command]()
     else:
         sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}")
 

@@ -131,7 +131,7 @@ def foreign_generator(path: Path, checkpoint: object, norm: str | None = None) -
     if not (unet or resnet) or not all(isinstance(value, Tensor) for value in weights.values()):
         holds = f"its first keys: {', '.join(keys[:3])}" if keys else f"it holds {type(checkpoint).__name__}"
         what = "is no checkpoint of a genstab U-Net or ResNet and no generator of the CycleGAN/pix2pix repository"
-        raise InputError(f"{path} {what}; {holds}")
+        raise InputError(f"{path} {what}; other weights need their network (model._target_=…); {holds}")
 
     kind = "a U-Net" if unet else "a ResNet generator"
     layers = unet_layers(keys) if unet else resnet_layers(keys)
