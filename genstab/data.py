@@ -175,8 +175,10 @@ class PairedData(PairData):
             self.decoded = True
 
     def setup(self, stage: str) -> None:
-        """Find the pairs and check every file's header."""
-        self.train_set, self.val_set = (self._dataset(split) for split in ("train", "val"))
+        """Find the pairs and check every file's header; of the validation split alone for the stage "validate"."""
+        if stage != "validate":
+            self.train_set = self._dataset("train")
+        self.val_set = self._dataset("val")
 
     def _dataset(self, split: str) -> PairedImages:
         pairs = find_pairs(self.root, split)
@@ -227,7 +229,7 @@ class FacadesData(PairedData):
         super().prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Find the pairs and check every file's header."""
+        """Find the pairs and check every file's header, as `PairedData`."""
         if not self._present():
             self.root = os.path.join(self.root, "facades")
         super().setup(stage)

@@ -16,6 +16,7 @@ import kornia_rs
 import numpy as np
 import tifffile
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 
 from genstab.errors import InputError
@@ -104,6 +105,20 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     shown = images.detach()[..., :3, :, :] if images.shape[-3] >= 3 else images.detach()[..., :1, :, :]
     levels = ((shown.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.expand(*images.shape[:-3], 3, *images.shape[-2:]).movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resize an image in [-1, 1]: bilinear, anti-aliased, clamped; the image itself if it has that size.
+
+    Shape: (C, H, W) → (C, *size).
+
+    >>> resized(torch.tensor([[[-1.0, 1.0]]]), (1, 1))
+    tensor([[[0.]]])
+    """
+    if image.shape[1:] == tuple(size):
+        return image
+    result = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return result[0].clamp_(-1, 1)  # the weights sum to 1 but for rounding
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from genstab.errors import InputError, check_choice
-from genstab.images import EXTENSIONS, image_shape, read_image
+from genstab.images import image_shape, read_image, resized
+from genstab.listing import find_images, hxw, listing, natural, shortened
 
 DIRECTIONS = ("AtoB", "BtoA")
 _FOLDERS = {"train": ("train",), "val": ("val", "test")}
@@ -69,7 +69,7 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     if double:
         return _matched(root / f"{double}A", root / f"{double}B")
     wanted = " or ".join(f"{stem} (side by side) or {stem}A + {stem}B" for stem in stems)
-    raise InputError(f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {_listing(root)}")
+    raise InputError(f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {listing(root)}")
 
 
 def check_pairs(
@@ -98,12 +98,11 @@ def check_pairs(
             size = shape_a[1:]
             if size != shape_b[1:]:
                 raise InputError(
-                    f"{pair.a} is {_hxw(size)} but {pair.b} is {_hxw(shape_b[1:])}: "
-                    "A and B of a pair must have one size"
+                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(shape_b[1:])}: A and B of a pair must have one size"
                 )
         if min_size and (size[0] < min_size[0] or size[1] < min_size[1]):
             raise InputError(
-                f"{pair.a} is {_hxw(size)}, smaller than the crop of {_hxw(min_size)}: "
+                f"{pair.a} is {hxw(size)}, smaller than the crop of {hxw(min_size)}: "
                 "lower data.crop_size or set data.load_size"
             )
         sizes.append(size)
@@ -159,28 +158,20 @@ class PairedImages(Dataset[dict[str, Any]]):
         else:
             b = read_image(pair.b)
         source, target = (a, b) if self.direction == "AtoB" else (b, a)
-        return {"source": self._resized(source), "target": self._resized(target), "name": pair.name}
-
-    def _resized(self, image: torch.Tensor) -> torch.Tensor:
-        if self.size is None or image.shape[1:] == tuple(self.size):
-            return image
-        resized = F.interpolate(image[None], tuple(self.size), mode="bilinear", antialias=True, align_corners=False)
-        return resized[0].clamp_(-1, 1)  # the weights sum to 1 but for rounding
+        if self.size is not None:
+            source, target = resized(source, self.size), resized(target, self.size)
+        return {"source": source, "target": target, "name": pair.name}
 
 
 def _images(folder: Path, ending: str) -> dict[str, Path]:
     """Map the name of each image in the folder, less the pattern `ending`, to its path, in natural order."""
     found: dict[str, Path] = {}
-    # A dangling link counts as an image, so that reading it says what is wrong.
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
-    for path in sorted(paths, key=lambda path: _natural(path.name)):
+    for path in find_images(folder, recursive=False):
         name = re.sub(ending, "", path.stem)
         if name in found:
             raise InputError(f"{folder} has two images named {name!r}: {found[name].name} and {path.name}")
         found[name] = path
-    if not found:
-        raise InputError(f"{folder} has no images ({', '.join(sorted(EXTENSIONS))}): found {_listing(folder)}")
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
 def _matched(folder_a: Path, folder_b: Path) -> list[Pair]:
@@ -189,7 +180,7 @@ def _matched(folder_a: Path, folder_b: Path) -> list[Pair]:
             raise InputError(f"{other} is there but {folder} is missing: two folders make the pairs")
     a, b = _images(folder_a, r"_[AB]$"), _images(folder_b, r"_[AB]$")
     lonely = [
-        f"{len(names)} in {folder.name} ({_shortened(names)})"
+        f"{len(names)} in {folder.name} ({shortened(names)})"
         for folder, mine, theirs in [(folder_a, a, b), (folder_b, b, a)]
         if (names := [path.name for name, path in mine.items() if name not in theirs])
     ]
@@ -210,19 +201,3 @@ def _check_channels(path: Path, side: str, channels: int, wanted: int) -> None:
 def _check_even(path: Path, width: int) -> None:
     if width % 2:
         raise InputError(f"{path} is {width} pixels wide: A and B side by side need an even width")
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name
-
-
-def _listing(folder: Path) -> str:
-    return _shortened(sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())) or "nothing"
-
-
-def _shortened(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _hxw(size: Sequence[int]) -> str:
-    return f"{size[0]}×{size[1]}"
