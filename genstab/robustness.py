@@ -149,7 +149,7 @@ def relative_corruption_error(
 def corruption_picture(decibels: Errors, severities: Sequence[int] = SEVERITIES, title: str = "") -> np.ndarray:
     """Draw dB over corruptions and severities as a heat map with its numbers.
 
-    The colours always go from 10 dB (dark) to 50 dB (bright), so that two pictures can be compared.
+    The colours always go from 5 dB (dark) to 40 dB (bright), so that two pictures can be compared.
 
     Shape: {corruption: [dB for each severity]} → (height, width, 3), uint8.
     """
@@ -157,9 +157,9 @@ def corruption_picture(decibels: Errors, severities: Sequence[int] = SEVERITIES,
     figure = Figure(figsize=(2.6 + 0.75 * len(severities), 1.3 + 0.3 * len(decibels)), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    picture = axes.imshow(values, cmap="viridis", vmin=10, vmax=50, aspect="auto", interpolation="nearest")
+    picture = axes.imshow(values, cmap="viridis", vmin=5, vmax=40, aspect="auto", interpolation="nearest")
     for (row, column), value in np.ndenumerate(values):
-        ink = "black" if value > 32 else "white"
+        ink = "black" if value > 26 else "white"
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=9)
     axes.set_xticks(range(len(severities)), [str(severity) for severity in severities])
     axes.set_yticks(range(len(decibels)), [name.replace("_", " ") for name in decibels])

@@ -95,7 +95,7 @@ def test_error_rates_of_a_classifier():
 
 def test_relative_error_by_hand():
     errors = {"fog": [0.1, 0.2, 0.3], "contrast": [0.5, 0.5, 0.5]}
-    baseline = {"contrast": [0.25, 0.25, 0.25], "fog": [0.4, 0.4, 0.4]}
+    baseline = {"contrast": [0.05, 0.2, 0.5], "fog": [0.2, 0.4, 0.6]}
     ratios, mean = relative_corruption_error(errors, baseline, [1, 3, 5], [1, 3, 5])
     assert ratios == pytest.approx({"fog": 0.5, "contrast": 2.0})
     assert mean == pytest.approx(1.25)
