@@ -34,13 +34,13 @@ def squared_error(
             " must have one shape (N, C, H, W)"
         )
     squares = (_float64(shifted_output) - _float64(output_of_shifted)).square()
-    if mask is None:
-        mask = torch.ones((), device=squares.device)
-    count = _float64(mask).expand_as(squares).sum((1, 2, 3))
+    valid = torch.ones((), dtype=torch.bool) if mask is None else mask > 0
+    valid = valid.to(squares.device)
+    count = valid.double().expand_as(squares).sum((1, 2, 3))
     if len(count) and count.min() == 0:
         raise InputError("mask: an image has no valid pixel")
-    # where, not a product: a NaN outside the mask must not count
-    return torch.where(mask.to(squares.device) > 0, squares, 0).sum((1, 2, 3)), count
+    # filled, not multiplied: a NaN outside the mask must not count
+    return squares.masked_fill_(~valid, 0).sum((1, 2, 3)), count
 
 
 def _float64(images: Tensor) -> Tensor:

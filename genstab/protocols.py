@@ -102,9 +102,7 @@ def _scale(images: Tensor, output: Tensor, protocol: str) -> int:
     (height, width), (output_height, output_width) = images.shape[-2:], output.shape[-2:]
     scale = output_height // height
     if scale < 1 or (output_height, output_width) != (scale * height, scale * width):
-        cure = (
-            "; leave out the protocol crop, or set multiple to what the generator needs" if protocol == "crop" else ""
-        )
+        cure = "; leave out the protocol crop, or set multiple to what the generator needs"
         raise InputError(
             f"the generator turns images of {height}×{width} into {output_height}×{output_width}: another size, which "
             f"may only be a whole number of times as high and as wide{cure if protocol == 'crop' else ''}"

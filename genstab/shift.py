@@ -133,7 +133,7 @@ def _by_phase(rows: Tensor, distance: float) -> Tensor:
     frequency = torch.arange(size // 2 + 1, device=rows.device, dtype=rows.dtype) / size
     angle = -2 * torch.pi * distance * frequency
     phase = torch.polar(torch.ones_like(angle), angle)
-    if size % 2 == 0:
+    if size % 2 == 0:  # not every library drops what would be imaginary there
         phase[-1] = math.cos(math.pi * distance)
     return torch.fft.irfft(torch.fft.rfft(rows) * phase, size)
 
