@@ -152,7 +152,9 @@ def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
         share = f"{100 * ratio:.0f} % of the targets' total variation"
         if "blurry" in raised:
             return [f"Its outputs are blurry, with {share}" + (": a part of the stability is blur." if stable else ".")]
-        return [f"Its outputs are too busy, with {share}." if "busy" in raised else f"Not bought with blur: {share}."]
+        if "busy" in raised:
+            return [f"Its outputs are too busy, with {share}."]
+        return [f"Not bought with blur: {share}." if stable else f"About as sharp as the targets: {share}."]
     if stable and "val/tv_target" not in known:
         shown = f" (total variation {known['val/tv']:.3f})" if "val/tv" in known else ""
         return [f"Whether its {psnr:.1f} dB are bought with blur{shown} can't be judged without targets."]

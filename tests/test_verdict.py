@@ -141,6 +141,7 @@ def test_flags_at_their_thresholds(metrics, expected):
          ["Whether its 42.0 dB are bought with blur (total variation 0.044) can't be judged without targets."]),
         ({CROP: 42.0}, ["Whether its 42.0 dB are bought with blur can't be judged without targets."]),
         ({CROP: 25.0}, ["Whether its 25.0 dB are bought with blur can't be judged without targets."]),
+        ({CROP: 20.0, **SHARP}, ["About as sharp as the targets: 100 % of the targets' total variation."]),
         ({CROP: below(25.0)}, []),  # there is nothing to buy
         ({CROP: 60.0, SPREAD: 0.004, STD: 0.001, TV: 0.01, TARGET: 0.1},
          ["Draws nearly the same picture whatever the input: outputs differ by 0.4 % of the range."]),
