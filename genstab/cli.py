@@ -4,23 +4,30 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from genstab.devices import check_devices, device_of
 from genstab.errors import InputError
 from genstab.loggers import close
+from genstab.measure import measure
 from genstab.models import load_model
+from genstab.plan import Plan
+from genstab.publish import publish
 from genstab.summary import RunSummary
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,6 +40,7 @@ USAGE = """genstab: image-to-image models that stay stable when their input move
 usage: genstab COMMAND [key=value …]
 
   train      train an anti-aliased pix2pix and measure its shift PSNR
+  measure    measure how stable any image-to-image model is
 
 genstab train --help shows the options and examples."""
 
@@ -44,7 +52,7 @@ def run(config: DictConfig) -> float | None:
         InputError: the config, the data or the machine cannot do it; before any training where possible.
     """
     _quieten()
-    _check_devices(config.trainer)
+    check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
     if config.ckpt_path and not Path(config.ckpt_path).is_file():
         raise InputError(f"ckpt_path={config.ckpt_path} does not exist")
     with _input_errors():
@@ -75,30 +83,6 @@ def _quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
-
-
-def _check_devices(trainer: DictConfig) -> None:
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    gpus = torch.cuda.device_count()
-    present = max(2, os.cpu_count() or 1) if accelerator == "cpu" else gpus
-    if isinstance(devices, ListConfig):
-        wanted, farthest = len(devices), max(devices, default=-1) + 1
-    elif str(devices) in ("auto", "-1"):
-        wanted = farthest = 1 if accelerator == "cpu" else max(1, gpus)
-    elif isinstance(devices, int) or str(devices).isdigit():
-        wanted = farthest = int(devices)
-    else:
-        return  # Lightning's other spellings, such as "0,1"
-    if wanted < 1:
-        raise InputError(f"trainer.devices={devices} is not at least 1")
-    if wanted > 1 and trainer.get("strategy") is None:
-        raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
-    if accelerator == "cpu" and farthest > present:
-        raise InputError(f"trainer.devices={devices}: this machine has {present} processors")
-    if accelerator in ("gpu", "cuda") and farthest > present:
-        raise InputError(
-            f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
-        )
 
 
 @contextmanager
@@ -196,6 +180,48 @@ def _any_model_key() -> None:
     sys.argv[1:] = [re.sub(r"^(?=model\.[^=]+=)", "++", argument) for argument in sys.argv[1:]]
 
 
+def run_measure(config: DictConfig) -> float | None:
+    """Measure as `config` says; return `val/shift_psnr` in dB, None where it is not measured.
+
+    Raises:
+        InputError: the model, the images and the options do not fit together.
+    """
+    _quieten()
+    began = time.perf_counter()
+    with _input_errors():
+        config.run_name = config.run_name or _name(config.model)
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
+        model = model_of(config.model).to(device_of(config.device))
+        seed_everything(config.seed, workers=True, verbose=False)
+        if "check" in config.data:
+            config.data.check = "fast"  # what is measured is read anyway
+        data = instantiate(config.data)
+        data.prepare_data()
+        data.setup("validate")
+        if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
+            plain["antialias"] = dict(antialias)
+        logger = instantiate(config.logger) if config.get("logger") else None
+        loggers = [] if logger is None else [logger]
+        found = measure(model, data.val_set, config.output_dir, plan)
+        try:
+            for each in loggers:
+                each.log_hyperparams(plain)
+            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers)
+        finally:
+            for each in loggers:
+                close(each)
+    return summary.get("val/shift_psnr")
+
+
+def _name(model: DictConfig) -> str:
+    """Call a measurement by its checkpoint: a run's folder, or a file's name without suffix."""
+    if model.checkpoint is None:
+        return str(model.get("_target_", "model")).rpartition(".")[2]
+    path = Path(model.checkpoint)
+    return path.parts[-3] if path.parent.name == "checkpoints" and len(path.parts) > 2 else path.stem or path.name
+
+
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
@@ -205,7 +231,13 @@ def train() -> None:
         _hydra("train", run)
 
 
-COMMANDS = {"train": train}
+def measure_model() -> None:
+    """Run `genstab measure`, with the Hydra overrides in `sys.argv`."""
+    _any_model_key()
+    _hydra("measure", run_measure)
+
+
+COMMANDS = {"train": train, "measure": measure_model}
 
 
 def main() -> None:

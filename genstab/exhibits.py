@@ -1,6 +1,6 @@
 """Pictures of what a generator does to a moving input: samples, the shift map, the film and the slides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from genstab.images import to_uint8
 from genstab.inference import inference
 from genstab.metrics import shift_psnr
+from genstab.protocols import shift_pairs
 from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
 from genstab.results import GRID, SLIDE_OUTPUT, SLIDE_SOURCE, save_slide
 from genstab.shift import Shift, grid_shifts, roll
@@ -23,8 +24,8 @@ def shift_panel(generate: Generate, source: Tensor, shift: Shift) -> dict[str, T
 
     Shape: (N, C, H, W) in [−1, 1] → (N, C', H, W) each; the difference (N, 1, H, W), −1 (black) where they agree.
     """
-    output_of_shifted = generate(roll(source, shift)[0])
-    shifted_output = roll(generate(source), shift)[0]
+    pairs = shift_pairs(generate, source, [shift], "circular", check_finite=False)
+    _, shifted_output, output_of_shifted, _ = next(pairs)
     difference = 4 * (shifted_output - output_of_shifted).abs().mean(1, keepdim=True) - 1
     return {
         "G(shifted source)": output_of_shifted,
@@ -50,22 +51,24 @@ def measure_map(generator: nn.Module, images: Tensor, reach: int, **options: Any
     reach = min(reach, *(side - 1 for side in images.shape[-2:]))
     shifts = grid_shifts(reach)
     decibels: dict[Shift, float] = {}
-    for row in tqdm(range(-reach, reach + 1), "shift map", unit="row", leave=False):
+    for row in tqdm(range(-reach, reach + 1), "shift map", unit="row", leave=False, disable=None):
         in_row = [shift for shift in shifts if shift[0] == row]
         means = shift_psnr(generator, images, in_row, **options).mean(1).tolist()
         decibels.update(zip(in_row, means, strict=True))
     return decibels
 
 
-def map_rows(decibels: dict[Shift, float]) -> list[list[float | None]]:
-    """Return a shift map as rows of Δh from −reach to reach, None at the zero shift.
+def map_table(decibels: Mapping[Shift, float], images: int, protocol: str = "circular") -> dict[str, Any]:
+    """Return a shift map as plain types, as `measurements.json` holds it: rows of Δh, None at the zero shift.
 
-    >>> map_rows({(dy, dx): 10.0 * dy + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)})
+    >>> decibels = {(dy, dx): 10.0 * dy + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)}
+    >>> map_table(decibels, images=2)["decibels"]
     [[-11.0, -10.0, -9.0], [-1.0, None, 1.0], [9.0, 10.0, 11.0]]
     """
     reach = max(dy for dy, _ in decibels)
     span = range(-reach, reach + 1)
-    return [[decibels.get((dy, dx)) for dx in span] for dy in span]
+    rows = [[decibels.get((dy, dx)) for dx in span] for dy in span]
+    return {"protocol": protocol, "reach": reach, "images": images, "decibels": rows}
 
 
 def film(generate: Generate, image: Tensor, frames: int) -> list[Picture]:

@@ -95,3 +95,30 @@ def _ieee_float32() -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
+
+
+@contextmanager
+def value_range(module: nn.Module, least: float, greatest: float) -> Iterator[None]:
+    """Let a module whose images go from `least` to `greatest` take and give images in [−1, 1]; by hooks, for a while.
+
+    What a module gives that is no batch of images, such as logits, is left as it is.
+
+    >>> brighter = nn.Threshold(0.5, 0.5)  # of images in [0, 1]: nothing is darker than grey
+    >>> with value_range(brighter, 0, 1):
+    ...     brighter(torch.tensor([[[[-1.0, 0.5]]]])).tolist()
+    [[[[0.0, 0.5]]]]
+    """
+    middle, half = (least + greatest) / 2, (greatest - least) / 2
+    hooks = [
+        module.register_forward_pre_hook(lambda _, images: (images[0] * half + middle, *images[1:])),
+        module.register_forward_hook(
+            lambda _, images, output: (
+                (output - middle) / half if isinstance(output, Tensor) and output.ndim == 4 else output
+            )
+        ),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

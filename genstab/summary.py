@@ -1,7 +1,5 @@
 """What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
 
-import json
-import math
 import platform
 import time
 from collections.abc import Mapping
@@ -15,8 +13,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from genstab.batches import source_of
+from genstab.callbacks import ShiftStability
+from genstab.exhibits import map_table, shift_table
 from genstab.loggers import how_to_view
+from genstab.pictures import ShiftPictures
 from genstab.report import results_table
+from genstab.results import MEASUREMENTS, SUMMARY, write_json
+from genstab.verdict import verdict
 
 PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
 
@@ -90,7 +93,9 @@ class RunSummary(Callback):
             if isinstance(callback, ModelCheckpoint):
                 paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
         return {
-            **{key: _finite(value.item()) for key, value in sorted(trainer.callback_metrics.items())},
+            **(metrics := {key: value.item() for key, value in sorted(trainer.callback_metrics.items())}),
+            "verdict": verdict(metrics),
+            "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
             **{key: _relative(path, self.folder) for key, path in paths.items()},
             "steps": trainer.global_step,
             "processes": trainer.world_size,
@@ -100,12 +105,28 @@ class RunSummary(Callback):
             "config": self.config,
         }
 
+    def measurements(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what `measurements.json` holds: shift PSNR per shift and image in the last validation, and the map."""
+        found: dict[str, Any] = {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its callback connector
+            if isinstance(callback, ShiftStability) and callback.tables:
+                found["shift_psnr"] = {
+                    protocol: shift_table(
+                        callback.shifts[protocol], callback.names, decibels, callback.pooled[protocol]
+                    )
+                    for protocol, decibels in callback.tables.items()
+                }
+            elif isinstance(callback, ShiftPictures) and callback.decibels:
+                found["shift_map"] = map_table(callback.decibels, min(callback.map_images, callback.images))
+        return found
+
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, print the table, and say where to look."""
         summary = self.summary(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_json(self.folder / SUMMARY, summary)
+        write_json(self.folder / MEASUREMENTS, self.measurements(trainer))
         console = Console()
         metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
         if "val/shift_psnr" in metrics or "val/l1" in metrics:
@@ -130,10 +151,6 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if hint := how_to_view(logger):
                 print(hint)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None  # JSON has no NaN
 
 
 def _relative(path: str, folder: Path) -> str | None:

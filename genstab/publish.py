@@ -1,0 +1,61 @@
+"""What becomes of a measurement: its summary, its page, the loggers, and the words in the terminal."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from rich.console import Console
+
+from genstab.loggers import how_to_view, log_image, log_video
+from genstab.page import write_page
+from genstab.report import results_table
+from genstab.results import SUMMARY, write_json
+from genstab.stability import Measured
+from genstab.summary import versions
+from genstab.verdict import verdict
+
+PAGE = "report.html"
+
+
+def publish(
+    found: Measured, folder: Path, config: Mapping[str, Any], seconds: float, loggers: Iterable[Logger] = ()
+) -> dict[str, Any]:
+    """Write `summary.json` and `report.html`, log what was found under the keys of a training, and print it.
+
+    Args:
+        found: see `genstab.measure.measure`.
+        folder: the one that it was given.
+        config: as plain types, for the summary.
+        seconds: that the measurement took.
+        loggers: get the metrics, tables, pictures and the film, at step 0.
+
+    Returns:
+        The summary.
+    """
+    metrics = {key: value for key, value in found.summary.items() if key.startswith("val/")}
+    summary = {
+        **found.summary,
+        "verdict": verdict(found.summary),
+        "notes": found.notes,
+        "seconds": round(seconds, 2),
+        "versions": versions(),
+        "config": dict(config),
+    }
+    write_json(folder / SUMMARY, summary)
+    for logger in loggers:
+        logger.log_metrics(metrics, step=0)
+        for key, picture in found.pictures.items():
+            log_image(logger, key, picture, 0)
+        log_video(logger, "shift_film", folder / "shift.gif", 0)
+        logger.save()
+    write_page([folder], folder / PAGE)
+    console = Console()
+    console.print(results_table(metrics, f"{summary['images']} images in {seconds:.0f} s"))
+    for line in (*summary["verdict"], *(f"Note: {note}" for note in found.notes)):
+        console.print(line, highlight=False, markup=False)
+    print(f"Page: {folder / PAGE}\nFolder: {folder}")
+    for logger in loggers:
+        if hint := how_to_view(logger):
+            print(hint)
+    return summary

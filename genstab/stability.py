@@ -1,0 +1,187 @@
+"""What needs every image once: stability in every protocol, quality, and how much the outputs differ at all."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genstab.errors import InputError
+from genstab.exhibits import shift_table
+from genstab.inference import inference
+from genstab.metrics import decibel, image_quality, shift_errors, total_variation
+from genstab.plan import Plan
+from genstab.reading import Batch, keep
+from genstab.report import Picture
+from genstab.shift import Shift, window, window_size
+
+
+@dataclass
+class Measured:
+    """What a measurement found: `summary` under the log keys, `measurements` in full, `pictures` by log key."""
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    measurements: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def fitting_multiple(generate: Callable[[Tensor], Tensor], images: Tensor, shifts: list[Shift]) -> int | None:
+    """Find the least power of two that the sides of a `crop` window must be a multiple of, for this generator.
+
+    Shape: images (1, C, H, W).
+
+    Returns:
+        1, 2, …, 256; None where no window does.
+
+    >>> fitting_multiple(nn.Sequential(nn.PixelUnshuffle(4), nn.PixelShuffle(4)), torch.zeros(1, 1, 16, 16), [(0, 1)])
+    4
+    """
+    shape = (images.shape[-2], images.shape[-1])
+    for multiple in (2**power for power in range(9)):
+        if multiple > min(window_size(shape, shifts)):
+            return None
+        part = window(images, (0, 0), shifts, multiple)
+        try:
+            output = generate(part)
+        except (RuntimeError, ValueError):  # of torch, or of a program with a size of its own
+            continue
+        if output.shape[-2] % part.shape[-2] == 0 and output.shape[-1] % part.shape[-1] == 0:
+            return multiple
+    return None
+
+
+def measure_stability(
+    generator: nn.Module, reading: Iterable[Batch], plan: Plan, device: torch.device, wanted: int, found: Measured
+) -> Batch:
+    """Measure shift PSNR in every protocol, quality and the outputs' spread; add them to `found`.
+
+    Args:
+        generator: see `genstab.measure.measure`.
+        reading: see `genstab.reading.batches`; at least one.
+        plan: of it protocols, shifts, margin, multiple, batch_size and precision.
+        device: the generator's.
+        wanted: how many images to return.
+        found: gets the numbers, and a note where a protocol cannot be measured.
+
+    Returns:
+        The first images of one size, at most `wanted`.
+
+    Raises:
+        InputError: the generator cannot take the images, or gives something that is not finite.
+    """
+    errors: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    quality: dict[str, list[Tensor]] = defaultdict(list)
+    outputs = OutputSpread()
+    names: list[str] = []
+    kept: Batch | None = None
+    multiple = plan.multiple or 0
+    for batch in reading:
+        source = batch.source.to(device)
+        with inference(generator, plan.dtype) as generate:
+            output = _first_output(generate, source, batch.names)
+            again = generate(source)
+            if "crop" in plan.protocols and not multiple:
+                multiple = fitting_multiple(generate, source[:1], list(plan.shifts)) or -1
+                if multiple < 0:
+                    found.notes.append("crop: not measured, the generator takes no window smaller than the images")
+        outputs.add(output, again)
+        for protocol in plan.protocols:
+            if protocol == "crop" and multiple < 0:
+                continue
+            pair = shift_errors(
+                generator,
+                source,
+                plan.shifts_of(protocol),
+                protocol,
+                margin=plan.margin,
+                forward_batch=plan.batch_size,
+                multiple=max(1, multiple),
+                dtype=plan.dtype,
+                names=batch.names,
+            )
+            errors[protocol].append(pair)
+        for key, values in _quality(output, batch.target, found.notes).items():
+            quality[key].append(values)
+        names += batch.names
+        kept = keep(kept, batch, wanted)
+    assert kept is not None  # `batches` yields at least one
+    for protocol, pairs in errors.items():
+        error, count = (torch.cat(column, 1) for column in zip(*pairs, strict=True))
+        _add_protocol(found, protocol, plan, names, error, count)
+    if quality:
+        columns = {key: torch.cat(values) for key, values in quality.items()}
+        found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
+        found.summary |= {f"val/{key}": each.mean().item() for key, each in columns.items()}
+    found.summary |= outputs.summary()
+    found.summary["images"] = len(names)
+    return kept
+
+
+def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
+    """Return the quality of each image; of outputs that cannot be compared with a target, the total variation."""
+    output = output.float().cpu()
+    if target is not None and target.shape == output.shape:
+        return image_quality(output, target)
+    if target is not None:
+        shapes = ["×".join(map(str, images.shape[1:])) for images in (output, target)]
+        note = f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}"
+        notes.extend([note] if note not in notes else [])
+    return {"tv": total_variation(output)}
+
+
+def _first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: list[str]) -> Tensor:
+    try:
+        return generate(source)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {reason}") from error
+
+
+def _add_protocol(found: Measured, protocol: str, plan: Plan, names: list[str], error: Tensor, count: Tensor) -> None:
+    """Add the dB of one protocol, from squared errors and pixels (shifts, images)."""
+    decibels, pooled = decibel(error / count), decibel(error.sum(1) / count.sum(1))
+    table = shift_table(plan.shifts_of(protocol), names, decibels, pooled)
+    found.measurements.setdefault("shift_psnr", {})[protocol] = table
+    key = "val/shift_psnr" if protocol == "circular" else f"val/shift_psnr_{protocol}"
+    found.summary[key] = decibels.mean().item()
+    if protocol == "circular":
+        found.summary["val/shift_psnr_worst"] = decibels.min().item()
+        found.summary["val/shift_psnr_pooled"] = decibel(error.sum() / count.sum()).item()
+
+
+class OutputSpread:
+    """How much the outputs differ: between two runs of one input, between images, and within one."""
+
+    def __init__(self) -> None:
+        self.floor: list[Tensor] = []
+        self.spread_within: list[Tensor] = []
+        self.sums: dict[tuple[int, ...], list[Any]] = {}
+
+    def add(self, output: Tensor, again: Tensor) -> None:
+        """Add a batch and what a second run made of the same one, each (N, C, H, W)."""
+        output, again = output.double().cpu(), again.double().cpu()
+        self.floor.append(decibel((output - again).square().mean((1, 2, 3))))
+        self.spread_within.append(output.std((1, 2, 3), correction=0))
+        entry = self.sums.setdefault(output.shape[1:], [0, 0.0, 0.0])
+        entry[0] += len(output)
+        entry[1] = entry[1] + output.sum(0)
+        entry[2] = entry[2] + output.square().sum(0)
+
+    def summary(self) -> dict[str, float]:
+        """Return the noise floor in dB, and both spreads as root mean squares relative to the range of 2."""
+        result = {
+            "val/noise_floor": torch.cat(self.floor).mean().item(),
+            "val/output_std": torch.cat(self.spread_within).mean().item() / 2,
+        }
+        number, total, squares = max(self.sums.values(), key=lambda entry: entry[0])
+        if number > 1:
+            # E (a − b)² = 2 · variance, with the unbiased variance of each pixel
+            variance = (squares - total.square() / number).clamp(min=0) / (number - 1)
+            result["val/output_spread"] = math.sqrt(2 * variance.mean().item()) / 2
+        return result

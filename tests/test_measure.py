@@ -1,0 +1,287 @@
+"""A measurement finds what is known beforehand, leaves its files, and names what does not fit."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+
+from genstab import AntiAlias, InputError, UNet, shift_psnr
+from genstab.folder import FolderImages
+from genstab.measure import measure
+from genstab.metrics import total_variation
+from genstab.plan import Plan
+from genstab.reading import batches
+from genstab.results import read_json, read_slide
+from genstab.shift import grid_shifts
+from genstab.stability import fitting_multiple
+from tests.conftest import Pairs
+
+SMALL = {"map": {"reach": 1}, "features": None, "corruptions": None, "margin": 2, "shifts": [(0, 1), (2, 0)]}
+WHOLE = {**SMALL, "protocols": ["circular", "crop"]}  # shifts by parts of a pixel overshoot the range of values
+
+
+class Items(Dataset):
+    def __init__(self, *sources, targets=None):
+        self.sources, self.targets = sources, targets
+
+    def __len__(self):
+        return len(self.sources)
+
+    def __getitem__(self, index):
+        item = {"source": self.sources[index], "name": f"{index}.png"}
+        return item if self.targets is None else {**item, "target": self.targets[index]}
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+class Constant(nn.Module):
+    def forward(self, images):
+        return torch.zeros_like(images)
+
+
+class Restless(nn.Module):
+    def forward(self, images):
+        return images + 0.1 * torch.randn_like(images)
+
+
+class Wild(nn.Module):
+    def forward(self, images):
+        return torch.where(images > 0.999, torch.nan, images)
+
+
+def test_the_identity_is_perfect(tmp_path):
+    found = measure(nn.Identity(), Items(*noise(3, 3, 32, 40)), tmp_path, Plan(**SMALL))
+    keys = ("val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled", "val/shift_psnr_crop")
+    assert [found.summary[key] for key in keys] == [100.0] * 4
+    assert found.summary["val/shift_psnr_fractional"] > 99.9
+    assert found.summary["val/noise_floor"] == 100
+    assert (found.summary["images"], found.summary["parameters"]) == (3, 0)
+    assert found.measurements["shift_map"]["decibels"] == [[100.0] * 3, [100.0, None, 100.0], [100.0] * 3]
+    assert not found.notes
+
+
+def test_every_number_is_that_of_the_pure_function(tmp_path):
+    torch.manual_seed(0)
+    generator = UNet(3, 3, channels=4, levels=3, antialias=AntiAlias("none"))
+    images = noise(5, 3, 40, 32)
+    found = measure(generator, Items(*images), tmp_path, Plan(**SMALL, batch_size=2))
+    for protocol, table in found.measurements["shift_psnr"].items():
+        expected = shift_psnr(generator, images, table["shifts"], protocol, margin=2)
+        torch.testing.assert_close(torch.tensor(table["decibels"], dtype=torch.float64), expected, atol=1e-5, rtol=0)
+        key = "val/shift_psnr" + ("" if protocol == "circular" else f"_{protocol}")
+        assert found.summary[key] == pytest.approx(expected.mean().item(), abs=1e-5)
+    assert list(found.measurements["shift_psnr"]) == ["circular", "crop", "fractional"]
+    worst = shift_psnr(generator, images, SMALL["shifts"]).min().item()
+    assert found.summary["val/shift_psnr_worst"] == pytest.approx(worst, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_no_number_depends_on_the_batch_size(tmp_path, batch_size):
+    generator = UNet(1, 3, channels=4, levels=3).eval()
+    plan = {**SMALL, "features": {"reach": 1}, "corruptions": {"names": ["gaussian_noise", "contrast"]}}
+    numbers = [
+        measure(generator, Pairs(7), tmp_path, Plan(**plan, batch_size=size)).summary for size in (batch_size, 5)
+    ]
+    for key, value in numbers[0].items():
+        if key.startswith("val/"):
+            assert value == pytest.approx(numbers[1][key], rel=1e-6), key
+
+
+def test_quality_is_that_of_each_image(tmp_path):
+    sources, targets = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
+    found = measure(nn.Identity(), Items(*sources, targets=targets), tmp_path, Plan(**SMALL))
+    expected = [(source - target).abs().mean().item() for source, target in zip(sources, targets, strict=True)]
+    assert found.measurements["quality"]["l1"] == pytest.approx(expected)
+    assert found.measurements["quality"]["images"] == ["0.png", "1.png"]
+    assert found.summary["val/l1"] == pytest.approx(np.mean(expected))
+
+
+def test_without_targets_only_the_outputs_total_variation_is_known(tmp_path):
+    found = measure(nn.Identity(), Items(noise(1, 8, 8)), tmp_path, Plan(**{**SMALL, "protocols": ["circular"]}))
+    assert found.summary["val/tv"] == pytest.approx(total_variation(noise(1, 1, 8, 8)).item())
+    assert "val/l1" not in found.summary
+    items = Items(noise(1, 8, 8), targets=noise(1, 1, 8, 8))
+    doubled = measure(nn.Upsample(scale_factor=2), items, tmp_path, Plan(**{**SMALL, "protocols": ["circular"]}))
+    assert doubled.notes == ["quality: not measured, outputs are 1×16×16 and targets 1×8×8"]
+
+
+def test_a_generator_that_is_not_deterministic_has_a_noise_floor(tmp_path):
+    found = measure(Restless(), Items(*noise(4, 3, 32, 32)), tmp_path, Plan(**SMALL))
+    # the difference of two draws of σ = 0.1 has the variance 0.02
+    assert found.summary["val/noise_floor"] == pytest.approx(10 * math.log10(4 / 0.02), abs=0.2)
+    assert found.summary["val/shift_psnr"] == pytest.approx(10 * math.log10(4 / 0.02), abs=0.2)
+
+
+def test_how_far_outputs_lie_apart(tmp_path):
+    flat = [torch.full((3, 32, 32), value) for value in (-0.5, 0.0, 0.7)]
+    found = measure(nn.Identity(), Items(*flat), tmp_path, Plan(**SMALL))
+    # root mean square of the distances 0.5, 0.7 and 1.2, as a share of the range of 2
+    assert found.summary["val/output_spread"] == pytest.approx(math.sqrt((0.25 + 0.49 + 1.44) / 3) / 2)
+    assert found.summary["val/output_std"] == pytest.approx(0)
+    constant = measure(Constant(), Items(*noise(3, 3, 32, 32)), tmp_path, Plan(**SMALL)).summary
+    assert (constant["val/output_spread"], constant["val/shift_psnr"]) == (0, 100)
+    assert "val/output_spread" not in measure(nn.Identity(), Items(flat[0]), tmp_path, Plan(**SMALL)).summary
+
+
+def test_a_generator_of_other_values_is_measured_in_its_own_range(tmp_path):
+    class Unit(nn.Module):
+        def forward(self, images):
+            assert images.min() >= 0
+            assert images.max() <= 255
+            return images.round()
+
+    images = noise(2, 3, 32, 32)
+    found = measure(Unit(), Items(*images, targets=images), tmp_path, Plan(**WHOLE, value_range=(0, 255)))
+    assert found.summary["val/shift_psnr"] == 100
+    assert 0 < found.summary["val/l1"] <= 1 / 255
+    assert not Unit()._forward_hooks
+
+
+def test_a_larger_output_is_measured_at_its_scale(tmp_path):
+    found = measure(nn.Upsample(scale_factor=3), Items(*noise(2, 3, 32, 32)), tmp_path, Plan(**SMALL))
+    assert found.summary["val/shift_psnr"] == found.summary["val/shift_psnr_crop"] == 100
+    assert read_slide(tmp_path / "slide_output.webp").shape == (16, 96, 96, 3)
+
+
+def test_images_of_several_sizes_are_measured_in_batches_of_one_size(tmp_path):
+    sources = [*noise(2, 3, 32, 32), *noise(3, 3, 48, 40), *noise(1, 3, 32, 32)]
+    assert [batch.positions for batch in batches(Items(*sources), None, 2, False, [])] == [[0, 1], [2, 3], [4], [5]]
+    found = measure(nn.Identity(), Items(*sources), tmp_path, Plan(**SMALL))
+    assert found.summary["images"] == 6
+    assert found.measurements["shift_psnr"]["crop"]["images"] == [f"{i}.png" for i in range(6)]
+
+
+def test_everything_is_left_in_the_folder(tmp_path):
+    generator = UNet(1, 3, channels=4, levels=3)
+    generator.train()
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    torch.manual_seed(3)
+    random = torch.random.get_rng_state()
+    plan = {**SMALL, "features": {"reach": 1}, "corruptions": {"names": ["contrast"], "severities": [2]}}
+    found = measure(generator, Pairs(3), tmp_path / "new", Plan(**plan))
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {
+        "measurements.json", "samples.png", "shift_map.png", "shift.gif", "features.png", "corruptions.png",
+        "slide_source.webp", "slide_output.webp",
+    }  # fmt: skip
+    assert read_json(tmp_path / "new" / "measurements.json") == found.measurements
+    assert generator.training
+    assert all((generator.state_dict()[key] == value).all() for key, value in before.items())
+    assert (torch.random.get_rng_state() == random).all()
+
+
+def test_a_baseline_of_itself_is_one(tmp_path):
+    plan = {**SMALL, "corruptions": {"names": ["gaussian_noise", "contrast"], "severities": [1, 3]}}
+    measure(nn.Tanh(), Items(*noise(2, 3, 32, 32)), tmp_path / "a", Plan(**plan))
+    part = {**plan["corruptions"], "baseline": str(tmp_path / "a")}
+    found = measure(nn.Tanh(), Items(*noise(2, 3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    assert found.summary["val/corruption_relative"] == 1
+    # G(x) = x / 2 moves half as far as the identity: a quarter of the squared error
+    measure(nn.Identity(), Items(*noise(2, 3, 32, 32)), tmp_path / "a", Plan(**plan))
+    half = nn.Conv2d(3, 3, 1, bias=False)
+    half.weight = nn.Parameter(0.5 * torch.eye(3)[..., None, None])
+    found = measure(half, Items(*noise(2, 3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    assert found.summary["val/corruption_relative"] == pytest.approx(0.25)
+    with pytest.raises(InputError, match=r"baseline=.* was measured on \['0.png', '1.png'\], not \['0.png'\]"):
+        measure(half, Items(noise(3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+
+
+def test_an_output_that_is_not_finite_is_named_with_its_image_and_shift(tmp_path):
+    images = noise(3, 3, 32, 32) * 0.9
+    images[1, 0, 5, 5] = 1.0
+    with pytest.raises(InputError, match=r"image 1\.png .*not finite"):
+        measure(Wild(), Items(*images), tmp_path, Plan(**SMALL))
+
+
+def test_a_generator_that_cannot_take_the_images_is_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"the generator cannot take 0\.png \(1, 3, 32, 32\): .*channels") as error:
+        measure(nn.Conv2d(1, 3, 3), Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="32×32 into 30×30"):
+        measure(nn.Conv2d(3, 3, 3), Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+
+
+def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ac":
+        Image.effect_noise((40, 32), 50).convert("RGB").save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "b.png").write_bytes(b"no image")
+    dataset = FolderImages(tmp_path / "images")
+    with pytest.raises(InputError, match=r"cannot read .*b\.png.*\(on_error=skip measures the others\)"):
+        measure(nn.Identity(), dataset, tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), dataset, tmp_path, Plan(**SMALL, on_error="skip"))
+    assert found.summary["images"] == 2
+    assert found.measurements["shift_psnr"]["circular"]["images"] == ["a.png", "c.png"]
+    (note,) = found.notes
+    assert note.startswith("skipped: cannot read ")
+    for name in "ac":
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="no image to measure: all of them are unreadable"):
+        measure(nn.Identity(), dataset, tmp_path, Plan(**SMALL, on_error="skip"))
+
+
+class Picky(nn.Module):
+    """Takes sides that are multiples of 16 only, as a U-Net without padding does."""
+
+    def forward(self, images):
+        return nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(images, 16), 16)
+
+
+def test_the_windows_of_crop_are_cut_to_what_the_generator_needs(tmp_path):
+    assert fitting_multiple(Picky(), torch.zeros(1, 3, 48, 48), [(0, 1)]) == 16
+    assert fitting_multiple(nn.Identity(), torch.zeros(1, 3, 48, 48), [(0, 1)]) == 1
+    found = measure(Picky(), Items(*noise(1, 3, 48, 48)), tmp_path, Plan(**SMALL))
+    expected = shift_psnr(Picky(), noise(1, 3, 48, 48), SMALL["shifts"], "crop", margin=2, multiple=16)
+    assert found.measurements["shift_psnr"]["crop"]["decibels"] == expected.tolist()
+    only = measure(Picky(), Items(*noise(1, 3, 16, 16)), tmp_path, Plan(**{**SMALL, "protocols": ["crop"]}))
+    assert "shift_psnr" not in only.measurements
+    assert only.notes == ["crop: not measured, the generator takes no window smaller than the images"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocols": ["roll"]}, "protocols='roll' is not one of circular, crop, fractional"),
+        ({"shifts": [[0, 0]]}, "zero shift"),
+        ({"shifts": [[0, 0.5]]}, r"\[0, 0\.5\] is not a pair of integers"),
+        ({"batch_size": 0}, "batch_size=0 is not an integer of at least 1"),
+        ({"images": -1}, "images=-1"),
+        ({"reach": 0}, "reach=0"),
+        ({"margin": -1}, "margin=-1"),
+        ({"precision": "int8"}, "precision='int8' is not one of float32, float64, bfloat16, float16"),
+        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[least, greatest\]"),
+        ({"on_error": "ignore"}, "on_error='ignore' is not one of raise, skip"),
+        ({"map": {"rich": 3}}, "map='rich' is not one of reach, images, protocol"),
+        ({"map": 8}, "map=8 is neither null nor a group of reach, images, protocol"),
+        ({"map": {"protocol": "fractional"}}, r"map\.protocol='fractional'"),
+        ({"features": {"reach": 0}}, r"features\.reach=0"),
+        ({"corruptions": {"images": 0}}, r"corruptions\.images=0"),
+    ],
+)
+def test_a_bad_option_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Plan(**options)
+
+
+def test_a_range_of_shifts():
+    assert Plan(reach=2).shifts_of("circular") == grid_shifts(2)
+
+
+def test_the_summary_has_the_keys_of_a_training(tmp_path):
+    from genstab.publish import publish
+
+    found = measure(nn.Identity(), Items(*noise(2, 3, 32, 32), targets=noise(2, 3, 32, 32)), tmp_path, Plan(**SMALL))
+    publish(found, tmp_path, {"run_name": "identity"}, 1.0)
+    summary = json.loads(Path(tmp_path, "summary.json").read_text())
+    assert {"val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled", "val/shift_psnr_crop"} <= set(summary)
+    assert {"val/l1", "val/psnr", "val/ssim", "val/tv", "val/tv_target", "versions", "config", "verdict"} <= set(
+        summary
+    )
+    assert (tmp_path / "report.html").stat().st_size > 1e6
