@@ -26,6 +26,7 @@ from genstab.errors import InputError
 from genstab.loggers import close
 from genstab.measure import measure
 from genstab.models import load_model
+from genstab.page import write_page
 from genstab.plan import Plan
 from genstab.publish import publish
 from genstab.summary import RunSummary
@@ -41,6 +42,7 @@ usage: genstab COMMAND [key=value …]
 
   train      train an anti-aliased pix2pix and measure its shift PSNR
   measure    measure how stable any image-to-image model is
+  report     one page that compares runs
 
 genstab train --help shows the options and examples."""
 
@@ -237,7 +239,29 @@ def measure_model() -> None:
     _hydra("measure", run_measure)
 
 
-COMMANDS = {"train": train, "measure": measure_model}
+def run_report(config: DictConfig) -> None:
+    """Write the page that `config` describes.
+
+    Raises:
+        InputError: a folder holds no run, or the output is a folder.
+    """
+    if not config.runs:
+        raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
+    output = write_page(list(config.runs), config.output, config.title)
+    print(f"Page: {output}")
+
+
+def report() -> None:
+    """Run `genstab report`, with folders and Hydra overrides in `sys.argv`."""
+    words = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    runs = [word for word in words if "=" not in word or Path(word).exists()]
+    if runs:
+        quoted = ",".join("'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'" for run in runs)
+        sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in runs] + [f"runs=[{quoted}]"]
+    _hydra("report", run_report)
+
+
+COMMANDS = {"train": train, "measure": measure_model, "report": report}
 
 
 def main() -> None:

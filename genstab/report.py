@@ -19,11 +19,19 @@ RESULTS = (
     ("val/shift_psnr_worst", "shift PSNR, worst", "dB"),
     ("val/shift_psnr_pooled", "shift PSNR, pooled", "dB"),
     ("val/shift_psnr_crop", "shift PSNR, crop", "dB"),
+    ("val/shift_psnr_fractional", "shift PSNR, fractional", "dB"),
+    ("val/noise_floor", "noise floor, two runs of one input", "dB"),
     ("val/l1", "L1", ""),
     ("val/psnr", "PSNR", "dB"),
     ("val/ssim", "SSIM", ""),
     ("val/tv", "total variation", ""),
     ("val/tv_target", "total variation of the targets", ""),
+    ("val/feature_distance", "feature distance, mean of the layers", ""),
+    ("val/corruption_psnr", "corrupted inputs, mean", "dB"),
+    ("val/corruption_relative", "corruption error over the baseline's", ""),
+    ("val/consistency", "consistency of the class, crop", ""),
+    ("val/consistency_roll", "consistency of the class, circular", ""),
+    ("val/accuracy", "accuracy", ""),
 )
 
 
