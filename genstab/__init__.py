@@ -4,6 +4,7 @@ from genstab.blur import BlurPool2d as BlurPool2d
 from genstab.blur import BlurUnpool2d as BlurUnpool2d
 from genstab.callbacks import ShiftStability as ShiftStability
 from genstab.checkpoints import load_generator as load_generator
+from genstab.consistency import ShiftConsistency as ShiftConsistency
 from genstab.errors import InputError as InputError
 from genstab.features import FeatureDistance as FeatureDistance
 from genstab.filters import AntiAlias as AntiAlias

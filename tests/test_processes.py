@@ -11,7 +11,9 @@ import torch
 from hydra.utils import instantiate
 from pytorch_lightning import Trainer
 
+from genstab import FeatureDistance, ShiftConsistency
 from tests.conftest import pairs_loader, tiny_pix2pix
+from tests.metrics_on_two import measure
 from tests.test_config import TINY_SYNTHETIC, composed
 from tests.test_pix2pix import QUIET
 
@@ -64,6 +66,17 @@ def test_two_processes_measure_what_one_does(tmp_path, checkpoint, images, batch
             expected, found = (torch.tensor(result[key][protocol]) for result in (one, two))
             assert key == "pooled" or found.shape == shape
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_metrics_with_uneven_shares_on_two_processes(tmp_path):
+    metrics = (FeatureDistance(), ShiftConsistency())
+    measure(0, 8, metrics)
+    program(ROOT / "tests" / "metrics_on_two.py", tmp_path / "values")
+    for rank in (0, 1):
+        values = json.loads((tmp_path / f"values.{rank}").read_text())
+        assert values == pytest.approx([metric.compute().item() for metric in metrics], abs=1e-6)
 
 
 def folders(path, pattern):
