@@ -231,15 +231,18 @@ def _line(figure: go.Figure, name: str, style: Style, x: Sequence[Any], y: Seque
     )  # fmt: skip
 
 
-def image_boxes(values: Mapping[str, Mapping[str, float]], styles: Mapping[str, Style]) -> go.Figure:
-    """Draw the mean dB of every image, a box and its points a run: {run: {image: dB}}."""
+def image_boxes(
+    values: Mapping[str, Mapping[str, float]], notes: Mapping[str, Mapping[str, str]], styles: Mapping[str, Style]
+) -> go.Figure:
+    """Draw the mean dB of every image, a box and its points a run: {run: {image: dB}}; `notes` show on hovering."""
     figure = _figure(height=400)
     for name, by_image in values.items():
         figure.add_box(
-            y=list(by_image.values()), name=plain(name), text=[plain(image) for image in by_image], boxpoints="all",
-            jitter=0.5, pointpos=0, marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
+            y=list(by_image.values()), name=plain(name), text=[plain(notes[name][image]) for image in by_image],
+            boxpoints="all", jitter=0.5, pointpos=0,
+            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
             fillcolor=f"rgba{(*_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
-            hovertemplate="%{text}: %{y:.1f} dB<extra></extra>",
+            hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(title="mean shift PSNR of an image, dB")
     return figure
@@ -270,6 +273,5 @@ def _figure(height: int, margin: Mapping[str, int] | None = None) -> go.Figure:
         "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0},
         "dragmode": False,  # a finger that scrolls the page must not zoom
         "hovermode": "closest",
-        "modebar": {"remove": ["zoom", "pan", "select", "lasso", "zoomin", "zoomout", "autoscale", "resetscale"]},
     }
     return go.Figure(layout=layout)

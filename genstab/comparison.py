@@ -29,13 +29,18 @@ class Column:
     best: str = ""
     digits: int = 1
 
+    @property
+    def name(self) -> str:
+        """What to call it away from its group."""
+        return f"{self.group} {self.heading}" if self.group == "shift PSNR" else self.heading
+
 
 COLUMNS = (
-    Column("val/shift_psnr", "shift PSNR, mean", "dB", "stability", "max"),
-    Column("val/shift_psnr_worst", "worst", "dB", "stability", "max"),
-    Column("val/shift_psnr_pooled", "pooled", "dB", "stability", "max"),
-    Column("val/shift_psnr_crop", "crop", "dB", "stability", "max"),
-    Column("val/shift_psnr_fractional", "fractional", "dB", "stability", "max"),
+    Column("val/shift_psnr", "mean", "dB", "shift PSNR", "max"),
+    Column("val/shift_psnr_worst", "worst", "dB", "shift PSNR", "max"),
+    Column("val/shift_psnr_pooled", "pooled", "dB", "shift PSNR", "max"),
+    Column("val/shift_psnr_crop", "crop", "dB", "shift PSNR", "max"),
+    Column("val/shift_psnr_fractional", "fractional", "dB", "shift PSNR", "max"),
     Column("val/feature_distance", "feature distance", "", "stability", "min", 4),
     Column("val/noise_floor", "noise floor", "dB", "stability", "max"),
     Column("val/corruption_psnr", "corruptions", "dB", "stability", "max"),
@@ -47,7 +52,7 @@ COLUMNS = (
     Column("val/psnr", "PSNR", "dB", "quality", "max"),
     Column("val/ssim", "SSIM", "", "quality", "max", 3),
     Column("val/tv", "total variation", "", "quality", "", 3),
-    Column("val/tv_target", "targets' total variation", "", "quality", "", 3),
+    Column("val/tv_target", "of targets", "", "quality", "", 3),
     Column("tv_ratio", "ratio", "×", "quality", "one", 2),
     Column("images_per_second", "speed", "images/s", "cost", "max"),
     Column("parameters", "parameters", "million", "cost", "", 2),

@@ -2,7 +2,13 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 
 // Charts: every cell of a panel has a figure for each choice of the panel's selects.
-const config = {displaylogo: false, responsive: true, toImageButtonOptions: {format: "png", scale: 2}};
+const config = {
+  responsive: true,
+  displaylogo: false,
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,  // on a phone it would cover the chart
+  modeBarButtons: [["toImage"]],
+  toImageButtonOptions: {format: "png", scale: 2},
+};
 for (const panel of document.querySelectorAll(".panel")) {
   const {figures, bar} = data.panels[panel.dataset.panel];
   const selects = [...panel.querySelectorAll("select")];
@@ -21,7 +27,10 @@ for (const panel of document.querySelectorAll(".panel")) {
 function show(chart, figure) {
   if (figure) {
     if (!chart.classList.contains("js-plotly-plot")) chart.textContent = "";
-    Plotly.react(chart, figure.data, figure.layout, config);
+    // On a phone the legend is a column: the chart below it keeps its height.
+    const legend = figure.data.filter((trace) => trace.type === "scatter" && trace.showlegend !== false).length;
+    const height = figure.layout.height + (chart.clientWidth < 500 ? 19 * legend : 0);
+    Plotly.react(chart, figure.data, {...figure.layout, height}, config);
   } else {
     Plotly.purge(chart);
     chart.textContent = "not measured";
@@ -74,9 +83,12 @@ if (slider) {
   const play = slider.querySelector(".play");
   const views = [...slider.querySelectorAll("canvas")].map((canvas, i) => {
     const view = {...data.slides[i], canvas, level: canvas.closest("figure").querySelector(".level"), image: new Image()};
-    view.image.addEventListener("load", () => paint(view));
     view.image.src = view.uri;
     return view;
+  });
+  Promise.all(views.map(({image}) => image.decode())).then(() => {
+    update();
+    slider.removeAttribute("aria-busy");
   });
   function paint({canvas, level, image, frames, columns, scale, whole, strip, decibels}) {
     const {width, height} = canvas;
@@ -117,5 +129,4 @@ if (slider) {
   });
   range.addEventListener("input", () => { stop(); update(); });
   back.addEventListener("change", update);
-  update();
 }

@@ -19,7 +19,8 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 from genstab.charts import run_styles
 from genstab.comparison import Column, best_of, columns_of, differences, flatten, options_of, value_of
 from genstab.errors import InputError
-from genstab.panels import Panel, all_panels
+from genstab.panel_maps import feature_panel, layer_panel, map_panel
+from genstab.panels import Panel, corruption_panel, image_panel, lines_panel, scatter_panel
 from genstab.runs import SLIDE_OUTPUT, SLIDE_SOURCE, Run, read_runs
 from genstab.slides import COLUMNS, Slide, data_uri, flicker_strip, middle, read_slide, sheet
 
@@ -27,6 +28,7 @@ __all__ = ["Run", "build_page", "read_runs", "write_page"]
 
 SIDE = 128  # pixels of a moving picture, for so many runs; with more of them it shrinks, so that the page doesn't grow
 RUNS_AT_FULL_SIDE = 6
+PANELS = (scatter_panel, lines_panel, map_panel, image_panel, layer_panel, feature_panel, corruption_panel)
 
 
 def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
@@ -66,7 +68,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
     if not runs:
         raise InputError("no run to compare")
     styles = run_styles([run.name for run in runs])
-    panels = all_panels(runs, styles)
+    panels = [make(runs, styles) for make in PANELS]
     columns = columns_of(runs)
     films = {run.name: film for run in runs if (film := _film(run)) is not None}
     side = SIDE if len(films) <= RUNS_AT_FULL_SIDE else int(SIDE * math.sqrt(RUNS_AT_FULL_SIDE / len(films)))
@@ -124,7 +126,7 @@ def table_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[list[dict
 
 def missing_of(run: Run, columns: Sequence[Column]) -> list[str]:
     """Return what a run lacks: files, parts of them, and the values that stand as – in the table."""
-    absent = [f"{column.key.removeprefix('val/')}" for column in columns if value_of(run, column.key) is None]
+    absent = [column.name for column in columns if value_of(run, column.key) is None]
     return [*run.missing, *([f"– in the table: {', '.join(absent)}"] if absent else [])]
 
 

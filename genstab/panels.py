@@ -1,26 +1,14 @@
-"""The sections of a page that are charts: which figures there are for each choice, and for whom."""
+"""The sections of a page that are charts of numbers: which figures there are for each choice."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from genstab.charts import (
-    DISTANCE_COLOURS,
-    STABILITY_COLOURS,
-    Style,
-    colour_bar,
-    corruption_lines,
-    heat_map,
-    image_boxes,
-    layer_lines,
-    quality_scatter,
-    shift_lines,
-)
+from genstab.charts import Style, corruption_lines, image_boxes, quality_scatter, shift_lines
 from genstab.comparison import known, value_of
 from genstab.runs import Run
 
-CAP = 99.95  # dB from here on are a perfect score, which would leave no colours for the others
 WORST = 5
 # Key, heading, whether more is better; the last one is worked out.
 QUALITY = (
@@ -68,15 +56,6 @@ class Panel:
     grid: bool = False
     bar: Mapping[str, Any] = field(default_factory=dict)
     table: Mapping[str, Any] | None = None
-
-
-def all_panels(runs: Sequence[Run], styles: Mapping[str, Style]) -> list[Panel]:
-    """Return the panels in the order of the page."""
-    makers: list[Callable[[Sequence[Run], Mapping[str, Style]], Panel]] = [
-        scatter_panel, lines_panel, map_panel, image_panel, layer_panel, feature_panel,
-        corruption_panel,
-    ]  # fmt: skip
-    return [make(runs, styles) for make in makers]
 
 
 def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -142,45 +121,21 @@ def lines_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     )
 
 
-def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
-    """The shift maps, on one colour scale."""
-    maps = {run.name: run.measurements["shift_map"] for run in runs if run.measurements.get("shift_map")}
-    values = [value for part in maps.values() for row in part["decibels"] for value in known(row)]
-    below = [value for value in values if value < CAP] or values or [0.0]
-    limits = _apart(min(below), max(below))
-    title = "shift PSNR, dB" + (
-        " (100 dB, no difference at all, in the last colour)" if max(values, default=0) >= CAP else ""
-    )
-    cells = [
-        Cell(
-            f"Shift PSNR of {name} over vertical and horizontal shifts",
-            {"": heat_map(part["decibels"], limits, STABILITY_COLOURS, "dB")},
-            name,
-            f"{part.get('protocol', 'circular')}, mean of {part.get('images', '?')}",
-        )
-        for name, part in maps.items()
-    ]
-    return Panel(
-        "maps",
-        cells=cells,
-        grid=True,
-        bar={"": colour_bar(limits, STABILITY_COLOURS, title)} if cells else {},
-    )
-
-
-def _apart(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 1, high + 1)
-
-
 def image_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     """Every image's mean dB, and the worst ones by name."""
     protocols = {
         protocol: {name: means for name, part in by_run.items() if (means := image_means(part))}
         for protocol, by_run in _protocols(runs).items()
     }
-    figures = {protocol: image_boxes(means, styles) for protocol, means in protocols.items() if means}
-    rows = []
+    l1 = {run.name: _l1_of(run) for run in runs}
+    figures, rows = {}, []
     for protocol, by_run in protocols.items():
+        notes = {
+            name: {image: f"{image}: {value:.1f} dB{l1[name].get(image, '')}" for image, value in means.items()}
+            for name, means in by_run.items()
+        }
+        if by_run:
+            figures[protocol] = image_boxes(by_run, notes, styles)
         for name, means in by_run.items():
             worst = sorted(means, key=lambda image: means[image])[:WORST]
             rows.append([f"{name}, {protocol}", *(f"{image}: {means[image]:.1f} dB" for image in worst)])
@@ -199,6 +154,12 @@ def image_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     )
 
 
+def _l1_of(run: Run) -> dict[str, str]:
+    quality = run.measurements.get("quality") or {}
+    pairs = zip(quality.get("images", ()), quality.get("l1", ()), strict=False)
+    return {image: f", L1 {value:.3f}" for image, value in pairs if value is not None}
+
+
 def image_means(part: Mapping[str, Any]) -> dict[str, float]:
     """Return the mean dB over the shifts of each image of a protocol's measurements.
 
@@ -207,59 +168,6 @@ def image_means(part: Mapping[str, Any]) -> dict[str, float]:
     """
     columns = {image: known([row[i] for row in part["decibels"]]) for i, image in enumerate(part.get("images") or ())}
     return {image: sum(column) / len(column) for image, column in columns.items() if column}
-
-
-def layer_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
-    """Mean feature distance over the layers."""
-    means = {
-        name: {layer: mean_distance(grid) for layer, grid in by_layer.items()}
-        for name, by_layer in _feature_maps(runs).items()
-    }
-    return Panel(
-        "layers",
-        cells=[Cell("Mean feature distance over the layers, a line a run", {"": layer_lines(means, styles)})]
-        if means
-        else [],
-    )
-
-
-def feature_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
-    """The feature distance maps of a layer, on one colour scale."""
-    maps = _feature_maps(runs)
-    layers = list(dict.fromkeys(layer for by_layer in maps.values() for layer in by_layer))
-    figures: dict[str, dict[str, Any]] = {name: {} for name in maps}
-    bar = {}
-    for layer in layers:
-        grids = {name: by_layer[layer] for name, by_layer in maps.items() if layer in by_layer}
-        highest = max((value for grid in grids.values() for row in grid for value in known(row)), default=0.0)
-        limits = (0.0, highest or 1.0)
-        bar[layer] = colour_bar(limits, DISTANCE_COLOURS, "cosine distance")
-        for name, grid in grids.items():
-            figures[name][layer] = heat_map(grid, limits, DISTANCE_COLOURS, "cosine distance")
-    return Panel(
-        "features",
-        [("layer", [(layer, layer) for layer in layers])],
-        [Cell(f"Feature distance of {name} over shifts, for the chosen layer", figures[name], name) for name in maps],
-        grid=True,
-        bar=bar,
-    )
-
-
-def _feature_maps(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    return {run.name: run.measurements["features"]["layers"] for run in runs if run.measurements.get("features")}
-
-
-def mean_distance(grid: Sequence[Sequence[float | None]]) -> float:
-    """Return the mean over the shifts; the zero shift, in the middle, has no distance and doesn't count.
-
-    >>> mean_distance([[3.0, 1.0, None], [1.0, 0.0, 1.0], [1.0, 1.0, 6.0]])
-    2.0
-    """
-    middle = len(grid) // 2
-    values = [
-        v for y, row in enumerate(grid) for x, v in enumerate(row) if v is not None and (y, x) != (middle, middle)
-    ]
-    return sum(values) / max(1, len(values))
 
 
 def corruption_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
