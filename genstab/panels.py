@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from genstab.charts import Style, corruption_lines, image_boxes, quality_scatter, shift_lines
-from genstab.comparison import known, value_of
+from genstab.comparison import known, unique, value_of
 from genstab.runs import Run
 
 WORST = 5
@@ -156,7 +156,7 @@ def image_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
 
 def _l1_of(run: Run) -> dict[str, str]:
     quality = run.measurements.get("quality") or {}
-    pairs = zip(quality.get("images", ()), quality.get("l1", ()), strict=False)
+    pairs = zip(unique(quality.get("images", ())), quality.get("l1", ()), strict=False)
     return {image: f", L1 {value:.3f}" for image, value in pairs if value is not None}
 
 
@@ -166,7 +166,9 @@ def image_means(part: Mapping[str, Any]) -> dict[str, float]:
     >>> image_means({"images": ["a", "b"], "decibels": [[20.0, 30.0], [22.0, None]]})
     {'a': 21.0, 'b': 30.0}
     """
-    columns = {image: known([row[i] for row in part["decibels"]]) for i, image in enumerate(part.get("images") or ())}
+    columns = {
+        image: known([row[i] for row in part["decibels"]]) for i, image in enumerate(unique(part.get("images") or ()))
+    }
     return {image: sum(column) / len(column) for image, column in columns.items() if column}
 
 
