@@ -9,29 +9,6 @@ import torch
 from genstab.errors import InputError
 
 
-def device_of(name: str) -> torch.device:
-    """Return a device by its name; `auto` is the first GPU, else the CPU.
-
-    Raises:
-        InputError: there is no such device here.
-
-    >>> device_of("cpu")
-    device(type='cpu')
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"device={name!r} is not one of auto, cpu, cuda, cuda:1, mps that this machine has: {reason}"
-        ) from None
-    return device
-
-
 def check_devices(trainer: Mapping[str, Any]) -> None:
     """Check a trainer's accelerator and devices against this machine, before anything starts.
 

@@ -32,11 +32,12 @@ _quiet = threading.Lock()
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says of itself: (H, W, C) as stored, EXIF orientation, how to get uint8 or uint16."""
+    """What a file says of itself: (H, W, C) as stored, EXIF orientation, how to get uint8 or uint16, and which."""
 
     shape: tuple[int, int, int]
     orientation: int
     decode: Callable[[], np.ndarray]
+    depth: int = 8
 
 
 def read_image(path: str | Path) -> torch.Tensor:
@@ -84,6 +85,16 @@ def image_shape(path: str | Path) -> tuple[int, int, int]:
     with _opened(path) as header:
         height, width, channels = header.shape
         return (channels, width, height) if header.orientation >= 5 else (channels, height, width)
+
+
+def image_depth(path: str | Path) -> int:
+    """Return the bits of a value in an image file, 8 or 16, from the header alone; 8 for bilevel and palettes.
+
+    Raises:
+        InputError: as `read_image`, where the header tells.
+    """
+    with _opened(path) as header:
+        return header.depth
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -173,7 +184,8 @@ def _pillow(file: BinaryIO, formats: tuple[str, ...] = ("JPEG", "BMP", "WEBP")) 
         pixels = np.asarray(image if mode == "I;16" else image.convert(mode))
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    return _Header((image.height, image.width, Image.getmodebands(mode)), orientation, decode)
+    depth = 16 if mode == "I;16" else 8
+    return _Header((image.height, image.width, Image.getmodebands(mode)), orientation, decode, depth)
 
 
 def _png(file: BinaryIO) -> _Header:
@@ -207,7 +219,7 @@ def _png(file: BinaryIO) -> _Header:
             return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).view(">u2")
         return kornia_rs.io.decode_image_png_u16(data, (height, width), {0: "mono", 2: "rgb", 6: "rgba"}[colour])
 
-    return _Header((height, width, {0: 1, 2: 3, 4: 2, 6: 4}[colour]), orientation, decode)
+    return _Header((height, width, {0: 1, 2: 3, 4: 2, 6: 4}[colour]), orientation, decode, depth)
 
 
 def _tiff(file: BinaryIO) -> _Header:
@@ -277,4 +289,5 @@ def _tiff_plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> _Header:
         return pixels[..., None] if axes == "YX" else pixels.transpose(1, 2, 0) if axes == "CYX" else pixels
 
     orientation = page.tags.valueof(ExifTags.Base.Orientation, default=1)
-    return _Header((height, width, channels), orientation if orientation in range(1, 9) else 1, decode)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return _Header((height, width, channels), orientation, decode, page.bitspersample)

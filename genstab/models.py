@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -68,6 +69,33 @@ def load_model(checkpoint: str | Path | None, network: nn.Module | None = None, 
         holds = read_checkpoint(path)
     network.load_state_dict(fitting_weights(path, holds, network))
     return network.cpu().eval()
+
+
+def place(model: nn.Module, device: str = "auto") -> torch.device:
+    """Move a model to a device, and return it: "cpu", "cuda", "cuda:1", "mps", …, or "auto" for a GPU where it can.
+
+    Raises:
+        InputError: there is no such device here, or the model cannot run on it.
+
+    >>> place(nn.Conv2d(1, 1, 1), "cpu")
+    device(type='cpu')
+    """
+    gpus = torch.cuda.device_count()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(device)):
+        raise InputError(f"device={device!r} is not one of auto, cpu, mps, cuda, cuda:0, cuda:1, …")
+    mps = torch.backends.mps.is_available()
+    wanted = torch.device(("cuda" if gpus else "mps" if mps else "cpu") if device == "auto" else device)
+    if wanted.type == "mps" and not mps:
+        raise InputError("device=mps: this machine has none")
+    if wanted.type == "cuda" and (wanted.index or 0) >= gpus:
+        raise InputError(f"device={device}: this machine has {gpus} CUDA devices")
+    try:
+        model.to(wanted)
+    except InputError:  # an ONNX file, and an onnxruntime for CPUs
+        if device != "auto":
+            raise
+        wanted = torch.device("cpu")
+    return wanted
 
 
 def file_kind(path: Path) -> str:

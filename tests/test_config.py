@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from genstab import AntiAlias, Pix2Pix
-from genstab.cli import CONF, run
+from genstab.cli import CONF
+from genstab.jobs import run_train as run
 
 TINY = [
     "model.generator.channels=2",

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from genstab import AntiAlias, InputError, UNet, load_model
-from genstab.cli import model_of
 from genstab.inference import inference
+from genstab.jobs import model_of
 from genstab.programs import Program
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.test_foreign import FILE, REFERENCE, real_file

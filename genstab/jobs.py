@@ -1,0 +1,223 @@
+"""The jobs of the commands: from a composed config to what it asks for; with `cli`, all that knows Hydra."""
+
+import logging
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from pytorch_lightning import seed_everything
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from genstab.data import as_size
+from genstab.devices import check_devices
+from genstab.errors import InputError
+from genstab.listing import shortened
+from genstab.loggers import close
+from genstab.measure import measure
+from genstab.models import load_model, place
+from genstab.page import write_page
+from genstab.plan import Plan
+from genstab.predict import predict as predict_folder
+from genstab.publish import publish
+from genstab.summary import RunSummary
+
+# Holds a job's composed config for the processes that it starts, see `_workers_follow`.
+WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
+
+
+def run_train(config: DictConfig) -> float | None:
+    """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
+
+    Raises:
+        InputError: the config, the data or the machine cannot do it; before any training where possible.
+    """
+    _quieten()
+    check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
+    if config.ckpt_path and not Path(config.ckpt_path).is_file():
+        raise InputError(f"ckpt_path={config.ckpt_path} does not exist")
+    with _input_errors():
+        seed_everything(config.seed, workers=True, verbose=False)
+        data, model = instantiate(config.data), instantiate(config.model)
+        callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+        logger = instantiate(config.logger) if config.get("logger") else False
+        plain = OmegaConf.to_container(config, resolve=True)
+        callbacks.append(RunSummary(config.output_dir, plain))  # type: ignore[arg-type]  # a dict with string keys
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+        if trainer.is_global_zero:
+            data.prepare_data()
+        data.setup("fit")  # what is wrong with the data is said before a run is logged
+        for each in trainer.loggers:
+            each.log_hyperparams(plain)
+        try:
+            with _workers_follow(config):
+                trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+        finally:
+            for each in trainer.loggers:
+                close(each)
+    measured = trainer.callback_metrics.get("val/shift_psnr")
+    return None if measured is None else measured.item()
+
+
+def run_measure(config: DictConfig) -> float | None:
+    """Measure as `config` says; return `val/shift_psnr` in dB, None where it is not measured.
+
+    Raises:
+        InputError: the model, the images and the options do not fit together.
+    """
+    _quieten()
+    began = time.perf_counter()
+    with _input_errors():
+        config.run_name = config.run_name or _name(config.model)
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
+        model = model_of(config.model)
+        place(model, config.device)
+        seed_everything(config.seed, workers=True, verbose=False)
+        if "check" in config.data:
+            config.data.check = "fast"  # what is measured is read anyway
+        data = instantiate(config.data)
+        data.prepare_data()
+        data.setup("validate")
+        if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
+            plain["antialias"] = dict(antialias)
+        logger = instantiate(config.logger) if config.get("logger") else None
+        loggers = [] if logger is None else [logger]
+        found = measure(model, data.val_set, config.output_dir, plan)
+        try:
+            for each in loggers:
+                each.log_hyperparams(plain)
+            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers)
+        finally:
+            for each in loggers:
+                close(each)
+    return summary.get("val/shift_psnr")
+
+
+def _name(model: DictConfig) -> str:
+    """Call a measurement by its checkpoint: a run's folder, or a file's name without suffix."""
+    if model.checkpoint is None:
+        return str(model.get("_target_", "model")).rpartition(".")[2]
+    path = Path(model.checkpoint)
+    return path.parts[-3] if path.parent.name == "checkpoints" and len(path.parts) > 2 else path.stem or path.name
+
+
+def run_predict(config: DictConfig) -> None:
+    """Apply a model to a folder of images as `config` says; say what was done.
+
+    Raises:
+        InputError: the config or the data cannot do it; at the end, if images were left out.
+    """
+    _quieten()
+    with _input_errors():
+        source, output = config.input, config.output
+        size = None if config.size is None else as_size("size", config.size)
+        model = model_of(config.model)
+        device = place(model, config.device)
+        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
+        result = predict_folder(model, source, output, size=size, device=device, **options)
+    print(result.summary(output))
+    for reason in result.failed.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    if result.failed:
+        raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+
+
+def run_report(config: DictConfig) -> None:
+    """Write the page that `config` describes.
+
+    Raises:
+        InputError: a folder holds no run, or the output is a folder.
+    """
+    if not config.runs:
+        raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
+    output = write_page(list(config.runs), config.output, config.title)
+    print(f"Page: {output}")
+
+
+def model_of(options: DictConfig) -> nn.Module:
+    """Return what the keys under `model` describe, in eval mode, on the CPU.
+
+    `checkpoint` alone is any file of `load_model` (and `norm` an argument of it). `_target_` names a network's class,
+    the keys beside it are its arguments, and `checkpoint` has its weights. A class in the current folder is found, too.
+
+    Raises:
+        InputError: there is no such class, it does not take these arguments, or as `load_model`.
+    """
+    keys = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
+    checkpoint = keys.pop("checkpoint", None)
+    if "_target_" not in keys:
+        norm = keys.pop("norm", None)
+        if keys:
+            raise InputError(f"model.{next(iter(keys))} is an argument of a network: name it with model._target_")
+        return load_model(checkpoint, norm=norm)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        network = instantiate(keys, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(f"model._target_={keys['_target_']}: {one_line(cause)}") from error
+    return load_model(checkpoint, network)
+
+
+def _quieten() -> None:
+    # Lightning's hints about hardware and products that the user did not ask for
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """Bring out the `InputError` that Hydra wraps when a constructor raises it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from error.__cause__
+            # An argument that a constructor does not have is a misspelt option.
+            misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
+            if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
+                raise InputError(one_line(cause)) from error
+            cause = cause.__cause__
+        raise
+
+
+@contextmanager
+def _workers_follow(config: DictConfig) -> Iterator[None]:
+    """Let the processes that Lightning starts take this job's config, instead of their command line.
+
+    Lightning starts rank 1, 2, … with the command line of rank 0. Under `-m` that is the whole sweep, and without it
+    another run folder. Afterwards the process group and the environment are put back, for the next job of a sweep.
+    """
+    before = dict(os.environ)
+    os.environ[WORKER_CONFIG] = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of Hydra says, without its lists of paths, in one line."""
+    message = re.split("Config search path:|full_key:", str(error))[0]
+    return " ".join(message.split())
