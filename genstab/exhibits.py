@@ -13,8 +13,9 @@ from genstab.inference import inference
 from genstab.metrics import shift_psnr
 from genstab.protocols import shift_pairs
 from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
-from genstab.results import GRID, SLIDE_OUTPUT, SLIDE_SOURCE, save_slide
+from genstab.results import SLIDE_OUTPUT, SLIDE_SOURCE
 from genstab.shift import Shift, grid_shifts, roll
+from genstab.slides import FRAMES, save_frames
 
 Generate = Callable[[Tensor], Tensor]
 
@@ -91,9 +92,9 @@ def save_slides(generate: Generate, image: Tensor, folder: Path) -> None:
 
     Shape: (1, C, H, W) in [−1, 1].
     """
-    moved = [roll(image, (0, dx))[0] for dx in range(GRID**2)]
-    save_slide(np.concatenate([to_uint8(each.float().cpu()) for each in moved]), folder / SLIDE_SOURCE)
-    save_slide(np.concatenate([to_uint8(generate(each).float().cpu()) for each in moved]), folder / SLIDE_OUTPUT)
+    moved = [roll(image, (0, dx))[0] for dx in range(FRAMES)]
+    save_frames(np.concatenate([to_uint8(each.float().cpu()) for each in moved]), folder / SLIDE_SOURCE)
+    save_frames(np.concatenate([to_uint8(generate(each).float().cpu()) for each in moved]), folder / SLIDE_OUTPUT)
 
 
 def write_exhibits(

@@ -21,7 +21,8 @@ from genstab.comparison import Column, best_of, columns_of, differences, flatten
 from genstab.errors import InputError
 from genstab.panel_maps import feature_panel, layer_panel, map_panel
 from genstab.panels import Panel, corruption_panel, image_panel, lines_panel, scatter_panel
-from genstab.runs import SLIDE_OUTPUT, SLIDE_SOURCE, Run, read_runs
+from genstab.results import SLIDE_OUTPUT, SLIDE_SOURCE
+from genstab.runs import Run, read_runs
 from genstab.slides import COLUMNS, Slide, data_uri, flicker_strip, middle, read_slide, sheet
 
 __all__ = ["Run", "build_page", "read_runs", "write_page"]

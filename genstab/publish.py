@@ -13,6 +13,7 @@ from genstab.report import results_table
 from genstab.results import SUMMARY, write_json
 from genstab.stability import Measured
 from genstab.summary import versions
+from genstab.tables import log_tables
 from genstab.verdict import verdict
 
 PAGE = "report.html"
@@ -45,6 +46,7 @@ def publish(
     write_json(folder / SUMMARY, summary)
     for logger in loggers:
         logger.log_metrics(metrics, step=0)
+        log_tables(logger, found.measurements, 0)
         for key, picture in found.pictures.items():
             log_image(logger, key, picture, 0)
         log_video(logger, "shift_film", folder / "shift.gif", 0)

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, in numbers and frames: from a training or a measurement, for the report."""
+"""The files that a training or a measurement leaves for the report, and JSON that every program can read."""
 
 import json
 import math
@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from genstab.errors import InputError
 
 SUMMARY, MEASUREMENTS = "summary.json", "measurements.json"
 SLIDE_SOURCE, SLIDE_OUTPUT = "slide_source.webp", "slide_output.webp"
-GRID = 4  # frames of a slide, each way
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -28,7 +24,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(_compact(json.dumps(_finite(content), indent=2, ensure_ascii=False)) + "\n")
+    unfinished.write_text(_compact(json.dumps(_finite(content), indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -64,50 +60,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
         InputError: there is no such file, or it is no JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        # JSON has no NaN, but Python writes and reads it.
+        content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"cannot read {path}: it holds no JSON object")
+        raise InputError(f"cannot read {path}: it holds a {type(content).__name__}, not an object of keys and values")
     return content
-
-
-def save_slide(frames: np.ndarray, path: str | Path) -> None:
-    """Write the frames of a sliding picture as one lossless WebP, a grid of four by four, row by row.
-
-    Shape: (16, H, W, 3), uint8.
-
-    Raises:
-        InputError: another shape or type.
-    """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != GRID**2 or frames.shape[3] != 3:
-        raise InputError(f"frames are {frames.dtype} of shape {frames.shape}, not uint8 (16, H, W, 3)")
-    _, height, width, _ = frames.shape
-    grid = frames.reshape(GRID, GRID, height, width, 3).swapaxes(1, 2).reshape(GRID * height, GRID * width, 3)
-    Image.fromarray(grid).save(path, lossless=True)
-
-
-def read_slide(path: str | Path) -> np.ndarray:
-    """Read what `save_slide` wrote.
-
-    Shape: → (16, H, W, 3), uint8.
-
-    Raises:
-        InputError: the file is missing or no such picture.
-
-    >>> import tempfile
-    >>> frames = np.random.default_rng(0).integers(0, 256, (16, 5, 7, 3), dtype=np.uint8)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_slide(frames, f"{folder}/a.webp")
-    ...     bool((read_slide(f"{folder}/a.webp") == frames).all())
-    True
-    """
-    try:
-        with Image.open(path, formats=("WEBP",)) as picture:
-            grid = np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    height, width = (side // GRID for side in grid.shape[:2])
-    if grid.shape[:2] != (GRID * height, GRID * width) or not height or not width:
-        raise InputError(f"cannot read {path}: {grid.shape[:2]} pixels are no grid of four by four frames")
-    return grid.reshape(GRID, height, GRID, width, 3).swapaxes(1, 2).reshape(GRID**2, height, width, 3)

@@ -1,6 +1,5 @@
 """What runs left in their folders, read back to be compared."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -9,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from genstab.errors import InputError
+from genstab.results import MEASUREMENTS, SLIDE_OUTPUT, SLIDE_SOURCE, SUMMARY, read_json
 
-SUMMARY, MEASUREMENTS = "summary.json", "measurements.json"
-SLIDE_SOURCE, SLIDE_OUTPUT = "slide_source.webp", "slide_output.webp"
 # How far below a folder that is no run itself its runs may lie: multirun/DATE/TIME/0.
 DEPTH = 3
 # Each part of measurements.json, and what cannot be shown without it.
@@ -94,10 +92,15 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             folders.setdefault(folder.resolve(), folder)
     if not folders:
         raise InputError(f"no run to compare: give a folder with a {SUMMARY}, or one that has such folders in it")
-    summaries = {folder: _read(folder / SUMMARY) for folder in folders.values()}
+    summaries = {folder: read_json(folder / SUMMARY) for folder in folders.values()}
     names = _names({folder: _name(folder, summary) for folder, summary in summaries.items()})
     return [
-        Run(names[folder], folder, summary, _read(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {})
+        Run(
+            names[folder],
+            folder,
+            summary,
+            read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {},
+        )
         for folder, summary in summaries.items()
     ]
 
@@ -118,17 +121,6 @@ def _runs_of(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"{path} is no run: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}")
     return sorted(found, key=natural)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        # JSON has no NaN, but Python writes and reads it.
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not an object of keys and values")
-    return content
 
 
 def _name(folder: Path, summary: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image
 
 from genstab.errors import InputError
 
@@ -29,22 +29,42 @@ class Slide:
     scale: int = 1
 
 
-def read_frames(path: str | Path, count: int = FRAMES) -> np.ndarray:
-    """Read the first frames of an animated picture: (frames, H, W, 3), uint8.
+def save_frames(frames: np.ndarray, path: str | Path) -> None:
+    """Write the frames of a sliding picture as one lossless WebP, a grid of four by four, row by row.
+
+    Shape: (16, H, W, 3), uint8.
 
     Raises:
-        InputError: the file is no picture.
+        InputError: another shape or type.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != FRAMES or frames.shape[3] != 3:
+        raise InputError(f"frames are {frames.dtype} of shape {frames.shape}, not uint8 (16, H, W, 3)")
+    Image.fromarray(sheet(frames)).save(path, lossless=True)
+
+
+def read_frames(path: str | Path) -> np.ndarray:
+    """Read what `save_frames` wrote: (16, H, W, 3), uint8.
+
+    Raises:
+        InputError: the file is missing or no such picture.
+
+    >>> import tempfile
+    >>> frames = np.random.default_rng(0).integers(0, 256, (16, 5, 7, 3), dtype=np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_frames(frames, f"{folder}/a.webp")
+    ...     bool((read_frames(f"{folder}/a.webp") == frames).all())
+    True
     """
     try:
-        with Image.open(path) as film:
-            frames = []
-            for frame in ImageSequence.Iterator(film):
-                frames.append(np.asarray(frame.convert("RGB")))
-                if len(frames) == count:
-                    break
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+        with Image.open(path, formats=("WEBP",)) as picture:
+            grid = np.asarray(picture.convert("RGB"))
+    except OSError as error:
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
-    return np.stack(frames)
+    rows = FRAMES // COLUMNS
+    if grid.shape[0] % rows or grid.shape[1] % COLUMNS:
+        raise InputError(f"{path} has {grid.shape[0]}×{grid.shape[1]} pixels, no grid of {rows} by {COLUMNS} frames")
+    parts = grid.reshape(rows, grid.shape[0] // rows, COLUMNS, grid.shape[1] // COLUMNS, 3)
+    return parts.swapaxes(1, 2).reshape(FRAMES, *parts.shape[1:4:2], 3)
 
 
 def read_slide(source: str | Path, output: str | Path) -> Slide:
@@ -53,7 +73,7 @@ def read_slide(source: str | Path, output: str | Path) -> Slide:
     Raises:
         InputError: a file is no picture, or the output's size is no multiple of the source's.
     """
-    still, frames = read_frames(source, 1)[0], read_frames(output)
+    still, frames = read_frames(source)[0], read_frames(output)
     (height, width), (tall, wide) = still.shape[:2], frames.shape[1:3]
     if tall % height or wide % width or tall // height != wide // width:
         raise InputError(f"{output} has {tall}×{wide} pixels, no multiple of the {height}×{width} of {source}")

@@ -19,6 +19,7 @@ from genstab.loggers import how_to_view
 from genstab.pictures import ShiftPictures
 from genstab.report import results_table
 from genstab.results import MEASUREMENTS, SUMMARY, write_json
+from genstab.tables import log_tables
 from genstab.verdict import verdict
 
 PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
@@ -126,7 +127,10 @@ class RunSummary(Callback):
         summary = self.summary(trainer)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SUMMARY, summary)
-        write_json(self.folder / MEASUREMENTS, self.measurements(trainer))
+        measurements = self.measurements(trainer)
+        write_json(self.folder / MEASUREMENTS, measurements)
+        for logger in trainer.loggers:
+            log_tables(logger, measurements, trainer.global_step)
         console = Console()
         metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
         if "val/shift_psnr" in metrics or "val/l1" in metrics:

@@ -4,18 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from genstab.slides import save_frames
 
 LAYERS = ("encoder.0", "encoder.1", "decoder.0")
 IMAGES = ("first", "second", "third", "fourth")
 SHIFTS = ((0, 1), (0, 2), (1, 0), (2, 2), (1, 2))
 CORRUPTIONS = ("gaussian_noise", "brightness")
-
-
-def save_film(frames: np.ndarray, path: Path) -> None:
-    """Write frames (n, H, W, 3) as an animated, lossless WebP."""
-    images = [Image.fromarray(frame) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], lossless=True, quality=0, method=0, duration=120)
 
 
 def slide_frames(size: int, seed: int, flicker: int = 60, count: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +95,6 @@ def make_run(
     (folder / "measurements.json").write_text(json.dumps(measurements(seed)))
     source, _ = slide_frames(size, seed=0)  # every run moves the same picture
     _, output = slide_frames(size, seed, flicker)
-    save_film(source, folder / "slide_source.webp")
-    save_film(output, folder / "slide_output.webp")
+    save_frames(source, folder / "slide_source.webp")
+    save_frames(output, folder / "slide_output.webp")
     return folder

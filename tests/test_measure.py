@@ -17,8 +17,9 @@ from genstab.measure import measure
 from genstab.metrics import total_variation
 from genstab.plan import Plan
 from genstab.reading import batches
-from genstab.results import read_json, read_slide
+from genstab.results import read_json
 from genstab.shift import grid_shifts
+from genstab.slides import read_frames
 from genstab.stability import fitting_multiple
 from tests.conftest import Pairs
 
@@ -148,7 +149,7 @@ def test_a_generator_of_other_values_is_measured_in_its_own_range(tmp_path):
 def test_a_larger_output_is_measured_at_its_scale(tmp_path):
     found = measure(nn.Upsample(scale_factor=3), Items(*noise(2, 3, 32, 32)), tmp_path, Plan(**SMALL))
     assert found.summary["val/shift_psnr"] == found.summary["val/shift_psnr_crop"] == 100
-    assert read_slide(tmp_path / "slide_output.webp").shape == (16, 96, 96, 3)
+    assert read_frames(tmp_path / "slide_output.webp").shape == (16, 96, 96, 3)
 
 
 def test_images_of_several_sizes_are_measured_in_batches_of_one_size(tmp_path):

@@ -231,7 +231,7 @@ def test_folders_that_do_not_do(images, tmp_path):
 def test_devices():
     assert place(network(), "cpu") == torch.device("cpu")
     for device, message in {
-        "gpu": "device='gpu' is not one of auto, cpu, cuda",
+        "gpu": "device='gpu' is not one of auto, cpu, mps, cuda",
         "cuda:99": "device=cuda:99: this machine has . CUDA devices",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -280,7 +280,7 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
         (["input=in", "output=out", *NETWORK, "model.chanels=2"], "model._target_=genstab.UNet: .*'chanels'"),
         (["input=in", "output=in", *NETWORK], "output=in is the input folder"),
         (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], "size=.* is neither a positive integer nor a pair"),
-        (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, cuda"),
+        (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["input=in", "output=out", *NETWORK, "overwrit=true"], "Could not override 'overwrit'"),
         (["input=nowhere", "output=out", *NETWORK], "input=nowhere does not exist"),
     ],

@@ -49,12 +49,12 @@ def test_a_run_given_twice_is_read_once(tmp_path, monkeypatch):
         (lambda path: path.mkdir(), "run is no run: neither it nor"),
         (
             lambda path: (path.mkdir(), (path / "summary.json").write_text('{"a": ')),
-            "summary.json cannot be read: .*line 1",
+            "cannot read .*summary.json: .*line 1",
         ),
         (lambda path: (path.mkdir(), (path / "summary.json").write_text("[1]")), "holds a list, not an object"),
         (
             lambda path: (bare(path), (path / "measurements.json").write_bytes(b"\xff")),
-            "measurements.json cannot be read",
+            "cannot read .*measurements.json",
         ),
     ],
 )

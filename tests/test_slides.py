@@ -9,29 +9,43 @@ from PIL import Image
 
 from genstab.errors import InputError
 from genstab.page import slide_decibels
-from genstab.slides import COLUMNS, Slide, data_uri, flicker_strip, middle, read_frames, read_slide, sheet
-from tests.run_folder import save_film, slide_frames
+from genstab.slides import COLUMNS, Slide, data_uri, flicker_strip, middle, read_frames, read_slide, save_frames, sheet
+from tests.run_folder import slide_frames
 
 
 def test_frames_come_back_as_they_were_written(tmp_path):
     source, output = slide_frames(20, seed=1)
-    save_film(source, tmp_path / "source.webp")
-    save_film(output, tmp_path / "output.webp")
+    save_frames(source, tmp_path / "source.webp")
+    save_frames(output, tmp_path / "output.webp")
     slide = read_slide(tmp_path / "source.webp", tmp_path / "output.webp")
     assert np.array_equal(slide.source, source[0])
     assert np.array_equal(slide.frames, output)
-    assert np.array_equal(read_frames(tmp_path / "output.webp", 3), output[:3])
 
 
 def test_a_larger_output_has_a_scale_and_an_odd_one_is_an_error(tmp_path):
-    source, _ = slide_frames(10, seed=1, count=2)
-    save_film(source, tmp_path / "source.webp")
-    save_film(source.repeat(3, 1).repeat(3, 2), tmp_path / "three.webp")
+    source, _ = slide_frames(10, seed=1)
+    save_frames(source, tmp_path / "source.webp")
+    save_frames(source.repeat(3, 1).repeat(3, 2), tmp_path / "three.webp")
     assert read_slide(tmp_path / "source.webp", tmp_path / "three.webp").scale == 3
     for name, frames in {"odd": source[:, :9], "wide": source.repeat(2, 2)}.items():
-        save_film(frames, tmp_path / f"{name}.webp")
+        save_frames(frames, tmp_path / f"{name}.webp")
         with pytest.raises(InputError, match=rf"{name}.webp has .* pixels, no multiple of the 10×10 of .*source.webp"):
             read_slide(tmp_path / "source.webp", tmp_path / f"{name}.webp")
+
+
+def test_equal_frames_are_all_kept(tmp_path):
+    save_frames(np.full((16, 3, 5, 3), 7, np.uint8), tmp_path / "a.webp")
+    assert read_frames(tmp_path / "a.webp").shape == (16, 3, 5, 3)
+
+
+def test_frames_of_another_shape_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"uint8 of shape \(15, 4, 4, 3\), not uint8 \(16, H, W, 3\)"):
+        save_frames(np.zeros((15, 4, 4, 3), np.uint8), tmp_path / "a.webp")
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.webp")
+    with pytest.raises(InputError, match="6×8 pixels, no grid of 4 by 4 frames"):
+        read_frames(tmp_path / "a.webp")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_frames(tmp_path / "missing.webp")
 
 
 def test_what_is_no_picture_is_named(tmp_path):
