@@ -295,6 +295,27 @@ def test_a_program_moves_by_being_loaded_there():
     assert model.to("meta")(torch.zeros(1, 1, 1, 1)).is_meta
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "meta",  # computes shapes only, and mixes with no other device
+        pytest.param(
+            "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
+        ),
+    ],
+)
+def test_programs_move_to_a_device(tmp_path, device):
+    unet = UNet(channels=2, levels=3, antialias=AntiAlias("tri3")).eval()  # its program makes tensors on a device
+    x = torch.rand(2, 3, 16, 16)
+    torch.export.save(torch.export.export(unet, (x,)), tmp_path / "x.pt2")
+    torchscript(network(), tmp_path / "x.pt")
+    for name, original in {"x.pt2": unet, "x.pt": network()}.items():
+        output = load_model(tmp_path / name).to(device)(x.to(device))
+        assert output.device.type == device
+        if device != "meta":
+            torch.testing.assert_close(output.cpu(), original(x), rtol=0, atol=1e-4)
+
+
 # --- what is refused
 
 
