@@ -110,7 +110,7 @@ def _torchscript(path: Path) -> Program:
         return module.eval().float() if hasattr(module, "training") else module
 
     def run(module: nn.Module) -> _Run:
-        return lambda images: module(images)  # no attribute, which would become a submodule
+        return lambda images: module(images.float())  # the module itself would become a submodule
 
     module = read(_CPU)
     count = sum(parameter.numel() for parameter in module.parameters())
