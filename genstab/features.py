@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from genstab.errors import InputError, check_counts
-from genstab.hooks import choose_layers, hooked, refusal
+from genstab.hooks import Forward, choose_layers, heard
 from genstab.inference import inference
 from genstab.shift import Shift, parse_shifts, roll
 
-Forward = Callable[[Tensor], Tensor]
 OTHERWISE = "runs otherwise for a shifted image: its number of calls or a size differs; leave it out of the layers"
 # Elements of one temporary tensor: a large map is compared image by image.
 _AT_ONCE = 2**22
@@ -211,7 +210,7 @@ def _distances(
     progress: Callable[[int], object],
 ) -> dict[str, Tensor]:
     """Return the distances of as many images as go into one forward pass, (len(shifts), N) a layer."""
-    reference = _heard(forward, layers, images, lambda name, call, directions: directions)
+    reference = heard(forward, layers, images, lambda name, call, features: _directions(features))
     rows = []
     at_once = max(1, forward_batch // len(images))
     for start in range(0, len(shifts), at_once):
@@ -230,32 +229,16 @@ def _distances_at_once(
 ) -> dict[str, Tensor]:
     size = (images.shape[-2], images.shape[-1])
 
-    def compare(name: str, call: int, directions: Tensor) -> Tensor:
+    def compare(name: str, call: int, features: Tensor) -> Tensor:
+        directions = _directions(features)
         before = reference[name][call : call + 1] or [directions[:0]]
         if before[0].shape != directions[: len(images)].shape:
             raise InputError(f"layer {name} {OTHERWISE}")
         pairs = zip(shifts, directions.split(len(images)), strict=True)
         return torch.stack([_distance(before[0], of_moved, shift, size) for shift, of_moved in pairs])
 
-    heard = _heard(forward, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
-    for name, distances in heard.items():
+    calls = heard(forward, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
+    for name, distances in calls.items():
         if len(distances) != len(reference[name]):
             raise InputError(f"layer {name} {OTHERWISE}")
-    return {name: torch.stack(distances).mean(0) for name, distances in heard.items()}
-
-
-def _heard(
-    forward: Forward, layers: Mapping[str, nn.Module], images: Tensor, reduce: Callable[[str, int, Tensor], Tensor]
-) -> dict[str, list[Tensor]]:
-    """Run the model and return for each layer what `reduce` makes of each call's directions."""
-    calls: dict[str, list[Tensor]] = {name: [] for name in layers}
-
-    def hear(name: str, features: Tensor) -> None:
-        if reason := refusal(features, len(images)):
-            raise InputError(f"layer {name} {reason}; leave it out of the layers")
-        # Now, within the hook: what comes after a layer may change its output in place.
-        calls[name].append(reduce(name, len(calls[name]), _directions(features)))
-
-    with hooked(layers, hear):
-        forward(images)
-    return calls
+    return {name: torch.stack(distances).mean(0) for name, distances in calls.items()}

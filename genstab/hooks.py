@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from genstab.errors import InputError
 from genstab.surgery import Patterns, matches, names_of
 
+Forward = Callable[[Tensor], Tensor]
 # How many heat maps are worth a picture.
 FEWEST, MOST = 4, 24
 # In eval mode these hand on what they got.
@@ -61,6 +62,33 @@ def hooked(layers: Mapping[str, nn.Module], hear: Callable[[str, Any], None]) ->
             handle.remove()
 
 
+def heard(
+    forward: Forward, layers: Mapping[str, nn.Module], images: Tensor, reduce: Callable[[str, int, Tensor], Tensor]
+) -> dict[str, list[Tensor]]:
+    """Run a model and return what `reduce` makes of the name, the number and the features of each layer's calls.
+
+    It is called within the hook, at once: what comes after a layer may change its output in place.
+
+    Raises:
+        InputError: a layer gives no feature map of these images.
+
+    >>> import torch
+    >>> relu = nn.ReLU()
+    >>> heard(lambda x: relu(relu(x) - 1), {"relu": relu}, torch.eye(2), lambda name, call, features: features.sum())
+    {'relu': [tensor(2.), tensor(0.)]}
+    """
+    calls: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def hear(name: str, features: Tensor) -> None:
+        if reason := refusal(features, len(images)):
+            raise InputError(f"layer {name} {reason}; leave it out of the layers")
+        calls[name].append(reduce(name, len(calls[name]), features))
+
+    with hooked(layers, hear):
+        forward(images)
+    return calls
+
+
 def default_layers(model: nn.Module, usable: Collection[nn.Module]) -> list[nn.Module]:
     """Choose from the layers that give feature maps those that read well side by side: about 4 to 24.
 
@@ -89,7 +117,7 @@ def _parts_with(parent: nn.Module, usable: Collection[nn.Module]) -> list[nn.Mod
 
 
 def choose_layers(
-    model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor, patterns: Patterns = None
+    model: nn.Module, forward: Forward, images: Tensor, patterns: Patterns = None
 ) -> dict[str, nn.Module]:
     """Run the model once and return the layers that fit the patterns, by name, in the order in which they end.
 
@@ -106,15 +134,15 @@ def choose_layers(
     names = {layer: names for layer, names in names_of(model).items() if not isinstance(layer, torch.jit.ScriptModule)}
     names.pop(model, None)
     by_name = {found[0]: layer for layer, found in names.items()}
-    heard: dict[nn.Module, str] = {}
+    reasons: dict[nn.Module, str] = {}
 
     def hear(name: str, output: Any) -> None:
         layer = by_name[name]
-        heard[layer] = heard.get(layer) or refusal(output, len(images))
+        reasons[layer] = reasons.get(layer) or refusal(output, len(images))
 
     with hooked(by_name, hear):
         forward(images)
-    usable = [layer for layer, reason in heard.items() if not reason]
+    usable = [layer for layer, reason in reasons.items() if not reason]
     kind = type(model).__name__
     if not usable:
         raise InputError(
@@ -130,7 +158,7 @@ def choose_layers(
         if not found:
             raise InputError(f"layers={pattern!r} matches no layer of {kind}; these have a feature map: {choices}")
         if not any(layer in usable for layer in found):
-            reason = heard.get(found[0], "never runs")
+            reason = reasons.get(found[0], "never runs")
             raise InputError(f"layers={pattern!r}: {names[found[0]][0]} {reason}; these have a feature map: {choices}")
         chosen |= {layer for layer in found if layer in usable}
     return {names[layer][0]: layer for layer in usable if layer in chosen}
