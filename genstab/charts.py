@@ -20,6 +20,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "
 STABILITY_COLOURS = "Viridis"
 # The paper's: from blue, no distance, to red.
 DISTANCE_COLOURS = ((0.0, "#2c4fa3"), (0.25, "#74add1"), (0.5, "#fbf5c4"), (0.75, "#f4804d"), (1.0, "#a50026"))
+MOST_SHIFTS = 64  # along one axis; of more, only those along the axes and diagonals are drawn
 ARROWS = {(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑", (1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"}
 
 
@@ -81,7 +82,7 @@ def quality_scatter(
             mode="markers",
             name=plain(name),
             marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 14},
-            hovertemplate=f"<b>{plain(name)}</b><br>%{{x:.4g}}, %{{y:.2f}} dB<br>{plain(notes[name])}<extra></extra>",
+            hovertemplate=f"<b>{plain(name)}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>{plain(notes[name])}<extra></extra>",
         )
     low, high = _padded([x for x, _ in points.values()])
     figure.update_xaxes(title=f"{titles[0]}, better →", range=[low, high] if quality_up else [high, low])
@@ -120,6 +121,8 @@ def _in_order(shifts: set[Shift]) -> list[Shift]:
 def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Style]) -> go.Figure:
     """Draw the mean PSNR over the shifts, a line a run and direction, with a band: the middle half of the images.
 
+    Of more than 64 shifts, only those along the axes and diagonals are drawn.
+
     Args:
         measured: `shifts` [[dy, dx], …] and `decibels` [[per image] per shift] by run.
         styles: see `run_styles`.
@@ -130,6 +133,8 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         for name, part in measured.items()
     }
     order = _in_order({shift for table in tables.values() for shift, row in table.items() if row})
+    if len(order) > MOST_SHIFTS:
+        order = [shift for shift in order if direction(shift)] or order
     for name, table in tables.items():
         style, legend = styles[name], True
         for arrow in dict.fromkeys(map(direction, order)):

@@ -20,10 +20,11 @@ QUALITY = (
 )
 PROTOCOLS = {"circular": "circular", "crop": "crop (camera)", "fractional": "fractional"}
 STABILITY = {
-    "val/shift_psnr": "shift PSNR, circular",
-    "val/shift_psnr_crop": "shift PSNR, crop (camera)",
-    "val/shift_psnr_fractional": "shift PSNR, fractional",
-    "val/shift_psnr_worst": "shift PSNR, worst",
+    "val/shift_psnr": "shift PSNR, circular, dB",
+    "val/shift_psnr_crop": "shift PSNR, crop (camera), dB",
+    "val/shift_psnr_fractional": "shift PSNR, fractional, dB",
+    "val/shift_psnr_worst": "shift PSNR, worst, dB",
+    "val/consistency": "consistency of the predicted class",
 }
 
 
@@ -74,7 +75,7 @@ def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
             if pair[0] is not None and pair[1] is not None:
                 points[run.name] = (pair[0], pair[1])
         if points:
-            figures[f"{x}|{y}"] = quality_scatter(points, styles, (x_title, f"{y_title}, dB"), up, notes)
+            figures[f"{x}|{y}"] = quality_scatter(points, styles, (x_title, y_title), up, notes)
     xs = [(x, title) for x, title, _ in QUALITY if any(key.startswith(f"{x}|") for key in figures)]
     ys = [(y, title) for y, title in STABILITY.items() if any(key.endswith(f"|{y}") for key in figures)]
     return Panel(
@@ -82,7 +83,7 @@ def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
         [("quality", xs), ("stability", ys)],
         [
             Cell(
-                "Scatter of quality against shift PSNR, a point a run; the numbers are in the table of runs",
+                "Scatter of quality against stability, a point a run; the numbers are in the table of runs",
                 figures,
             )
         ]

@@ -73,6 +73,14 @@ def test_lines_are_means_per_shift_by_direction_with_a_band():
     assert figure.layout.xaxis.categoryarray == ("→ 1", "→ 2", "↗ 1.5", "(2, 1)")
 
 
+def test_of_many_shifts_only_axes_and_diagonals_are_drawn():
+    shifts = [[dy, dx] for dy in range(-4, 5) for dx in range(-4, 5) if (dy, dx) != (0, 0)]
+    figure = shift_lines({"a": {"shifts": shifts, "decibels": [[30.0]] * len(shifts)}}, STYLES)
+    assert len(figure.layout.xaxis.categoryarray) == 8 * 4
+    figure = shift_lines({"a": {"shifts": shifts[:40], "decibels": [[30.0]] * 40}}, STYLES)
+    assert len(figure.layout.xaxis.categoryarray) == 40
+
+
 def test_a_map_has_the_zero_shift_in_the_middle_and_down_points_down():
     figure = heat_map([[1, 2, 3], [4, None, 6], [7, 8, 9]], (1, 9), "Viridis", "dB")
     (trace,) = figure.data
