@@ -12,7 +12,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from genstab.errors import InputError
-from genstab.jobs import WORKER_CONFIG, one_line, run_measure, run_predict, run_report, run_train
+from genstab.jobs import WORKER_CONFIG, one_line, run_measure, run_predict, run_report, run_train, run_workspace
 
 _PACKAGE = Path(__file__).resolve().parent
 # conf/ lies inside the package in a wheel and beside it in a checkout.
@@ -25,6 +25,7 @@ usage: genstab COMMAND [key=value …]
   measure    measure how stable any image-to-image model is
   predict    apply a checkpoint, or any other model, to a folder of images
   report     one page that compares runs
+  workspace  the same comparison in W&B, for those who have an account
 
 genstab COMMAND --help shows the options and examples."""
 
@@ -97,7 +98,12 @@ def report() -> None:
     _hydra("report", run_report)
 
 
-COMMANDS = {"train": train, "measure": measure_model, "predict": predict, "report": report}
+def workspace() -> None:
+    """Run `genstab workspace`, with the Hydra overrides in `sys.argv`."""
+    _hydra("workspace", run_workspace)
+
+
+COMMANDS = {"train": train, "measure": measure_model, "predict": predict, "report": report, "workspace": workspace}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from genstab.errors import InputError, check_choice, check_counts
 from genstab.pairs import DIRECTIONS, PairedImages, check_pairs, check_readable, find_pairs
 from genstab.synthetic import SyntheticFacades
 
-CHECKS = ("full", "fast")
+CHECKS = ("full", "fast", "off")
 CACHE = "~/.cache/genstab"
 
 
@@ -139,7 +139,7 @@ class PairedData(PairData):
         root: folder that holds `train…` and `val…` or `test…`; `~` is your home.
         direction: `AtoB` or `BtoA`, from source to target.
         source_channels, target_channels: what every file must have.
-        check: before training, `full` decodes every file once, `fast` reads the headers only.
+        check: before training, `full` decodes every file once, `fast` reads the headers only, `off` nothing.
         crop_size, load_size, flip, batch_size, val_batch_size, num_workers: see `PairData`. Validation images are
             resized to crop_size; with `load_size=None` they keep their size.
 
@@ -169,13 +169,13 @@ class PairedData(PairData):
         self.decoded = False
 
     def prepare_data(self) -> None:
-        """Decode every file once, on one process; with `check=fast` do nothing."""
+        """Decode every file once, on one process; only with `check=full`."""
         if self.check == "full" and not self.decoded:
             check_readable([pair for split in ("train", "val") for pair in find_pairs(self.root, split)])
             self.decoded = True
 
     def setup(self, stage: str) -> None:
-        """Find the pairs and check every file's header; of the validation split alone for the stage "validate"."""
+        """Find the pairs and check the headers; of the validation split alone for the stage "validate"."""
         if stage != "validate":
             self.train_set = self._dataset("train")
         self.val_set = self._dataset("val")
@@ -185,7 +185,8 @@ class PairedData(PairData):
         channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
         # Only training images are cropped, and only at native size may one be too small.
         smallest = self.crop_size if self.load_size is None and split == "train" else None
-        sizes = set(check_pairs(pairs, channels_a, channels_b, smallest))
+        checked = [] if self.check == "off" else check_pairs(pairs, channels_a, channels_b, smallest)
+        sizes = set(checked)
         if self.load_size is None:
             if len(sizes) > 1:
                 raise InputError(

@@ -1,8 +1,6 @@
 """Images of a folder without targets, and of a folder per class: what is measured, not trained on."""
 
-import logging
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,11 @@ from tqdm import tqdm
 
 from genstab.augment import Size
 from genstab.data import as_size
-from genstab.errors import InputError, check_choice, check_counts
+from genstab.errors import InputError, check_counts
 from genstab.images import image_shape, read_image, resized
 from genstab.listing import find_images, hxw, listing, natural, shortened
 
-ON_ERROR = ("raise", "skip")
 _MANY = 1000
-_log = logging.getLogger(__name__)
 
 
 class FolderImages(Dataset[dict[str, Any]]):
@@ -99,16 +95,14 @@ class FolderData(LightningDataModule):
 
     Args:
         root: the folder; `~` is your home.
-        size: resize to [height, width], or a number for both; None keeps the images' own size, which must be one.
+        size: resize to [height, width], or a number for both; None keeps the images' own.
         recursive: look into sub-folders, too.
-        on_error: `raise` where an image can't be read, or `skip` it: this reads every image in advance and logs a
-            warning that names those skipped.
         val_batch_size: images a batch.
         num_workers: loader processes.
 
     Raises:
-        InputError: an option is none of these; in `setup`, the folder is missing or has no images, or they differ in
-            size or channels; where training is asked for.
+        InputError: an option is none of these; in `setup`, the folder is missing or has no images; in
+            `val_dataloader`, they differ in size or channels; where training is asked for.
     """
 
     val_set: FolderImages
@@ -118,16 +112,14 @@ class FolderData(LightningDataModule):
         root: str,
         size: int | Iterable[int] | None = None,
         recursive: bool = True,
-        on_error: str = "raise",
         val_batch_size: int = 8,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        check_choice("on_error", on_error, ON_ERROR)
         check_counts(val_batch_size=val_batch_size)
         if num_workers < 0:
             raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
-        self.root, self.recursive, self.on_error = root, recursive, on_error
+        self.root, self.recursive = root, recursive
         self.size = None if size is None else as_size("size", size)
         self.val_batch_size, self.num_workers = val_batch_size, num_workers
 
@@ -135,26 +127,18 @@ class FolderData(LightningDataModule):
         return FolderImages(self.root, self.size, self.recursive)
 
     def setup(self, stage: str) -> None:
-        """List the images and check their headers."""
+        """List the images."""
         if stage == "fit":
             self.train_dataloader()
-        images = self._images()
-        if self.on_error == "skip":
-            skipped = _unreadable(images.paths)
-            for reason in skipped.values():
-                _log.warning("skipped: %s", reason)
-            images.paths = [path for path in images.paths if path not in skipped]
-            if not images.paths:
-                raise InputError(f"data.root={self.root}: not one of its {len(skipped)} images can be read")
-        _check_alike(images.paths, self.size)
-        self.val_set = images
+        self.val_set = self._images()
 
     def train_dataloader(self) -> DataLoader:
         """Raise an `InputError`: there is nothing to learn from."""
         raise InputError("data=folder has no targets: train with data=paired")
 
     def val_dataloader(self) -> DataLoader:
-        """Return the images in order."""
+        """Check the headers and return the images in order."""
+        _check_alike(self.val_set.paths, self.size)
         return DataLoader(self.val_set, self.val_batch_size, num_workers=self.num_workers)
 
 
@@ -178,21 +162,6 @@ class ClassData(FolderData):
     def train_dataloader(self) -> DataLoader:
         """Raise an `InputError`: genstab measures classifiers and does not train them."""
         raise InputError("data=classes is to measure classifiers: genstab does not train them")
-
-
-def _unreadable(paths: Sequence[Path]) -> dict[Path, str]:
-    """Decode every file once, with as many threads as processors; say why of those that can't be."""
-
-    def reason(path: Path) -> str | None:
-        try:
-            read_image(path)
-        except InputError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        reasons = tqdm(pool.map(reason, paths), "reading every image", len(paths), leave=False, disable=None)
-        return {path: said for path, said in zip(paths, reasons, strict=True) if said}
 
 
 def _check_alike(paths: Sequence[Path], size: Size | None) -> None:

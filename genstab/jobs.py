@@ -32,6 +32,7 @@ from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.publish import publish
 from genstab.summary import RunSummary
+from genstab.workspace import publish as save_workspace
 
 # Holds a job's composed config for the processes that it starts, see `_workers_follow`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
@@ -86,7 +87,7 @@ def run_measure(config: DictConfig) -> float | None:
         place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
-            config.data.check = "fast"  # what is measured is read anyway
+            config.data.check = "off"  # what is measured is read anyway, and named if it cannot be
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")
@@ -144,6 +145,16 @@ def run_report(config: DictConfig) -> None:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     output = write_page(list(config.runs), config.output, config.title)
     print(f"Page: {output}")
+
+
+def run_workspace(config: DictConfig) -> None:
+    """Save the W&B workspace that `config` names, and print its URL.
+
+    Raises:
+        InputError: nobody is logged in, or the server does not answer.
+    """
+    with _input_errors():
+        save_workspace(config.entity, config.project)
 
 
 def model_of(options: DictConfig) -> nn.Module:

@@ -1,8 +1,9 @@
-"""Measure any image-to-image model on any images: a folder of numbers and pictures, and nothing is trained."""
+"""Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from genstab.classifiers import classifier_stability
 from genstab.corruptions import corruptions_for
 from genstab.errors import InputError
 from genstab.exhibits import map_table, measure_map, write_exhibits
@@ -18,26 +20,32 @@ from genstab.features import feature_maps
 from genstab.heat_maps import distance_grids, feature_map_picture
 from genstab.inference import inference, value_range
 from genstab.metrics import decibel
-from genstab.plan import Plan
-from genstab.reading import Batch, batches
+from genstab.plan import PARTS, Plan
+from genstab.reading import Batch, batches, keep
 from genstab.report import save_picture
 from genstab.results import MEASUREMENTS, read_json, write_json
-from genstab.robustness import corruption_errors, corruption_picture, relative_corruption_error
+from genstab.robustness import (
+    classification_corruption_errors,
+    corruption_errors,
+    corruption_picture,
+    relative_corruption_error,
+)
 from genstab.shift import Shift, grid_shifts
-from genstab.stability import Measured, measure_stability
+from genstab.stability import Measured, first_output, measure_stability
 from genstab.timing import synchronize
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the film
 
 
-def measure(generator: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan | None = None) -> Measured:
+def measure(model: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan | None = None) -> Measured:
     """Measure a generator: stability in every protocol, quality, map, features, corruptions, speed.
 
-    The generator's weights, modes and the random state stay as they are.
+    Of a model that returns logits (N, K), a classifier, its consistency and accuracy, features, errors under
+    corruptions, speed. Its weights, modes and the random state stay as they are.
 
     Args:
-        generator: maps (N, C, H, W) to images of the same size or an integer multiple of it, on its device.
+        model: maps (N, C, H, W) to images of the same size or an integer multiple of it, or to logits; on its device.
         dataset: see `genstab.reading.batches`.
         folder: gets `measurements.json` and the pictures; it is made where it is missing.
         plan: what to measure.
@@ -48,31 +56,104 @@ def measure(generator: nn.Module, dataset: Dataset, folder: str | Path, plan: Pl
     plan = plan or Plan()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with value_range(generator, *plan.value_range) if tuple(plan.value_range) != (-1, 1) else nullcontext():
-        found = _measure(generator, dataset, folder, plan)
+    with value_range(model, *plan.value_range) if tuple(plan.value_range) != (-1, 1) else nullcontext():
+        found = _measure(model, dataset, folder, plan)
     write_json(folder / MEASUREMENTS, found.measurements)
     return found
 
 
-def _measure(generator: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Measured:
+def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Measured:
     found = Measured()
-    device = next((tensor.device for tensor in (*generator.parameters(), *generator.buffers())), torch.device("cpu"))
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     wanted = max(SHOWN, *(part["images"] for part in (plan.map, plan.features, plan.corruptions) if part))
     reading = batches(dataset, plan.images, plan.batch_size, plan.on_error == "skip", found.notes)
-    kept = measure_stability(generator, reading, plan, device, wanted, found)
+    first = next(reading)
+    reading = chain([first], reading)
+    with inference(model, plan.dtype) as call:
+        classifies = first_output(call, first.source[:1].to(device), first.names).ndim == 2
+    if classifies:
+        kept = _consistency(model, reading, plan, wanted, found)
+    else:
+        kept = measure_stability(model, reading, plan, device, wanted, found)
     source = kept.source.to(device)
-    found.summary["images_per_second"] = _speed(generator, source[: plan.batch_size], plan, device)
-    found.summary["parameters"] = sum(parameter.numel() for parameter in generator.parameters())
-    decibels = _map(generator, source, plan, found)
-    _features(generator, source, plan, found)
-    _corruptions(generator, kept, plan, device, found)
-    title = "" if plan.map is None else f"{plan.map['protocol']}, {len(source[: plan.map['images']])} images"
-    target = None if kept.target is None else kept.target[:SHOWN]
-    found.pictures |= write_exhibits(folder, generator, source[:SHOWN], target, decibels, title, FRAMES)
+    found.summary["images_per_second"] = _speed(model, source[: plan.batch_size], plan, device)
+    found.summary["parameters"] = _parameters(model)
+    _features(model, source, plan, found)
+    if classifies:
+        _error_rates(model, kept, plan, device, found)
+    else:
+        _corruptions(model, kept, plan, device, found)
+        decibels = _map(model, source, plan, found)
+        title = "" if plan.map is None else f"{plan.map['protocol']}, {len(source[: plan.map['images']])} images"
+        target = None if kept.target is None else kept.target[:SHOWN]
+        found.pictures |= write_exhibits(folder, model, source[:SHOWN], target, decibels, title, FRAMES)
     for key in ("features", "corruptions"):
         if key in found.pictures:
             save_picture(found.pictures[key], folder / f"{key}.png")
     return found
+
+
+def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted: int, found: Measured) -> Batch:
+    """Measure what a classifier makes of shifts; return the first images."""
+    part = plan.consistency or PARTS["consistency"]
+    names: list[str] = []
+    kept: list[Batch | None] = [None]
+
+    def passing() -> Iterator[dict[str, Tensor]]:
+        for batch in reading:
+            names.extend(batch.names)
+            kept[0] = keep(kept[0], batch, wanted)
+            yield {"source": batch.source} if batch.labels is None else {"source": batch.source, "label": batch.labels}
+
+    results = classifier_stability(
+        model,
+        passing(),
+        max_shift=part["max_shift"],
+        pairs=part["pairs"],
+        seed=plan.seed,
+        forward_batch=plan.batch_size,
+    )
+    found.measurements["consistency"] = {"images": names, **results}
+    found.summary["val/consistency"] = results["crop"]["consistency"]
+    found.summary["val/consistency_roll"] = results["circular"]["consistency"]
+    if "accuracy" in results["circular"]:
+        found.summary["val/accuracy"] = results["circular"]["accuracy"]
+    else:
+        found.notes.append("accuracy: not measured, the images have no labels (data=classes has)")
+    found.summary["images"] = len(names)
+    assert kept[0] is not None  # there was a first batch
+    return kept[0]
+
+
+def _error_rates(model: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured) -> None:
+    """Measure how often a classifier is wrong under corruptions."""
+    if plan.corruptions is None or kept.labels is None:
+        return
+    number, severities = plan.corruptions["images"], list(plan.corruptions["severities"])
+    source = kept.source[:number].to(device)
+    rates = classification_corruption_errors(
+        model,
+        source,
+        kept.labels[:number],
+        list(plan.corruptions["names"] or corruptions_for(source.shape[1])),
+        severities,
+        seed=plan.seed,
+        indices=kept.positions[:number],
+        forward_batch=plan.batch_size,
+        progress=True,
+    )
+    part: dict[str, Any] = {"severities": severities, "images": kept.names[:number], "errors": rates, "relative": None}
+    found.summary["val/corruption_error"] = sum(map(sum, rates.values())) / (len(rates) * len(severities))
+    if folder := plan.corruptions["baseline"]:
+        part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruption_errors", folder)
+    found.measurements["corruption_errors"] = part
+
+
+def _parameters(model: nn.Module) -> int | None:
+    """Count what was learned; a program may not tell."""
+    if hasattr(model, "parameter_count"):
+        return model.parameter_count  # type: ignore[return-value]  # a Program
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _speed(generator: nn.Module, source: Tensor, plan: Plan, device: torch.device) -> float:
@@ -102,14 +183,17 @@ def _features(generator: nn.Module, source: Tensor, plan: Plan, found: Measured)
     if plan.features is None:
         return
     layers = plan.features["layers"]
-    if layers is None and not any(generator.children()):
-        found.notes.append(f"features: not measured, a {type(generator).__name__} has no layers to look into")
-        return
     images = source[: plan.features["images"]]
     reach = min(plan.features["reach"], *(side - 1 for side in images.shape[-2:]))
     shifts = grid_shifts(reach)
     with tqdm(total=len(shifts) * len(images), desc="features", unit="image", leave=False, disable=None) as bar:
-        distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update)
+        try:
+            distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update)
+        except InputError as error:
+            if layers is not None:
+                raise
+            found.notes.append(f"features: not measured, {error}")
+            return
     grids = {layer: grid.tolist() for layer, grid in distance_grids(distances, reach).items()}
     found.measurements["features"] = {"reach": reach, "images": len(images), "layers": grids}
     found.summary["val/feature_distance"] = sum(each.mean().item() for each in distances.values()) / len(distances)
@@ -141,15 +225,15 @@ def _corruptions(generator: nn.Module, kept: Batch, plan: Plan, device: torch.de
     }
     found.summary["val/corruption_psnr"] = decibel(errors).mean().item()
     if folder := plan.corruptions["baseline"]:
-        part["relative"], found.summary["val/corruption_relative"] = _relative(part, folder)
+        part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruptions", folder)
     found.measurements["corruptions"] = part
     found.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
 
 
-def _relative(part: Mapping[str, Any], folder: str) -> tuple[dict[str, float], float]:
-    baseline = read_json(Path(folder, MEASUREMENTS)).get("corruptions")
+def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str, float], float]:
+    baseline = read_json(Path(folder, MEASUREMENTS)).get(key)
     if baseline is None:
-        raise InputError(f"corruptions.baseline={folder} was measured without corruptions")
+        raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} has no {key}")
     if baseline["images"] != part["images"]:
         raise InputError(f"corruptions.baseline={folder} was measured on {baseline['images']}, not {part['images']}")
     return relative_corruption_error(part["errors"], baseline["errors"], part["severities"], baseline["severities"])

@@ -8,6 +8,7 @@ import torch
 
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.protocols import PROTOCOLS
+from genstab.reading import ON_ERROR
 from genstab.shift import FractionalShift, Shift, grid_shifts, parse_shifts
 
 EIGHT_TO_THE_RIGHT = tuple((0, dx) for dx in range(1, 9))
@@ -21,6 +22,7 @@ PRECISIONS = {
 PARTS: dict[str, dict[str, Any]] = {
     "map": {"reach": 8, "images": 2, "protocol": "circular"},
     "features": {"layers": None, "reach": 4, "images": 2},
+    "consistency": {"max_shift": 8, "pairs": 5},
     "corruptions": {"names": None, "severities": (1, 2, 3, 4, 5), "images": 8, "baseline": None},
 }
 
@@ -48,6 +50,7 @@ class Plan:
         on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
         map: reach, images, protocol of the shift map; None leaves it out.
         features: layers (names or patterns, None for the default), reach and images of the feature distance; or None.
+        consistency: of a classifier: max_shift, how far two shifts of an image are apart at most, and pairs of them.
         corruptions: names (None for all), severities, images, and the baseline: a folder that was measured with the
             same ones; or None.
 
@@ -72,6 +75,7 @@ class Plan:
     on_error: str = "raise"
     map: Mapping[str, Any] | None = _part("map")
     features: Mapping[str, Any] | None = _part("features")
+    consistency: Mapping[str, Any] | None = _part("consistency")
     corruptions: Mapping[str, Any] | None = _part("corruptions")
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class Plan:
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("on_error", self.on_error, ("raise", "skip"))
+        check_choice("on_error", self.on_error, ON_ERROR)
         if not isinstance(self.margin, int) or self.margin < 0:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
@@ -100,7 +104,7 @@ class Plan:
         for key in given:
             check_choice(name, key, defaults)
         part = {**defaults, **given}
-        check_counts(**{f"{name}.{key}": part[key] for key in ("reach", "images") if key in part})
+        check_counts(**{f"{name}.{key}": part[key] for key in ("reach", "images", "max_shift", "pairs") if key in part})
         if "protocol" in part:
             check_choice(f"{name}.protocol", part["protocol"], ("circular", "crop"))
         object.__setattr__(self, name, part)

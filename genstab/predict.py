@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from genstab.augment import Size
 from genstab.errors import InputError, check_choice, check_counts
-from genstab.folder import ON_ERROR
 from genstab.image_writing import depth_of_format, unfinished, write_image
 from genstab.images import image_depth, image_shape, read_image, resized
 from genstab.inference import inference
 from genstab.listing import find_images, hxw
+from genstab.reading import ON_ERROR
 
 
 @dataclass

@@ -12,22 +12,25 @@ from tqdm import tqdm
 
 from genstab.errors import InputError
 
+ON_ERROR = ("raise", "skip")  # at an image that cannot be read
+
 
 @dataclass
 class Batch:
-    """Images of one size: (N, C, H, W) in [−1, 1], their targets where there are some, their names and positions."""
+    """Images of one size: (N, C, H, W) in [−1, 1], names, positions; targets or labels (N,) where there are some."""
 
     names: list[str]
     positions: list[int]
     source: Tensor
-    target: Tensor | None
+    target: Tensor | None = None
+    labels: Tensor | None = None
 
 
 def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str]) -> Iterator[Batch]:
     """Read up to `images` images and yield them in batches of one size, with a progress bar.
 
     Args:
-        dataset: items are dicts of `source` (C, H, W) in [−1, 1], `target` likewise where there is one, and `name`.
+        dataset: items are dicts of `source` (C, H, W) in [−1, 1], `name`, and maybe `target` likewise or `label`.
         images: how many, from the first on; None: all.
         batch_size: images a batch.
         skip: go on after an image that cannot be read.
@@ -63,22 +66,31 @@ def _sizes(item: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _batch(waiting: list[tuple[int, dict[str, Any]]]) -> Batch:
     positions, items = zip(*waiting, strict=True)
-    target = torch.stack([item["target"] for item in items]) if "target" in items[0] else None
     names = [str(item.get("name", position)) for position, item in waiting]
-    return Batch(names, list(positions), torch.stack([item["source"] for item in items]), target)
+    batch = Batch(names, list(positions), torch.stack([item["source"] for item in items]))
+    if "target" in items[0]:
+        batch.target = torch.stack([item["target"] for item in items])
+    if "label" in items[0]:
+        batch.labels = torch.tensor([item["label"] for item in items])
+    return batch
 
 
 def keep(kept: Batch | None, batch: Batch, wanted: int) -> Batch:
-    """Gather the first images of one size."""
-    if kept is None:
-        rest = slice(wanted)
-        target = None if batch.target is None else batch.target[rest]
-        return Batch(batch.names[rest], batch.positions[rest], batch.source[rest], target)
-    missing = wanted - len(kept.names)
-    if missing <= 0 or batch.source.shape[1:] != kept.source.shape[1:]:
+    """Add to the images kept so far those of a batch, if they have their size, up to `wanted` in all."""
+    if kept is not None and batch.source.shape[1:] != kept.source.shape[1:]:
         return kept
-    target = None
-    if kept.target is not None and batch.target is not None:
-        target = torch.cat([kept.target, batch.target[:missing]])
-    source = torch.cat([kept.source, batch.source[:missing]])
-    return Batch(kept.names + batch.names[:missing], kept.positions + batch.positions[:missing], source, target)
+    missing = wanted - (0 if kept is None else len(kept.names))
+    if kept is None:
+        none = [None if each is None else each[:0] for each in (batch.target, batch.labels)]
+        kept = Batch([], [], batch.source[:0], *none)
+
+    def joined(before: Tensor | None, more: Tensor | None) -> Tensor | None:
+        return None if before is None or more is None else torch.cat([before, more[:missing]])
+
+    return Batch(
+        kept.names + batch.names[:missing],
+        kept.positions + batch.positions[:missing],
+        torch.cat([kept.source, batch.source[:missing]]),
+        joined(kept.target, batch.target),
+        joined(kept.labels, batch.labels),
+    )

@@ -82,7 +82,7 @@ def measure_stability(
     for batch in reading:
         source = batch.source.to(device)
         with inference(generator, plan.dtype) as generate:
-            output = _first_output(generate, source, batch.names)
+            output = first_output(generate, source, batch.names)
             again = generate(source)
             if "crop" in plan.protocols and not multiple:
                 multiple = fitting_multiple(generate, source[:1], list(plan.shifts)) or -1
@@ -133,7 +133,12 @@ def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[st
     return {"tv": total_variation(output)}
 
 
-def _first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: list[str]) -> Tensor:
+def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: list[str]) -> Tensor:
+    """Call a model for the first time; whatever it refuses becomes one line that names the image and its shape.
+
+    Raises:
+        InputError: the model cannot take such images.
+    """
     try:
         return generate(source)
     except (RuntimeError, ValueError) as error:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from PIL import Image
 
 from genstab import cli
 from genstab.cli import CONF
@@ -87,36 +86,16 @@ def test_images_that_make_no_batch_are_named(tmp_path):
     paint(tmp_path / "1.png", (4, 6), 1)
     paint(tmp_path / "2.png", (4, 8), 1)
     with pytest.raises(InputError, match=r"2.png is 4×8 but .*1.png is 4×6: set data.size=\[height,width\]"):
-        folder_data(tmp_path)
-    assert len(folder_data(tmp_path, size=[4, 4]).val_set) == 2
+        folder_data(tmp_path).val_dataloader()
+    assert len(folder_data(tmp_path, size=[4, 4]).val_dataloader()) == 1
     paint(tmp_path / "3.png", (4, 6), 1, 2, 3)
     with pytest.raises(InputError, match=r"3.png has 3 channels but .*1.png has 1: they must have the same"):
-        folder_data(tmp_path, size=4)
-
-
-def test_an_unreadable_image_is_named_or_skipped(tmp_path, caplog):
-    for i in range(3):
-        Image.effect_noise((16, 16), 90).save(tmp_path / f"{i}.png")
-    content = bytearray((tmp_path / "1.png").read_bytes())
-    content[60:90] = bytes(30)  # the header is whole, the pixels are not
-    (tmp_path / "1.png").write_bytes(content)
-    data = folder_data(tmp_path)
-    with pytest.raises(InputError, match=r"cannot read .*1\.png"):
-        list(data.val_dataloader())
-    data = folder_data(tmp_path, on_error="skip")
-    assert [name for batch in data.val_dataloader() for name in batch["name"]] == ["0.png", "2.png"]
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["skipped"]
-    assert "1.png" in caplog.text
-    for i in (0, 2):
-        (tmp_path / f"{i}.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"not one of its 3 images can be read"):
-        folder_data(tmp_path, on_error="skip")
+        folder_data(tmp_path, size=4).val_dataloader()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"on_error": "ignore"}, "on_error='ignore' is not one of raise, skip"),
         ({"val_batch_size": 0}, "val_batch_size=0 is not an integer of at least 1"),
         ({"num_workers": -1}, "num_workers=-1 is not an integer of at least 0"),
         ({"size": [1, 2, 3]}, "size=.* is neither a positive integer nor a pair"),

@@ -246,6 +246,46 @@ def test_the_windows_of_crop_are_cut_to_what_the_generator_needs(tmp_path):
     assert only.notes == ["crop: not measured, the generator takes no window smaller than the images"]
 
 
+class Brightest(nn.Module):
+    """The class is the brightest of three channels: no shift changes it, noise may."""
+
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+class Labelled(Items):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "label": index % 3}
+
+
+def test_a_classifier_is_measured_as_one(tmp_path):
+    images = noise(6, 3, 32, 32) * 0.1
+    for index, image in enumerate(images):
+        image[(index + (index == 4)) % 3] += 0.5  # one of six is labelled wrongly
+    plan = {**SMALL, "corruptions": {"names": ["brightness", "contrast"], "severities": [1, 2], "images": 6}}
+    found = measure(Brightest(), Labelled(*images), tmp_path, Plan(**plan))
+    assert (found.summary["val/consistency"], found.summary["val/consistency_roll"]) == (1, 1)
+    assert found.summary["val/accuracy"] == pytest.approx(5 / 6)
+    assert found.measurements["consistency"]["circular"]["correct"] == [True] * 4 + [False, True]
+    # neither moves one channel past another
+    assert found.measurements["corruption_errors"]["errors"] == {
+        name: [pytest.approx(1 / 6)] * 2 for name in ("brightness", "contrast")
+    }
+    assert "val/shift_psnr" not in found.summary
+    unlabelled = measure(Brightest(), Items(*images), tmp_path, Plan(**SMALL))
+    assert unlabelled.notes == ["accuracy: not measured, the images have no labels (data=classes has)"]
+
+
+def test_a_model_without_layers_has_no_feature_distance(tmp_path):
+    found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**{**SMALL, "features": {"reach": 1}}))
+    (note,) = found.notes
+    assert note.startswith("features: not measured, ")
+    with pytest.raises(InputError, match="Identity shows no layer with a feature map"):
+        measure(
+            nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**{**SMALL, "features": {"layers": ["encoder.*"]}})
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
