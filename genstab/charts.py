@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from genstab.comparison import known, pareto_front, quantile
+from genstab.comparison import known, pareto_front, quantile, unique
 
 Shift = tuple[float, float]
 Grid = Sequence[Sequence[float | None]]
@@ -20,29 +20,38 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "
 STABILITY_COLOURS = "Viridis"
 # The paper's: from blue, no distance, to red.
 DISTANCE_COLOURS = ((0.0, "#2c4fa3"), (0.25, "#74add1"), (0.5, "#fbf5c4"), (0.75, "#f4804d"), (1.0, "#a50026"))
+LABEL = 28  # letters of a run's name in a chart
 MOST_SHIFTS = 64  # along one axis; of more, only those along the axes and diagonals are drawn
 ARROWS = {(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑", (1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"}
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one run looks in every chart."""
+    """How one run looks in every chart, and what it is called there."""
 
+    label: str
     colour: str
     dash: str
     symbol: str
 
 
 def run_styles(names: Sequence[str]) -> dict[str, Style]:
-    """Give each run a colour, a dash and a symbol; the eight colours come again with another dash.
+    """Give each run a label, a colour, a dash and a symbol; the eight colours come again with another dash.
+
+    Labels are names without what plotly would take for a tag; long ones are cut in the middle, and stay unique.
 
     >>> run_styles(["a", "b"])["b"].symbol
     'square'
+    >>> run_styles(["a-run-whose-name-has-no-end-lr-0.0002"]).popitem()[1].label
+    'a-run-whose-na…end-lr-0.0002'
     """
     count = len(COLOURS)
+    labels = unique(
+        [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
+    )
     return {
-        name: Style(COLOURS[i % count], DASHES[(i + i // count) % len(DASHES)], SYMBOLS[i % count])
-        for i, name in enumerate(names)
+        name: Style(plain(label), COLOURS[i % count], DASHES[(i + i // count) % len(DASHES)], SYMBOLS[i % count])
+        for i, (name, label) in enumerate(zip(names, labels, strict=True))
     }
 
 
@@ -80,9 +89,10 @@ def quality_scatter(
             x=[x],
             y=[y],
             mode="markers",
-            name=plain(name),
+            name=styles[name].label,
             marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 14},
-            hovertemplate=f"<b>{plain(name)}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>{plain(notes[name])}<extra></extra>",
+            text=[plain(notes[name])],
+            hovertemplate=f"<b>{styles[name].label}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>%{{text}}<extra></extra>",
         )
     low, high = _padded([x for x, _ in points.values()])
     figure.update_xaxes(title=f"{titles[0]}, better →", range=[low, high] if quality_up else [high, low])
@@ -159,11 +169,11 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
                 x=labels,
                 y=[sum(row) / len(row) for row in rows],
                 mode="lines+markers",
-                name=plain(name),
+                name=styles[name].label,
                 showlegend=legend,
                 marker={"symbol": style.symbol, "size": 7},
                 customdata=[(a, b, min(row), len(row)) for a, b, row in zip(low, high, rows, strict=True)],
-                hovertemplate=f"<b>{plain(name)}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
+                hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
                 "%{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}<extra></extra>",
                 **same,
             )
@@ -210,7 +220,7 @@ def layer_lines(distances: Mapping[str, Mapping[str, float]], styles: Mapping[st
     layers = list(dict.fromkeys(layer for by_layer in distances.values() for layer in by_layer))
     for name, by_layer in distances.items():
         present = [layer for layer in layers if layer in by_layer]
-        _line(figure, name, styles[name], [plain(layer) for layer in present], [by_layer[layer] for layer in present])
+        _line(figure, styles[name], [plain(layer) for layer in present], [by_layer[layer] for layer in present])
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=[plain(layer) for layer in layers])
     figure.update_yaxes(title="mean cosine distance", rangemode="tozero")
     return figure
@@ -222,17 +232,17 @@ def corruption_lines(
     """Draw how far the output moves (dB, more is better) over the severity of a corruption, a line a run."""
     figure = _figure(height=400)
     for name, values in decibels.items():
-        _line(figure, name, styles[name], list(severities), list(values))
+        _line(figure, styles[name], list(severities), list(values))
     figure.update_xaxes(title="severity", dtick=1)
-    figure.update_yaxes(title="PSNR to the clean input's output, dB")
+    figure.update_yaxes(title="PSNR to the clean output, dB")
     return figure
 
 
-def _line(figure: go.Figure, name: str, style: Style, x: Sequence[Any], y: Sequence[float | None]) -> None:
+def _line(figure: go.Figure, style: Style, x: Sequence[Any], y: Sequence[float | None]) -> None:
     figure.add_scatter(
-        x=x, y=y, name=plain(name), mode="lines+markers",
+        x=x, y=y, name=style.label, mode="lines+markers",
         line={"color": style.colour, "width": 2.5, "dash": style.dash}, marker={"symbol": style.symbol, "size": 8},
-        hovertemplate=f"<b>{plain(name)}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
+        hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
     )  # fmt: skip
 
 
@@ -243,13 +253,13 @@ def image_boxes(
     figure = _figure(height=400)
     for name, by_image in values.items():
         figure.add_box(
-            y=list(by_image.values()), name=plain(name), text=[plain(notes[name][image]) for image in by_image],
+            y=list(by_image.values()), name=styles[name].label, text=[plain(notes[name][image]) for image in by_image],
             boxpoints="all", jitter=0.5, pointpos=0,
             marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
             fillcolor=f"rgba{(*_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-    figure.update_yaxes(title="mean shift PSNR of an image, dB")
+    figure.update_yaxes(title="mean shift PSNR, dB")
     return figure
 
 

@@ -185,7 +185,10 @@ def corruption_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
         figures[kind] = corruption_lines(lines, severities, styles)
     relative = {name: part["relative"] for name, part in measured.items() if part.get("relative")}
     rows = [
-        [kind, *("–" if part.get(kind) is None else f"{part[kind]:.2f}" for part in relative.values())]
+        [
+            kind.replace("_", " "),
+            *("–" if part.get(kind) is None else f"{part[kind]:.2f}" for part in relative.values()),
+        ]
         for kind in kinds
     ]
     table = {

@@ -44,6 +44,14 @@ def test_runs_look_different_even_when_the_colours_come_again():
     assert len({(style.colour, style.dash) for style in styles.values()}) == 24
 
 
+def test_long_names_are_cut_and_stay_apart():
+    names = [f"{'long' * 20}{i}{'-name' * 9}" for i in range(3)] + ["<b>", "short"]
+    labels = [style.label for style in run_styles(names).values()]
+    assert len(set(labels)) == 5
+    assert max(map(len, labels)) <= 32
+    assert labels[3:] == ["&lt;b&gt;", "short"]
+
+
 def test_a_front_over_an_error_prefers_less_of_it():
     points = {"a": (0.3, 35.0), "b": (0.2, 30.0), "<c>": (0.25, 28.0)}
     figure = quality_scatter(points, STYLES, ("L1", "dB"), False, dict.fromkeys(points, ""))
