@@ -55,7 +55,7 @@ def publish(
     console = Console()
     console.print(results_table(metrics, f"{summary['images']} images in {seconds:.0f} s"))
     for line in (*summary["verdict"], *(f"Note: {note}" for note in found.notes)):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     print(f"Page: {folder / PAGE}\nFolder: {folder}")
     for logger in loggers:
         if hint := how_to_view(logger):

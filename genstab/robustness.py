@@ -189,7 +189,7 @@ def _corrupted(
     progress: bool,
 ) -> Iterator[tuple[int, int, Tensor]]:
     grid = [(row, column) for row in range(len(names)) for column in range(len(severities))]
-    for row, column in tqdm(grid, "corruptions", leave=False, disable=not progress):
+    for row, column in tqdm(grid, "corruptions", leave=False, disable=None if progress else True):
         yield row, column, corrupt(images, names[row], severities[column], seed, indices)
 
 
