@@ -114,6 +114,7 @@ def test_a_run_leaves_what_the_readme_lists(monkeypatch):
     found = {str(path.relative_to("run")) for path in Path("run").rglob("*") if path.is_file()}
     assert {
         "summary.json", "samples.png", "shift_map.png", "shift.gif", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+        "measurements.json", "slide_source.webp", "slide_output.webp",
         ".hydra/config.yaml", ".hydra/overrides.yaml", "csv/metrics.csv",
     } <= found  # fmt: skip
     assert len([name for name in found if name.endswith(".ckpt")]) == 2
@@ -130,6 +131,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         path.relative_to(tmp_path / "site" / "genstab").as_posix() for path in (tmp_path / "site").rglob("*.yaml")
     }
     assert packed == {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    assert all((tmp_path / "site" / "genstab" / f"page.{end}").is_file() for end in ("html.jinja", "css", "js"))
     # first on the path, so that the checkout's own package is not what runs
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     program = "import sys, genstab.cli; print(genstab.cli.CONF); sys.argv[1:1] = ['train']; genstab.cli.main()"
