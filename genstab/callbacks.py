@@ -153,7 +153,7 @@ class ShiftStability(Callback):
         for protocol, metrics in self.metrics.items():
             # Every process holds the same value: the mean changes nothing and says so to Lightning.
             pl_module.log_dict(metrics.compute(), sync_dist=True)
-            self.tables[protocol], self.pooled[protocol] = (value.cpu() for value in self.sums[protocol].compute())
+            self.tables[protocol], self.pooled[protocol] = self.sums[protocol].tables()
         named = _of_all_processes(self._named)
         self.names = [named.get(place, str(place)) for place in range(max(named, default=-1) + 1)]
 

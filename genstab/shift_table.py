@@ -72,3 +72,8 @@ class ShiftTable(Metric):
         width = int(measured.max()) + 1 if len(measured) else 0
         table = decibel(self.error[:, :width] / self.pixels[:, :width], self.data_range, self.cap)
         return table, decibel(self.pooled_error / self.pooled_pixels, self.data_range, self.cap)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Return what `compute` does, on the CPU and always of these shapes: a Metric drops axes of one element."""
+        table, pooled = self.compute()
+        return table.reshape(self.shifts, table.numel() // self.shifts).cpu(), pooled.reshape(self.shifts).cpu()

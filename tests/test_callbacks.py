@@ -94,6 +94,12 @@ def test_tables_of_each_shift_and_image_are_those_of_the_pure_function(batch_siz
     assert not [key for key in trainer.callback_metrics if "fractional_" in key]
 
 
+def test_a_table_of_one_shift_and_one_image_is_still_a_table():
+    callback = stability(shifts=[(0, 1)], images=1)
+    Trainer(callbacks=[callback], **QUIET).validate(tiny_pix2pix(), pairs_loader(2, 2), verbose=False)
+    assert (callback.tables["crop"].shape, callback.pooled["crop"].shape) == ((1, 1), (1,))
+
+
 def test_names_come_from_the_batch_or_are_positions():
     class Named(Pairs):
         def __getitem__(self, index):
