@@ -90,12 +90,17 @@ def measure_model() -> None:
 
 def report() -> None:
     """Run `genstab report`, with folders and Hydra overrides in `sys.argv`."""
-    words = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    runs = [word for word in words if "=" not in word or Path(word).exists()]
-    if runs:
-        quoted = ",".join("'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'" for run in runs)
-        sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in runs] + [f"runs=[{quoted}]"]
+    words = sys.argv[1:]
+    runs = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
+    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={_quoted(found[2])}", word) for word in words]
+    sys.argv[1:] = [f"runs=[{','.join(map(_quoted, runs))}]"] * bool(runs) + [w for w in rest if w not in runs]
     _hydra("report", run_report)
+
+
+def _quoted(text: str) -> str:
+    """Let any text be a value in Hydra's grammar, in which a colon, a comma or a bracket means something."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def workspace() -> None:

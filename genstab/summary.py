@@ -135,6 +135,8 @@ class RunSummary(Callback):
         metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
         if "val/shift_psnr" in metrics or "val/l1" in metrics:
             console.print(results_table(metrics, f"{summary['steps']} batches in {summary['seconds']:.0f} s"))
+            for line in summary["verdict"]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             console.print("No results: no validation ran.")
         self.say_where(trainer)

@@ -60,9 +60,9 @@ def test_a_measurement_gives_the_numbers_of_the_training(trained, monkeypatch):
 
 def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch, capsys):
     shutil.copytree(trained, "it's a run, lr=1")
-    genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", "output=both.html", "title=Two runs")
+    genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", "output=both.html", "title=Two runs: a, b [c]")
     page = Path("both.html").read_text()
-    assert "<title>Two runs" in page
+    assert "<title>Two runs: a, b [c]" in page
     assert "tiny" in page
     assert "Page: both.html" in capsys.readouterr().out
     assert sorted(path.name for path in Path().iterdir()) == ["both.html", "it's a run, lr=1"]
