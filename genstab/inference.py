@@ -33,9 +33,9 @@ def submodule(module: nn.Module, name: str | None) -> nn.Module:
 def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield `module` as a function of one image batch: eval mode, one precision (no autocast, no TF32), no gradients.
 
-    The mode of every submodule and the random state are put back afterwards. Images are cast to `dtype`, and a module
-    whose weights are of another one is called with copies of them in it. What comes out is float32, or float64 where
-    that is the `dtype`.
+    The mode of every submodule and the random state are put back afterwards. Images are copied, cast to `dtype`, and a
+    module whose weights are of another one is called with copies of them in it. What comes out is float32, or float64
+    where that is the `dtype`.
 
     Raises:
         InputError: it is no module, or what it returns is no tensor; another `dtype` than float64, float32, bfloat16
@@ -63,7 +63,7 @@ def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator
     }
 
     def call(images: Tensor) -> Tensor:
-        images = images.to(dtype)
+        images = images.to(dtype, copy=True)  # the model may change them in place
         output = functional_call(module, copies, (images,)) if copies else module(images)
         if not isinstance(output, Tensor):
             raise InputError(f"the generator returns a {type(output).__name__}, not a tensor of images")

@@ -180,6 +180,18 @@ def test_inference_leaves_no_trace():
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
+def test_a_generator_that_works_in_place_changes_no_image():
+    class InPlace(nn.Module):
+        def forward(self, images):
+            return images.add_(1)
+
+    images = torch.rand(2, 1, 8, 8)
+    before = images.clone()
+    for protocol in ("circular", "crop"):
+        assert (shift_psnr(InPlace(), images, SHIFTS, protocol, margin=0) == 100).all()
+    assert torch.equal(images, before)
+
+
 def test_double_precision_weights_are_measured_in_float32():
     generator, images = nn.Conv2d(1, 1, 3, padding=1), torch.rand(1, 1, 8, 8)
     expected = shift_psnr(generator, images, SHIFTS)
