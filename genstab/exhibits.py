@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.images import to_uint8
 from genstab.inference import inference
-from genstab.metrics import shift_psnr
+from genstab.metrics import decibel, squared_error
 from genstab.protocols import shift_pairs
 from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
 from genstab.results import SLIDE_OUTPUT, SLIDE_SOURCE
@@ -35,27 +36,29 @@ def shift_panel(generate: Generate, source: Tensor, shift: Shift) -> dict[str, T
     }
 
 
-def measure_map(generator: nn.Module, images: Tensor, reach: int, **options: Any) -> dict[Shift, float]:
+def measure_map(
+    generator: nn.Module, images: Tensor, reach: int, dtype: torch.dtype = torch.float32, **options: Any
+) -> dict[Shift, float]:
     """Measure shift PSNR for every shift with |dy| and |dx| up to `reach`, with a progress bar; mean over the images.
 
     Args:
-        generator, images, options: see `genstab.shift_psnr`.
+        generator, images, dtype: see `genstab.shift_psnr`.
         reach: pixels; cut to what a circular shift of these images allows, a whole turn being none.
+        options: see `genstab.protocols.shift_pairs`.
 
     Returns:
         {(dy, dx): dB}, without the zero shift.
 
-    >>> import torch
     >>> measure_map(nn.Identity(), torch.rand(1, 3, 8, 8), 1)[0, 1]
     100.0
     """
-    reach = min(reach, *(side - 1 for side in images.shape[-2:]))
-    shifts = grid_shifts(reach)
+    shifts = grid_shifts(min(reach, *(side - 1 for side in images.shape[-2:])))
     decibels: dict[Shift, float] = {}
-    for row in tqdm(range(-reach, reach + 1), "shift map", unit="row", leave=False, disable=None):
-        in_row = [shift for shift in shifts if shift[0] == row]
-        means = shift_psnr(generator, images, in_row, **options).mean(1).tolist()
-        decibels.update(zip(in_row, means, strict=True))
+    with inference(generator, dtype) as generate:
+        pairs = shift_pairs(generate, images, shifts, **options)
+        for (dy, dx), *pair_and_mask in tqdm(pairs, "shift map", len(shifts), unit="shift", leave=False, disable=None):
+            error, count = squared_error(*pair_and_mask)
+            decibels[int(dy), int(dx)] = decibel(error / count).mean().item()
     return decibels
 
 

@@ -31,7 +31,7 @@ from genstab.robustness import (
     relative_corruption_error,
 )
 from genstab.shift import Shift, grid_shifts
-from genstab.stability import Measured, first_output, measure_stability
+from genstab.stability import Measured, first_output, fitting_multiple, measure_stability
 from genstab.timing import synchronize
 
 SHOWN = 4  # rows of the samples
@@ -65,7 +65,7 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan |
 def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Measured:
     found = Measured()
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    wanted = max(SHOWN, *(part["images"] for part in (plan.map, plan.features, plan.corruptions) if part))
+    wanted = max([SHOWN, *(part["images"] for part in (plan.map, plan.features, plan.corruptions) if part)])
     reading = batches(dataset, plan.images, plan.batch_size, plan.on_error == "skip", found.notes)
     first = next(reading)
     reading = chain([first], reading)
@@ -83,7 +83,7 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
         _error_rates(model, kept, plan, device, found)
     else:
         _corruptions(model, kept, plan, device, found)
-        decibels = _map(model, source, plan, found)
+        decibels = _map(model, kept, plan, device, found)
         title = "" if plan.map is None else f"{plan.map['protocol']}, {len(source[: plan.map['images']])} images"
         target = None if kept.target is None else kept.target[:SHOWN]
         found.pictures |= write_exhibits(folder, model, source[:SHOWN], target, decibels, title, FRAMES)
@@ -169,12 +169,23 @@ def _speed(generator: nn.Module, source: Tensor, plan: Plan, device: torch.devic
     return len(source) / min(seconds)
 
 
-def _map(generator: nn.Module, source: Tensor, plan: Plan, found: Measured) -> dict[Shift, float] | None:
+def _map(
+    generator: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured
+) -> dict[Shift, float] | None:
     if plan.map is None:
         return None
-    images, protocol = source[: plan.map["images"]], plan.map["protocol"]
-    options = {"protocol": protocol, "margin": plan.margin, "forward_batch": plan.batch_size, "dtype": plan.dtype}
-    decibels = measure_map(generator, images, plan.map["reach"], **options)
+    names, reach, protocol = kept.names[: plan.map["images"]], plan.map["reach"], plan.map["protocol"]
+    images = kept.source[: len(names)].to(device)
+    multiple = plan.multiple or 1
+    if protocol == "crop" and plan.multiple is None:
+        with inference(generator, plan.dtype) as generate:
+            fits = fitting_multiple(generate, images[:1], grid_shifts(reach))
+        if fits is None:
+            found.notes.append("map: not measured, the generator takes no window smaller than the images")
+            return None
+        multiple = fits
+    options = {"margin": plan.margin, "forward_batch": plan.batch_size, "multiple": multiple, "names": names}
+    decibels = measure_map(generator, images, reach, plan.dtype, protocol=protocol, **options)
     found.measurements["shift_map"] = map_table(decibels, len(images), protocol)
     return decibels
 

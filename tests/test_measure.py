@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from genstab import AntiAlias, InputError, UNet, shift_psnr
+from genstab.exhibits import measure_map
 from genstab.folder import FolderImages
 from genstab.measure import measure
 from genstab.metrics import total_variation
@@ -244,6 +245,55 @@ def test_the_windows_of_crop_are_cut_to_what_the_generator_needs(tmp_path):
     only = measure(Picky(), Items(*noise(1, 3, 16, 16)), tmp_path, Plan(**{**SMALL, "protocols": ["crop"]}))
     assert "shift_psnr" not in only.measurements
     assert only.notes == ["crop: not measured, the generator takes no window smaller than the images"]
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.images = 0
+
+    def forward(self, images):
+        self.images += len(images)
+        return torch.tanh(images)
+
+
+@pytest.mark.parametrize("protocol", ["circular", "crop"])
+def test_the_map_calls_the_generator_once_for_each_shift_and_the_unmoved_image(protocol):
+    generator = Counting()
+    images = noise(2, 3, 24, 20)
+    decibels = measure_map(generator, images, 2, protocol=protocol, margin=1, forward_batch=7)
+    assert generator.images == 2 * (24 + 1)
+    assert list(decibels) == grid_shifts(2)
+    expected = shift_psnr(generator, images, grid_shifts(2), protocol, margin=1).mean(1)
+    assert list(decibels.values()) == pytest.approx(expected.tolist())
+
+
+def test_the_map_of_crop_has_windows_that_the_generator_takes(tmp_path):
+    plan = {**SMALL, "protocols": ["circular"], "map": {"reach": 1, "protocol": "crop"}}
+    found = measure(Picky(), Items(noise(3, 48, 48)), tmp_path, Plan(**plan))
+    expected = shift_psnr(Picky(), noise(1, 3, 48, 48), grid_shifts(1), "crop", margin=2, multiple=16).flatten()
+    rows = found.measurements["shift_map"]["decibels"]
+    assert [value for row in rows for value in row if value is not None] == expected.tolist()
+    found = measure(Picky(), Items(noise(3, 16, 16)), tmp_path, Plan(**plan))
+    assert "shift_map" not in found.measurements
+    assert found.notes == ["map: not measured, the generator takes no window smaller than the images"]
+
+
+def test_an_image_whose_output_is_not_finite_in_the_map_alone_is_named(tmp_path):
+    class Wild(nn.Module):
+        def forward(self, images):
+            return torch.where((images[..., :1, :1] > 0.999), torch.nan, images)
+
+    images = noise(2, 3, 32, 32) * 0.9
+    images[1, :, 31, 0] = 1.0  # comes into the corner with (1, 0)
+    plan = {**SMALL, "shifts": [(0, 1)], "protocols": ["circular"]}
+    with pytest.raises(InputError, match=r"image 1\.png at shift=\(1, 0\) is not finite"):
+        measure(Wild(), Items(*images), tmp_path, Plan(**plan))
+
+
+def test_every_part_can_be_left_out(tmp_path):
+    found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**{**SMALL, "map": None}))
+    assert list(found.measurements) == ["shift_psnr", "quality"]
 
 
 class Brightest(nn.Module):
