@@ -152,6 +152,8 @@ def choose_layers(
         return {names[layer][0]: layer for layer in default_layers(model, usable)}
     some = [names[layer][0] for layer in usable[:40]]
     choices = ", ".join(some) + (f" and {len(usable) - 40} more" if len(usable) > 40 else "")
+    if not patterns:
+        raise InputError(f"layers={patterns!r} names none; these have a feature map: {choices}")
     chosen = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = [layer for layer in names if matches(names[layer], pattern, False)]

@@ -79,7 +79,8 @@ class Plan:
     corruptions: Mapping[str, Any] | None = _part("corruptions")
 
     def __post_init__(self) -> None:
-        for protocol in self.protocols:
+        protocols = [self.protocols] if isinstance(self.protocols, str) else list(dict.fromkeys(self.protocols))
+        for protocol in protocols:
             check_choice("protocols", protocol, PROTOCOLS)
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
@@ -92,6 +93,7 @@ class Plan:
         for name, defaults in PARTS.items():
             self._check_part(name, defaults)
         shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
+        object.__setattr__(self, "protocols", protocols)
         object.__setattr__(self, "shifts", shifts)
         object.__setattr__(self, "fractional_shifts", parse_shifts(self.fractional_shifts, fractional=True))
 

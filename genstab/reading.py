@@ -76,8 +76,8 @@ def _batch(waiting: list[tuple[int, dict[str, Any]]]) -> Batch:
 
 
 def keep(kept: Batch | None, batch: Batch, wanted: int) -> Batch:
-    """Add to the images kept so far those of a batch, if they have their size, up to `wanted` in all."""
-    if kept is not None and batch.source.shape[1:] != kept.source.shape[1:]:
+    """Add to the images kept so far those of a batch, if they and their targets have one size, `wanted` in all."""
+    if kept is not None and _shapes(kept) != _shapes(batch):
         return kept
     missing = wanted - (0 if kept is None else len(kept.names))
     if kept is None:
@@ -94,3 +94,7 @@ def keep(kept: Batch | None, batch: Batch, wanted: int) -> Batch:
         joined(kept.target, batch.target),
         joined(kept.labels, batch.labels),
     )
+
+
+def _shapes(batch: Batch) -> list[tuple[int, ...] | None]:
+    return [None if each is None else each.shape[1:] for each in (batch.source, batch.target, batch.labels)]

@@ -47,7 +47,7 @@ def fitting_multiple(generate: Callable[[Tensor], Tensor], images: Tensor, shift
         part = window(images, (0, 0), shifts, multiple)
         try:
             output = generate(part)
-        except (RuntimeError, ValueError):  # of torch, or of a program with a size of its own
+        except Exception:  # of torch, of a program with a size of its own, an `assert` of the network's author
             continue
         if output.shape[-2] % part.shape[-2] == 0 and output.shape[-1] % part.shape[-1] == 0:
             return multiple
@@ -114,15 +114,16 @@ def measure_stability(
         _add_protocol(found, protocol, plan, names, error, count)
     if quality:
         columns = {key: torch.cat(values) for key, values in quality.items()}
+        columns = {key: each for key, each in columns.items() if not each.isnan().all()}
         found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
-        found.summary |= {f"val/{key}": each.mean().item() for key, each in columns.items()}
+        found.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
     found.summary |= outputs.summary()
     found.summary["images"] = len(names)
     return kept
 
 
 def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
-    """Return the quality of each image; of outputs that cannot be compared with a target, the total variation."""
+    """Return the quality of each image; of what cannot be compared with a target the total variation, the rest NaN."""
     output = output.float().cpu()
     if target is not None and target.shape == output.shape:
         return image_quality(output, target)
@@ -130,7 +131,8 @@ def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[st
         shapes = ["×".join(map(str, images.shape[1:])) for images in (output, target)]
         note = f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}"
         notes.extend([note] if note not in notes else [])
-    return {"tv": total_variation(output)}
+    unknown = dict.fromkeys(("l1", "psnr", "ssim", "tv", "tv_target"), output.new_full((len(output),), math.nan))
+    return {**unknown, "tv": total_variation(output)}
 
 
 def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: list[str]) -> Tensor:
@@ -141,9 +143,9 @@ def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: li
     """
     try:
         return generate(source)
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # the code is not ours
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {reason}") from error
 

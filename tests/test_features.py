@@ -218,6 +218,7 @@ def test_names_and_patterns():
             lambda m, x: feature_maps(m, x, [(0, 1)], "convv"),
             "layers='convv' matches no layer of Every.*: conv, ",
         ),
+        (lambda m, x: feature_maps(m, x, [(0, 1)], []), r"layers=\[\] names none; these have a feature map: conv"),
         (lambda m, x: feature_maps(m, x, [(0, 1)], ["conv", "unused"]), "layers='unused': unused never runs; .*: conv"),
         (lambda m, x: feature_maps(m, x, [(0, 1)], "sequence"), "sequence gives a sequence .*no rows and columns"),
         (lambda m, x: feature_maps(m, x, [(0, 1)], "lstm"), "lstm gives a sequence"),

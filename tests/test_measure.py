@@ -22,6 +22,7 @@ from genstab.results import read_json
 from genstab.shift import grid_shifts
 from genstab.slides import read_frames
 from genstab.stability import fitting_multiple
+from genstab.tables import per_image_rows
 from tests.conftest import Pairs
 
 SMALL = {"map": {"reach": 1}, "features": None, "corruptions": None, "margin": 2, "shifts": [(0, 1), (2, 0)]}
@@ -104,6 +105,16 @@ def test_quality_is_that_of_each_image(tmp_path):
     assert found.measurements["quality"]["l1"] == pytest.approx(expected)
     assert found.measurements["quality"]["images"] == ["0.png", "1.png"]
     assert found.summary["val/l1"] == pytest.approx(np.mean(expected))
+
+
+def test_quality_is_of_the_images_whose_targets_have_the_outputs_size(tmp_path):
+    targets = [noise(3, 32, 32, seed=1), noise(3, 16, 16), noise(3, 32, 32, seed=2)]
+    found = measure(nn.Identity(), Items(*noise(3, 3, 32, 32), targets=targets), tmp_path, Plan(**SMALL))
+    table = found.measurements["quality"]
+    assert [math.isnan(value) for value in table["l1"]] == [False, True, False]
+    assert found.summary["val/l1"] == pytest.approx((table["l1"][0] + table["l1"][2]) / 2)
+    assert found.notes == ["quality: not measured, outputs are 3×32×32 and targets 3×16×16"]
+    assert [row[0] for row in per_image_rows(read_json(tmp_path / "measurements.json"))] == ["0.png", "1.png", "2.png"]
 
 
 def test_without_targets_only_the_outputs_total_variation_is_known(tmp_path):
@@ -208,6 +219,19 @@ def test_a_generator_that_cannot_take_the_images_is_told_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="32×32 into 30×30"):
         measure(nn.Conv2d(3, 3, 3), Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+
+
+class Asserting(nn.Module):
+    def forward(self, images):
+        assert images.shape[-1] % 16 == images.shape[-2] % 16 == 0, "sides must be multiples of 16"
+        return images
+
+
+def test_what_the_author_of_a_network_asserts_is_heeded(tmp_path):
+    found = measure(Asserting(), Items(noise(3, 48, 48)), tmp_path, Plan(**SMALL))
+    assert found.summary["val/shift_psnr_crop"] == 100
+    with pytest.raises(InputError, match=r"cannot take 0\.png \(1, 3, 48, 40\): sides must be multiples of 16"):
+        measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Plan(**SMALL))
 
 
 def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
@@ -359,6 +383,10 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
 def test_a_bad_option_is_named(options, message):
     with pytest.raises(InputError, match=message):
         Plan(**options)
+
+
+def test_one_protocol_may_stand_alone_and_counts_once():
+    assert Plan(protocols="crop").protocols == Plan(protocols=["crop", "crop"]).protocols == ["crop"]
 
 
 def test_a_range_of_shifts():
