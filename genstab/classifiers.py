@@ -66,6 +66,7 @@ def classifier_stability(
     source_key: str = "source",
     label_key: str = "label",
     progress: Callable[[int], object] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, Any]]:
     """Measure how often a classifier is right, and how often it agrees with itself about an image that moved.
 
@@ -76,7 +77,7 @@ def classifier_stability(
     unmoved image, for `crop` of the window in the middle.
 
     Args:
-        model: returns logits (N, K); called in eval mode and float32, and left as it was.
+        model: returns logits (N, K); called in eval mode and left as it was.
         data: a dataset of images with labels, (image, label) or dicts; or a loader of batches of them, not shuffled.
         protocols: `crop`, `circular` or both.
         max_shift: in pixels, how far two shifts of an image are apart at most, in each direction.
@@ -85,6 +86,7 @@ def classifier_stability(
         forward_batch: images a forward pass.
         source_key, label_key: of items that are dicts.
         progress: is called with how many images have been done since its last call, as `tqdm.update` wants.
+        dtype: the precision that the model is called in, see `genstab.inference.inference`.
 
     Returns:
         For each protocol `consistency`, `consistency_per_image` (a list) and, if the data have labels, `accuracy` and
@@ -113,7 +115,7 @@ def classifier_stability(
     same: dict[str, list[float]] = {protocol: [] for protocol in protocols}
     correct: dict[str, list[bool]] = {protocol: [] for protocol in protocols}
     seen = 0
-    with inference(model) as classify:
+    with inference(model, dtype) as classify:
         for batch in batches:
             images = source_of(batch, source_key).to(device)
             labels = _labels_of(batch, label_key, len(images))

@@ -108,6 +108,7 @@ def write_exhibits(
     decibels: dict[Shift, float] | None,
     title: str,
     frames: int,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Picture]:
     """Write `samples.png`, `shift_map.png`, `shift.gif` and the slides; return the first two by their log keys.
 
@@ -118,8 +119,9 @@ def write_exhibits(
         decibels: the shift map, see `measure_map`; None: no such picture.
         title: of the map.
         frames: of the film.
+        dtype: the precision that the generator is called in, see `genstab.inference.inference`.
     """
-    with inference(generator) as generate:
+    with inference(generator, dtype) as generate:
         columns = {"source": source, "output": generate(source)}
         save_film(film(generate, source[:1], frames), folder / "shift.gif")
         save_slides(generate, source[:1], folder)

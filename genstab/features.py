@@ -148,10 +148,11 @@ def feature_maps(
     layers: Sequence[str] | str | None = None,
     forward_batch: int = 32,
     progress: Callable[[int], object] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Measure the feature distance of layers inside a model, for each shift and each image.
 
-    The model is called in eval mode and float32 and is left as it was. A layer that gives a tuple counts by its first
+    The model is called in eval mode and is left as it was. A layer that gives a tuple counts by its first
     item; one that is called several times by the mean over its calls, the n-th compared with the n-th; one whose output
     is changed in place afterwards by what it gave itself. Features of padded images are taken for features of
     the image: the padding shows up as a distance. A layer of adaptive polyphase sampling has its map on a grid that
@@ -167,6 +168,7 @@ def feature_maps(
             what gives no feature map is left out. None: see `genstab.hooks.default_layers`.
         forward_batch: images a forward pass; several shifts share one.
         progress: is called with how many moved images have been done since its last call, as `tqdm.update` wants.
+        dtype: the precision that the model is called in, see `genstab.inference.inference`.
 
     Returns:
         Distances by the layer's name, in the order in which the layers end; float64, shape (len(shifts), len(images)).
@@ -187,7 +189,7 @@ def feature_maps(
     for dy, dx in pairs:
         if dy % height == 0 and dx % width == 0:
             raise InputError(f"shift={(dy, dx)} rolls an image of {height}×{width} onto itself: a zero shift")
-    with inference(model) as forward:
+    with inference(model, dtype) as forward:
         chosen = choose_layers(model, forward, images[:1], layers)
         parts = [
             _distances(forward, chosen, chunk, pairs, forward_batch, progress or (lambda done: None))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from genstab.classifiers import classifier_stability
-from genstab.corruptions import corruptions_for
+from genstab.corruptions import SMALLEST, corruptions_for
 from genstab.errors import InputError
 from genstab.exhibits import map_table, measure_map, write_exhibits
 from genstab.features import feature_maps
@@ -54,6 +54,8 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan |
         InputError: images, options and generator do not fit together; an output that is not finite.
     """
     plan = plan or Plan()
+    if plan.corruptions and plan.corruptions["baseline"]:
+        read_json(Path(plan.corruptions["baseline"], MEASUREMENTS))  # what is missing is said before any work
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with value_range(model, *plan.value_range) if tuple(plan.value_range) != (-1, 1) else nullcontext():
@@ -86,7 +88,7 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
         decibels = _map(model, kept, plan, device, found)
         title = "" if plan.map is None else f"{plan.map['protocol']}, {len(source[: plan.map['images']])} images"
         target = None if kept.target is None else kept.target[:SHOWN]
-        found.pictures |= write_exhibits(folder, model, source[:SHOWN], target, decibels, title, FRAMES)
+        found.pictures |= write_exhibits(folder, model, source[:SHOWN], target, decibels, title, FRAMES, plan.dtype)
     for key in ("features", "corruptions"):
         if key in found.pictures:
             save_picture(found.pictures[key], folder / f"{key}.png")
@@ -112,6 +114,7 @@ def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted:
         pairs=part["pairs"],
         seed=plan.seed,
         forward_batch=plan.batch_size,
+        dtype=plan.dtype,
     )
     found.measurements["consistency"] = {"images": names, **results}
     found.summary["val/consistency"] = results["crop"]["consistency"]
@@ -127,7 +130,7 @@ def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted:
 
 def _error_rates(model: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured) -> None:
     """Measure how often a classifier is wrong under corruptions."""
-    if plan.corruptions is None or kept.labels is None:
+    if plan.corruptions is None or kept.labels is None or _too_small(kept, found):
         return
     number, severities = plan.corruptions["images"], list(plan.corruptions["severities"])
     source = kept.source[:number].to(device)
@@ -141,6 +144,7 @@ def _error_rates(model: nn.Module, kept: Batch, plan: Plan, device: torch.device
         indices=kept.positions[:number],
         forward_batch=plan.batch_size,
         progress=True,
+        dtype=plan.dtype,
     )
     part: dict[str, Any] = {"severities": severities, "images": kept.names[:number], "errors": rates, "relative": None}
     found.summary["val/corruption_error"] = sum(map(sum, rates.values())) / (len(rates) * len(severities))
@@ -199,7 +203,7 @@ def _features(generator: nn.Module, source: Tensor, plan: Plan, found: Measured)
     shifts = grid_shifts(reach)
     with tqdm(total=len(shifts) * len(images), desc="features", unit="image", leave=False, disable=None) as bar:
         try:
-            distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update)
+            distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update, plan.dtype)
         except InputError as error:
             if layers is not None:
                 raise
@@ -212,7 +216,7 @@ def _features(generator: nn.Module, source: Tensor, plan: Plan, found: Measured)
 
 
 def _corruptions(generator: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured) -> None:
-    if plan.corruptions is None:
+    if plan.corruptions is None or _too_small(kept, found):
         return
     number, severities = plan.corruptions["images"], list(plan.corruptions["severities"])
     source = kept.source[:number].to(device)
@@ -226,6 +230,7 @@ def _corruptions(generator: nn.Module, kept: Batch, plan: Plan, device: torch.de
         indices=kept.positions[:number],
         forward_batch=plan.batch_size,
         progress=True,
+        dtype=plan.dtype,
     ).mean(2)
     part: dict[str, Any] = {
         "severities": severities,
@@ -239,6 +244,14 @@ def _corruptions(generator: nn.Module, kept: Batch, plan: Plan, device: torch.de
         part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruptions", folder)
     found.measurements["corruptions"] = part
     found.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
+
+
+def _too_small(kept: Batch, found: Measured) -> bool:
+    height, width = kept.source.shape[-2:]
+    if min(height, width) >= SMALLEST:
+        return False
+    found.notes.append(f"corruptions: not measured, {height}×{width} images are smaller than {SMALLEST}×{SMALLEST}")
+    return True
 
 
 def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str, float], float]:

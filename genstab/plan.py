@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from genstab.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.protocols import PROTOCOLS
 from genstab.reading import ON_ERROR
@@ -23,7 +24,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "map": {"reach": 8, "images": 2, "protocol": "circular"},
     "features": {"layers": None, "reach": 4, "images": 2},
     "consistency": {"max_shift": 8, "pairs": 5},
-    "corruptions": {"names": None, "severities": (1, 2, 3, 4, 5), "images": 8, "baseline": None},
+    "corruptions": {"names": None, "severities": SEVERITIES, "images": 8, "baseline": None},
 }
 
 
@@ -109,6 +110,12 @@ class Plan:
         check_counts(**{f"{name}.{key}": part[key] for key in ("reach", "images", "max_shift", "pairs") if key in part})
         if "protocol" in part:
             check_choice(f"{name}.protocol", part["protocol"], ("circular", "crop"))
+        if name == "corruptions":
+            part["names"] = [part["names"]] if isinstance(part["names"], str) else part["names"]
+            for corruption in part["names"] or ():
+                check_choice("corruptions.names", corruption, CORRUPTIONS)
+            if not part["severities"] or any(severity not in SEVERITIES for severity in part["severities"]):
+                raise InputError(f"corruptions.severities={part['severities']} are not some of 1, 2, 3, 4, 5")
         object.__setattr__(self, name, part)
 
     @property

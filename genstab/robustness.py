@@ -28,10 +28,11 @@ def corruption_errors(
     indices: Sequence[int] | None = None,
     forward_batch: int = 32,
     progress: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return the mean squared errors between G(x) and G(corrupt(x)); `genstab.metrics.decibel` makes them dB.
 
-    G(x) is computed once. A module is called in eval mode and float32, and left as it was; a function as it is. Its
+    G(x) is computed once. A module is called in eval mode and left as it was; a function as it is. Its
     outputs may have another size than its inputs.
 
     Args:
@@ -42,6 +43,7 @@ def corruption_errors(
         seed, indices: of the random numbers, see `genstab.corruptions.corrupt`.
         forward_batch: images a forward pass.
         progress: show a bar.
+        dtype: the precision that a module is called in, see `genstab.inference.inference`.
 
     Returns:
         float64, shape (len(names), len(severities), N), in squared units of the value range.
@@ -56,7 +58,7 @@ def corruption_errors(
     """
     names = _check(images, names, severities)
     errors = torch.empty(len(names), len(severities), len(images), dtype=torch.float64)
-    with inference(generator) if isinstance(generator, nn.Module) else nullcontext(generator) as generate:
+    with inference(generator, dtype) if isinstance(generator, nn.Module) else nullcontext(generator) as generate:
         clean = _in_chunks(generate, images, forward_batch)
         _check_finite(clean, indices, "the clean image")
         for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
@@ -78,13 +80,15 @@ def classification_corruption_errors(
     indices: Sequence[int] | None = None,
     forward_batch: int = 32,
     progress: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, list[float]]:
     """Return how often a classifier is wrong (top 1) under each corruption: 0 to 1, one rate a severity.
 
     Args:
         model: images (N, C, H, W) in [−1, 1] → logits (N, classes).
         labels: (N,), the true classes.
-        images, names, severities, seed, indices, forward_batch, progress: as for `corruption_errors`.
+        images, names, severities, seed, indices, forward_batch, progress, dtype: as for
+            `corruption_errors`.
 
     Raises:
         InputError: as `corruption_errors`; labels or logits of another shape.
@@ -99,7 +103,7 @@ def classification_corruption_errors(
     if labels.shape != (len(images),):
         raise InputError(f"labels of shape {tuple(labels.shape)} are not one class for each of {len(images)} images")
     rates: dict[str, list[float]] = {name: [] for name in names}
-    with inference(model) if isinstance(model, nn.Module) else nullcontext(model) as classify:
+    with inference(model, dtype) if isinstance(model, nn.Module) else nullcontext(model) as classify:
         for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
             logits = _in_chunks(classify, corrupted, forward_batch)
             if logits.ndim != 2 or len(logits) != len(images):

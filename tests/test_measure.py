@@ -320,6 +320,40 @@ def test_every_part_can_be_left_out(tmp_path):
     assert list(found.measurements) == ["shift_psnr", "quality"]
 
 
+class Recording(nn.Conv2d):
+    """Remembers the precisions that it was called in."""
+
+    def forward(self, images):
+        self.seen.add(images.dtype)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_every_part_is_measured_in_the_precision_asked_for(tmp_path, classifier):
+    layer = Recording(3, 3, 1)
+    layer.seen = set()
+    model = nn.Sequential(layer, Brightest() if classifier else nn.Tanh())
+    parts = {"features": {"reach": 1}, "corruptions": {"names": "contrast", "severities": [1]}}
+    found = measure(model, Labelled(*noise(2, 3, 32, 32)), tmp_path, Plan(**{**SMALL, **parts}, precision="bfloat16"))
+    assert layer.seen == {torch.bfloat16}
+    assert {"features", "corruption_errors" if classifier else "corruptions"} <= set(found.measurements)
+
+
+def test_small_images_are_measured_without_corruptions(tmp_path):
+    plan = Plan(**{**SMALL, "corruptions": {"names": ["contrast"]}})
+    for model in (nn.Identity(), Brightest()):
+        found = measure(model, Labelled(*noise(2, 3, 28, 40)), tmp_path, plan)
+        assert found.notes == ["corruptions: not measured, 28×40 images are smaller than 32×32"]
+
+
+def test_a_baseline_that_is_not_there_is_named_before_any_work(tmp_path):
+    generator = Counting()
+    plan = Plan(**{**SMALL, "corruptions": {"baseline": str(tmp_path / "none")}})
+    with pytest.raises(InputError, match=r"cannot read .*none/measurements\.json"):
+        measure(generator, Items(noise(3, 32, 32)), tmp_path, plan)
+    assert not generator.images
+
+
 class Brightest(nn.Module):
     """The class is the brightest of three channels: no shift changes it, noise may."""
 
@@ -378,6 +412,8 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
         ({"map": {"protocol": "fractional"}}, r"map\.protocol='fractional'"),
         ({"features": {"reach": 0}}, r"features\.reach=0"),
         ({"corruptions": {"images": 0}}, r"corruptions\.images=0"),
+        ({"corruptions": {"names": ["frog"]}}, r"corruptions\.names='frog' is not one of gaussian_noise, "),
+        ({"corruptions": {"severities": [1, 6]}}, r"corruptions\.severities=\[1, 6\] are not some of 1, 2, 3, 4, 5"),
     ],
 )
 def test_a_bad_option_is_named(options, message):
