@@ -14,11 +14,9 @@ from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference import inference, submodule
 from genstab.metrics import ShiftPSNR, squared_error
 from genstab.protocols import PROTOCOLS, shift_pairs
-from genstab.shift import FractionalShift, parse_shifts
+from genstab.shift import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, FractionalShift, parse_shifts
 from genstab.shift_table import ShiftTable
 
-EIGHT_TO_THE_RIGHT = tuple((0, dx) for dx in range(1, 9))
-PARTS_OF_A_PIXEL = ((0, 0.25), (0, 0.5), (0, 0.75), (0.5, 0.5))
 MOST_COLUMNS = 1000
 
 

@@ -10,10 +10,8 @@ from genstab.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.protocols import PROTOCOLS
 from genstab.reading import ON_ERROR
-from genstab.shift import FractionalShift, Shift, grid_shifts, parse_shifts
+from genstab.shift import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, FractionalShift, Shift, grid_shifts, parse_shifts
 
-EIGHT_TO_THE_RIGHT = tuple((0, dx) for dx in range(1, 9))
-FRACTIONS = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.5, 0.5))
 PRECISIONS = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -67,7 +65,7 @@ class Plan:
     protocols: Sequence[str] = PROTOCOLS
     shifts: Sequence[Shift] = EIGHT_TO_THE_RIGHT
     reach: int | None = None
-    fractional_shifts: Sequence[FractionalShift] = FRACTIONS
+    fractional_shifts: Sequence[FractionalShift] = PARTS_OF_A_PIXEL
     margin: int = 8
     multiple: int | None = None
     precision: str = "float32"
@@ -89,6 +87,8 @@ class Plan:
         check_choice("on_error", self.on_error, ON_ERROR)
         if not isinstance(self.margin, int) or self.margin < 0:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed} is not an integer from 0 to 4294967295")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
             raise InputError(f"value_range={list(self.value_range)} is not [least, greatest]")
         for name, defaults in PARTS.items():

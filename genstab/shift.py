@@ -16,6 +16,8 @@ from genstab.errors import InputError
 
 Shift = tuple[int, int]
 FractionalShift = tuple[float, float]
+EIGHT_TO_THE_RIGHT = tuple((0, dx) for dx in range(1, 9))
+PARTS_OF_A_PIXEL = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.5, 0.5))
 
 
 @overload

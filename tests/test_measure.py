@@ -405,6 +405,8 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
         ({"reach": 0}, "reach=0"),
         ({"margin": -1}, "margin=-1"),
         ({"precision": "int8"}, "precision='int8' is not one of float32, float64, bfloat16, float16"),
+        ({"seed": "one"}, "seed=one is not an integer from 0"),
+        ({"seed": -1}, "seed=-1"),
         ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[least, greatest\]"),
         ({"on_error": "ignore"}, "on_error='ignore' is not one of raise, skip"),
         ({"map": {"rich": 3}}, "map='rich' is not one of reach, images, protocol"),
