@@ -242,13 +242,21 @@ def image_quality(output: Tensor, target: Tensor, data_range: float = 2.0) -> di
 
     Stability must be read beside these: a constant or blurry generator is perfectly stable.
 
-    Shape: two (N, C, H, W), H and W at least 11 (the window of SSIM) → (N,) each.
+    SSIM has a window of 11 pixels and reflects the border, as torchmetrics does; scikit-image leaves out 5 pixels on
+    each side instead.
+
+    Shape: two (N, C, H, W), H and W at least 6 (of which 5 are reflected) → (N,) each.
+
+    Raises:
+        InputError: the images are smaller.
 
     >>> black, grey = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.2)
     >>> {key: round(value.item(), 3) for key, value in image_quality(black, grey).items()}
     {'l1': 0.2, 'psnr': 20.0, 'ssim': 0.01, 'tv': 0.0, 'tv_target': 0.0}
     """
     output, target = output.float(), target.float()
+    if min(output.shape[-2:]) < 6:
+        raise InputError(f"images of {output.shape[-2]}×{output.shape[-1]} are smaller than the 6×6 that SSIM needs")
     # a pair with the full image comes only on request
     ssim = cast(Tensor, structural_similarity_index_measure(output, target, data_range=data_range, reduction="none"))
     return {

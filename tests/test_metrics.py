@@ -158,6 +158,12 @@ def test_quality_agrees_with_scikit_image():
     assert torch.equal(quality["tv_target"], total_variation(target))
 
 
+def test_quality_of_the_smallest_images():
+    assert image_quality(torch.ones(1, 1, 6, 7), torch.ones(1, 1, 6, 7))["ssim"].item() == pytest.approx(1)
+    with pytest.raises(InputError, match="images of 5×8 are smaller than the 6×6"):
+        image_quality(torch.ones(1, 1, 5, 8), torch.ones(1, 1, 5, 8))
+
+
 def test_total_variation_by_hand():
     # columns differ by 1, rows by 0.5
     image = (torch.arange(3)[:, None] * 0.5 + torch.arange(4))[None, None]
