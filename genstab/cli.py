@@ -42,6 +42,10 @@ def _one_line_errors() -> Iterator[None]:
         if isinstance(error, InstantiationException):
             raise
         sys.exit(f"genstab: {one_line(error)}")
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        sys.exit("genstab: a group is left out with ~, as in ~logger, and not set to null")
 
 
 def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from genstab.errors import InputError
 from genstab.images import to_uint8
 from genstab.inference import inference
+from genstab.listing import hxw
 from genstab.metrics import decibel, squared_error
 from genstab.protocols import shift_pairs
 from genstab.report import Picture, picture_table, save_film, save_picture, shift_map
@@ -36,6 +38,22 @@ def shift_panel(generate: Generate, source: Tensor, shift: Shift) -> dict[str, T
     }
 
 
+def circular_grid(images: Tensor, reach: int) -> list[Shift]:
+    """Return the shifts with |dy| and |dx| up to `reach`, or up to what images (N, C, H, W) can be rolled by.
+
+    Raises:
+        InputError: a side of one pixel, which cannot be rolled.
+
+    >>> import torch
+    >>> circular_grid(torch.zeros(1, 3, 2, 8), 4)[-1]
+    (1, 1)
+    """
+    smallest = min(images.shape[-2:])
+    if smallest < 2:
+        raise InputError(f"images of {hxw(images.shape[-2:])} cannot be rolled both ways")
+    return grid_shifts(min(reach, smallest - 1))
+
+
 def measure_map(
     generator: nn.Module, images: Tensor, reach: int, dtype: torch.dtype = torch.float32, **options: Any
 ) -> dict[Shift, float]:
@@ -52,7 +70,7 @@ def measure_map(
     >>> measure_map(nn.Identity(), torch.rand(1, 3, 8, 8), 1)[0, 1]
     100.0
     """
-    shifts = grid_shifts(min(reach, *(side - 1 for side in images.shape[-2:])))
+    shifts = circular_grid(images, reach)
     decibels: dict[Shift, float] = {}
     with inference(generator, dtype) as generate:
         pairs = shift_pairs(generate, images, shifts, **options)

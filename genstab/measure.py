@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from tqdm import tqdm
 from genstab.classifiers import classifier_stability
 from genstab.corruptions import SMALLEST, corruptions_for
 from genstab.errors import InputError
-from genstab.exhibits import map_table, measure_map, write_exhibits
+from genstab.exhibits import circular_grid, map_table, measure_map, write_exhibits
 from genstab.features import feature_maps
 from genstab.heat_maps import distance_grids, feature_map_picture
+from genstab.hooks import choose_layers
 from genstab.inference import inference, value_range
+from genstab.listing import hxw
 from genstab.metrics import decibel
 from genstab.plan import PARTS, Plan
 from genstab.reading import Batch, batches, keep
@@ -58,10 +60,22 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan |
         read_json(Path(plan.corruptions["baseline"], MEASUREMENTS))  # what is missing is said before any work
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with value_range(model, *plan.value_range) if tuple(plan.value_range) != (-1, 1) else nullcontext():
+    in_range = value_range(model, *plan.value_range) if tuple(plan.value_range) != (-1, 1) else nullcontext()
+    with in_range, _same_buffers(model):
         found = _measure(model, dataset, folder, plan)
     write_json(folder / MEASUREMENTS, found.measurements)
     return found
+
+
+@contextmanager
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass changes even in eval mode, such as a counter."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Measured:
@@ -70,9 +84,13 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
     wanted = max([SHOWN, *(part["images"] for part in (plan.map, plan.features, plan.corruptions) if part)])
     reading = batches(dataset, plan.images, plan.batch_size, plan.on_error == "skip", found.notes)
     first = next(reading)
-    reading = chain([first], reading)
+    shapes: set[torch.Size] = set()
+    reading = _seen(chain([first], reading), shapes)
     with inference(model, plan.dtype) as call:
-        classifies = first_output(call, first.source[:1].to(device), first.names).ndim == 2
+        image = first.source[:1].to(device)
+        classifies = first_output(call, image, first.names).ndim == 2
+        if plan.features and plan.features["layers"] is not None:
+            choose_layers(model, call, image, plan.features["layers"])  # what is misspelt is said before any work
     if classifies:
         kept = _consistency(model, reading, plan, wanted, found)
     else:
@@ -80,12 +98,16 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
     source = kept.source.to(device)
     found.summary["images_per_second"] = _speed(model, source[: plan.batch_size], plan, device)
     found.summary["parameters"] = _parameters(model)
-    _features(model, source, plan, found)
-    if classifies:
-        _error_rates(model, kept, plan, device, found)
-    else:
-        _corruptions(model, kept, plan, device, found)
-        decibels = _map(model, kept, plan, device, found)
+    if any(shape != source.shape[1:] for shape in shapes):
+        found.notes.append(f"map, features, corruptions, film: on images of {hxw(source.shape[2:])} alone")
+    decibels: dict[Shift, float] | None = None
+    with _noted("features", found):
+        _features(model, source, plan, found)
+    with _noted("corruptions", found):
+        (_error_rates if classifies else _corruptions)(model, kept, plan, device, found)
+    if not classifies:
+        with _noted("map", found):
+            decibels = _map(model, kept, plan, device, found)
         title = "" if plan.map is None else f"{plan.map['protocol']}, {len(source[: plan.map['images']])} images"
         target = None if kept.target is None else kept.target[:SHOWN]
         found.pictures |= write_exhibits(folder, model, source[:SHOWN], target, decibels, title, FRAMES, plan.dtype)
@@ -93,6 +115,21 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
         if key in found.pictures:
             save_picture(found.pictures[key], folder / f"{key}.png")
     return found
+
+
+def _seen(reading: Iterable[Batch], shapes: set[torch.Size]) -> Iterator[Batch]:
+    for batch in reading:
+        shapes.add(batch.source.shape[1:])
+        yield batch
+
+
+@contextmanager
+def _noted(part: str, found: Measured) -> Iterator[None]:
+    """Let what goes wrong in one part be noted: the numbers of the others are worth keeping."""
+    try:
+        yield
+    except InputError as error:
+        found.notes.append(f"{part}: not measured, {error}")
 
 
 def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted: int, found: Measured) -> Batch:
@@ -148,9 +185,9 @@ def _error_rates(model: nn.Module, kept: Batch, plan: Plan, device: torch.device
     )
     part: dict[str, Any] = {"severities": severities, "images": kept.names[:number], "errors": rates, "relative": None}
     found.summary["val/corruption_error"] = sum(map(sum, rates.values())) / (len(rates) * len(severities))
+    found.measurements["corruption_errors"] = part
     if folder := plan.corruptions["baseline"]:
         part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruption_errors", folder)
-    found.measurements["corruption_errors"] = part
 
 
 def _parameters(model: nn.Module) -> int | None:
@@ -185,8 +222,7 @@ def _map(
         with inference(generator, plan.dtype) as generate:
             fits = fitting_multiple(generate, images[:1], grid_shifts(reach))
         if fits is None:
-            found.notes.append("map: not measured, the generator takes no window smaller than the images")
-            return None
+            raise InputError("the generator takes no window smaller than the images")
         multiple = fits
     options = {"margin": plan.margin, "forward_batch": plan.batch_size, "multiple": multiple, "names": names}
     decibels = measure_map(generator, images, reach, plan.dtype, protocol=protocol, **options)
@@ -197,18 +233,12 @@ def _map(
 def _features(generator: nn.Module, source: Tensor, plan: Plan, found: Measured) -> None:
     if plan.features is None:
         return
-    layers = plan.features["layers"]
     images = source[: plan.features["images"]]
-    reach = min(plan.features["reach"], *(side - 1 for side in images.shape[-2:]))
-    shifts = grid_shifts(reach)
+    shifts = circular_grid(images, plan.features["reach"])
     with tqdm(total=len(shifts) * len(images), desc="features", unit="image", leave=False, disable=None) as bar:
-        try:
-            distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update, plan.dtype)
-        except InputError as error:
-            if layers is not None:
-                raise
-            found.notes.append(f"features: not measured, {error}")
-            return
+        layers = plan.features["layers"]
+        distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update, plan.dtype)
+    reach = shifts[-1][0]
     grids = {layer: grid.tolist() for layer, grid in distance_grids(distances, reach).items()}
     found.measurements["features"] = {"reach": reach, "images": len(images), "layers": grids}
     found.summary["val/feature_distance"] = sum(each.mean().item() for each in distances.values()) / len(distances)
@@ -240,10 +270,10 @@ def _corruptions(generator: nn.Module, kept: Batch, plan: Plan, device: torch.de
         "relative": None,
     }
     found.summary["val/corruption_psnr"] = decibel(errors).mean().item()
-    if folder := plan.corruptions["baseline"]:
-        part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruptions", folder)
     found.measurements["corruptions"] = part
     found.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
+    if folder := plan.corruptions["baseline"]:
+        part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruptions", folder)
 
 
 def _too_small(kept: Batch, found: Measured) -> bool:

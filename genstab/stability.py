@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from genstab.errors import InputError
 from genstab.exhibits import shift_table
 from genstab.inference import inference
+from genstab.listing import shortened
 from genstab.metrics import decibel, image_quality, shift_errors, total_variation
 from genstab.plan import Plan
+from genstab.protocols import shift_pairs
 from genstab.reading import Batch, keep
 from genstab.report import Picture
 from genstab.shift import Shift, window, window_size
@@ -78,32 +80,35 @@ def measure_stability(
     outputs = OutputSpread()
     names: list[str] = []
     kept: Batch | None = None
-    multiple = plan.multiple or 0
+    multiples: dict[tuple[str, torch.Size], int | str] = {}
     for batch in reading:
         source = batch.source.to(device)
         with inference(generator, plan.dtype) as generate:
             output = first_output(generate, source, batch.names)
-            again = generate(source)
-            if "crop" in plan.protocols and not multiple:
-                multiple = fitting_multiple(generate, source[:1], list(plan.shifts)) or -1
-                if multiple < 0:
-                    found.notes.append("crop: not measured, the generator takes no window smaller than the images")
-        outputs.add(output, again)
+            outputs.add(output, generate(source))
+            for protocol in plan.protocols:
+                place = protocol, source.shape[1:]
+                if place not in multiples:
+                    multiples[place] = _multiple_for(generate, source[:1], protocol, plan)
         for protocol in plan.protocols:
-            if protocol == "crop" and multiple < 0:
+            multiple = multiples[protocol, source.shape[1:]]
+            if isinstance(multiple, str):
+                found.notes.append(f"{protocol}: not measured for {shortened(batch.names)}: {multiple}")
+                nothing = torch.full((len(plan.shifts_of(protocol)), len(source)), math.nan, dtype=torch.float64)
+                errors[protocol].append((nothing, nothing))
                 continue
-            pair = shift_errors(
+            error, count = shift_errors(
                 generator,
                 source,
                 plan.shifts_of(protocol),
                 protocol,
                 margin=plan.margin,
                 forward_batch=plan.batch_size,
-                multiple=max(1, multiple),
+                multiple=multiple,
                 dtype=plan.dtype,
                 names=batch.names,
             )
-            errors[protocol].append(pair)
+            errors[protocol].append((error, count))
         for key, values in _quality(output, batch.target, found.notes).items():
             quality[key].append(values)
         names += batch.names
@@ -112,14 +117,31 @@ def measure_stability(
     for protocol, pairs in errors.items():
         error, count = (torch.cat(column, 1) for column in zip(*pairs, strict=True))
         _add_protocol(found, protocol, plan, names, error, count)
-    if quality:
-        columns = {key: torch.cat(values) for key, values in quality.items()}
-        columns = {key: each for key, each in columns.items() if not each.isnan().all()}
-        found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
-        found.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
+    if errors and "shift_psnr" not in found.measurements:
+        raise InputError(found.notes[-1])
+    columns = {key: torch.cat(values) for key, values in quality.items()}
+    columns = {key: each for key, each in columns.items() if not each.isnan().all()}
+    found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
+    found.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
     found.summary |= outputs.summary()
     found.summary["images"] = len(names)
     return kept
+
+
+def _multiple_for(generate: Callable[[Tensor], Tensor], image: Tensor, protocol: str, plan: Plan) -> int | str:
+    """Return what windows of an image (1, C, H, W) must be a multiple of; or why it cannot be measured."""
+    multiple = plan.multiple or 1
+    try:
+        if protocol == "crop" and not plan.multiple:
+            multiple = fitting_multiple(generate, image, list(plan.shifts)) or 0
+            if not multiple:
+                return "the generator takes no window smaller than the image"
+        shifts = plan.shifts_of(protocol)
+        for _ in shift_pairs(lambda images: images, image[:, :1], shifts, protocol, plan.margin, 32, multiple):
+            pass  # is there room for every shift?
+    except InputError as error:
+        return f"{error} (other {'' if protocol == 'circular' else 'margin or '}shifts may fit)"
+    return multiple
 
 
 def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
@@ -132,7 +154,7 @@ def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[st
         note = f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}"
         notes.extend([note] if note not in notes else [])
     unknown = dict.fromkeys(("l1", "psnr", "ssim", "tv", "tv_target"), output.new_full((len(output),), math.nan))
-    return {**unknown, "tv": total_variation(output)}
+    return {**unknown, "tv": total_variation(output)} if target is None else unknown
 
 
 def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: list[str]) -> Tensor:
@@ -152,14 +174,17 @@ def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: li
 
 def _add_protocol(found: Measured, protocol: str, plan: Plan, names: list[str], error: Tensor, count: Tensor) -> None:
     """Add the dB of one protocol, from squared errors and pixels (shifts, images)."""
-    decibels, pooled = decibel(error / count), decibel(error.sum(1) / count.sum(1))
-    table = shift_table(plan.shifts_of(protocol), names, decibels, pooled)
+    measured = ~error.isnan().any(0)
+    if not measured.any():
+        return
+    decibels, together = decibel(error / count), decibel(error.nansum(1) / count.nansum(1))
+    table = shift_table(plan.shifts_of(protocol), names, decibels, together)
     found.measurements.setdefault("shift_psnr", {})[protocol] = table
     key = "val/shift_psnr" if protocol == "circular" else f"val/shift_psnr_{protocol}"
-    found.summary[key] = decibels.mean().item()
+    found.summary[key] = decibels[:, measured].mean().item()
     if protocol == "circular":
-        found.summary["val/shift_psnr_worst"] = decibels.min().item()
-        found.summary["val/shift_psnr_pooled"] = decibel(error.sum() / count.sum()).item()
+        found.summary["val/shift_psnr_worst"] = decibels[:, measured].min().item()
+        found.summary["val/shift_psnr_pooled"] = decibel(error.nansum() / count.nansum()).item()
 
 
 class OutputSpread:

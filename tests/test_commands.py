@@ -145,6 +145,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", *NETWORK, "data=folder", "data.root=."], "has no images"),
         (["measure", *NETWORK, "model.chanels=3"], "model._target_=genstab.UNet: .*chanels"),
         (["measure", "model._target_=no.such.Class"], r"model\._target_=no\.such\.Class"),
+        (["measure", *NETWORK, "logger=null"], "a group is left out with ~, as in ~logger"),
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["workspace"], "Missing mandatory value: entity"),

@@ -202,8 +202,11 @@ def test_a_baseline_of_itself_is_one(tmp_path):
     half.weight = nn.Parameter(0.5 * torch.eye(3)[..., None, None])
     found = measure(half, Items(*noise(2, 3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
     assert found.summary["val/corruption_relative"] == pytest.approx(0.25)
-    with pytest.raises(InputError, match=r"baseline=.* was measured on \['0.png', '1.png'\], not \['0.png'\]"):
-        measure(half, Items(noise(3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    found = measure(half, Items(noise(3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    (note,) = found.notes
+    assert note.startswith(
+        f"corruptions: not measured, corruptions.baseline={tmp_path / 'a'} was measured on ['0.png', "
+    )
 
 
 def test_an_output_that_is_not_finite_is_named_with_its_image_and_shift(tmp_path):
@@ -266,9 +269,45 @@ def test_the_windows_of_crop_are_cut_to_what_the_generator_needs(tmp_path):
     found = measure(Picky(), Items(*noise(1, 3, 48, 48)), tmp_path, Plan(**SMALL))
     expected = shift_psnr(Picky(), noise(1, 3, 48, 48), SMALL["shifts"], "crop", margin=2, multiple=16)
     assert found.measurements["shift_psnr"]["crop"]["decibels"] == expected.tolist()
-    only = measure(Picky(), Items(*noise(1, 3, 16, 16)), tmp_path, Plan(**{**SMALL, "protocols": ["crop"]}))
-    assert "shift_psnr" not in only.measurements
-    assert only.notes == ["crop: not measured, the generator takes no window smaller than the images"]
+    both = measure(Picky(), Items(noise(3, 48, 48), noise(3, 16, 16)), tmp_path, Plan(**WHOLE))
+    crop = both.measurements["shift_psnr"]["crop"]["decibels"]
+    assert crop == [pytest.approx([row[0], math.nan], nan_ok=True) for row in expected.tolist()]
+    assert both.summary["val/shift_psnr_crop"] == pytest.approx(expected.mean().item())
+    assert both.notes == [
+        "crop: not measured for 1.png: the generator takes no window smaller than the image",
+        "map, features, corruptions, film: on images of 48×48 alone",
+    ]
+    with pytest.raises(InputError, match=r"crop: not measured for 0\.png: the generator takes no window smaller"):
+        measure(Picky(), Items(*noise(1, 3, 16, 16)), tmp_path, Plan(**{**SMALL, "protocols": ["crop"]}))
+
+
+def test_a_protocol_without_room_is_left_out_with_a_note(tmp_path):
+    found = measure(nn.Identity(), Items(noise(3, 8, 8)), tmp_path, Plan(**{**SMALL, "margin": 3}))
+    assert list(found.measurements["shift_psnr"]) == ["circular", "fractional"]
+    (note,) = found.notes
+    assert note.startswith("crop: not measured for 0.png: shift=(0, 1) and margin=3 leave no pixel of a 6×7 image")
+
+
+def test_a_row_of_pixels_has_no_map(tmp_path):
+    plan = {**SMALL, "shifts": [(0, 1)], "protocols": ["circular"], "features": {}}
+    found = measure(nn.Identity(), Items(noise(3, 1, 32)), tmp_path, Plan(**plan))
+    assert [note.split(",")[0] for note in found.notes] == ["features: not measured", "map: not measured"]
+    assert found.summary["val/shift_psnr"] == 100
+
+
+def test_what_a_forward_pass_changes_is_put_back(tmp_path):
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, images):
+            self.calls += 1
+            return images
+
+    model = Counter()
+    measure(model, Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+    assert model.calls == 0
 
 
 class Counting(nn.Module):
@@ -311,8 +350,8 @@ def test_an_image_whose_output_is_not_finite_in_the_map_alone_is_named(tmp_path)
     images = noise(2, 3, 32, 32) * 0.9
     images[1, :, 31, 0] = 1.0  # comes into the corner with (1, 0)
     plan = {**SMALL, "shifts": [(0, 1)], "protocols": ["circular"]}
-    with pytest.raises(InputError, match=r"image 1\.png at shift=\(1, 0\) is not finite"):
-        measure(Wild(), Items(*images), tmp_path, Plan(**plan))
+    (note,) = measure(Wild(), Items(*images), tmp_path, Plan(**plan)).notes
+    assert note == "map: not measured, the generator's output for image 1.png at shift=(1, 0) is not finite"
 
 
 def test_every_part_can_be_left_out(tmp_path):
