@@ -41,13 +41,21 @@ def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", 
         title: of the page.
 
     Raises:
-        InputError: a path holds no run, a file of a run cannot be read, or the output is a folder.
+        InputError: a path holds no run, a file of a run cannot be read, or the output cannot be written.
     """
     output = Path(output)
     if output.is_dir():
         raise InputError(f"output={output} is a folder, not a file to write")
     page = build_page(read_runs(paths), title)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write(page, output)
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
+    return output
+
+
+def _write(page: str, output: Path) -> None:
     with NamedTemporaryFile("w", encoding="utf-8", dir=output.parent, suffix=".part", delete=False) as part:
         try:
             part.write(page)
@@ -57,7 +65,6 @@ def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", 
         except BaseException:
             Path(part.name).unlink(missing_ok=True)
             raise
-    return output
 
 
 def build_page(runs: Sequence[Run], title: str | None = None) -> str:
@@ -126,9 +133,11 @@ def table_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[list[dict
 
 
 def missing_of(run: Run, columns: Sequence[Column]) -> list[str]:
-    """Return what a run lacks: files, parts of them, and the values that stand as – in the table."""
+    """Return what a run lacks: the notes of its measurement, files, parts of them, and what is – in the table."""
     absent = [column.name for column in columns if value_of(run, column.key) is None]
-    return [*run.missing, *([f"– in the table: {', '.join(absent)}"] if absent else [])]
+    notes = run.summary.get("notes")
+    said = [str(note) for note in notes] if isinstance(notes, list) else []
+    return [*said, *run.missing, *([f"– in the table: {', '.join(absent)}"] if absent else [])]
 
 
 def _sentences(verdict: object) -> list[str]:

@@ -32,6 +32,7 @@ RESULTS = (
     ("val/consistency", "consistency of the class, crop", ""),
     ("val/consistency_roll", "consistency of the class, circular", ""),
     ("val/accuracy", "accuracy", ""),
+    ("val/corruption_error", "error rate with corrupted inputs", ""),
 )
 
 

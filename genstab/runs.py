@@ -94,15 +94,19 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
         raise InputError(f"no run to compare: give a folder with a {SUMMARY}, or one that has such folders in it")
     summaries = {folder: read_json(folder / SUMMARY) for folder in folders.values()}
     names = _names({folder: _name(folder, summary) for folder, summary in summaries.items()})
-    return [
-        Run(
-            names[folder],
-            folder,
-            summary,
-            read_json(folder / MEASUREMENTS) if (folder / MEASUREMENTS).is_file() else {},
-        )
-        for folder, summary in summaries.items()
-    ]
+    return [Run(names[folder], folder, summary, _measurements(folder)) for folder, summary in summaries.items()]
+
+
+def _measurements(folder: Path) -> dict[str, Any]:
+    if not (path := folder / MEASUREMENTS).is_file():
+        return {}
+    measurements = read_json(path)
+    for part in PARTS:
+        if not isinstance(found := measurements.get(part, {}), dict | None):
+            raise InputError(
+                f"cannot read {path}: {part} is a {type(found).__name__}, not an object of keys and values"
+            )
+    return measurements
 
 
 def _runs_of(path: Path) -> list[Path]:
@@ -121,6 +125,21 @@ def _runs_of(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"{path} is no run: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}")
     return sorted(found, key=natural)
+
+
+def unfinished(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the folders of jobs below some folders that left no summary: they failed, were stopped, or still run.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Path(root, "0/.hydra").mkdir(parents=True)
+    ...     [folder.name for folder in unfinished([root])]
+    ['0']
+    """
+    below = (
+        folder for path in paths for depth in range(DEPTH) for folder in Path(path).glob("*/" * depth + "*/.hydra")
+    )
+    return sorted({folder.parent for folder in below if not (folder.parent / SUMMARY).is_file()}, key=natural)
 
 
 def _name(folder: Path, summary: Mapping[str, Any]) -> str:

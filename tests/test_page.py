@@ -90,12 +90,19 @@ def test_a_run_with_a_bare_summary_gets_a_page_that_names_what_is_missing(tmp_pa
     text = " ".join(parsed.text)
     for sentence in (
         "No run has a metric in its summary.", "No run has both a quality and a shift PSNR.",
-        "No run has measurements per shift.", "No run has a shift map.", "No run has feature distances.",
-        "No run has corruptions.", "No run has the frames of a slide.", "There is one run only.",
+        "No run has measurements per shift.", "No run has a shift map.", "No run has feature distances; genstab",
+        "No run has corruptions; genstab measure", "No run has the frames of a slide.", "There is one run only.",
         "no measurements.json: no shift PSNR per shift", "summary.json has no verdict, no config, no versions",
     ):  # fmt: skip
         assert sentence in text
     assert not [tag for tag, _ in parsed.tags if tag in ("canvas", "select")]
+
+
+def test_what_a_measurement_could_not_do_is_said(tmp_path):
+    folder = tmp_path / "noted"
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"notes": ["skipped: cannot read 3.png: the file is empty"]}))
+    assert "skipped: cannot read 3.png: the file is empty" in " ".join(Page(compare(folder)).text)
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):
@@ -123,10 +130,12 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert "<title>A &amp; B</title>" in output.read_text()
     before = output.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="cannot be written: disk full"):
         write_page([tmp_path / "run"], output)
     assert output.read_bytes() == before
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
+    with pytest.raises(InputError, match=r"output=/dev/null/x.html cannot be written: "):
+        write_page([tmp_path / "run"], "/dev/null/x.html")
     with pytest.raises(InputError, match=r"output=.*new is a folder, not a file to write"):
         write_page([tmp_path / "run"], tmp_path / "new")
 

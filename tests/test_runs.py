@@ -56,6 +56,10 @@ def test_a_run_given_twice_is_read_once(tmp_path, monkeypatch):
             lambda path: (bare(path), (path / "measurements.json").write_bytes(b"\xff")),
             "cannot read .*measurements.json",
         ),
+        (
+            lambda path: (bare(path), (path / "measurements.json").write_text('{"features": [1]}')),
+            "cannot read .*measurements.json: features is a list, not an object",
+        ),
     ],
 )
 def test_what_is_no_run_is_named(tmp_path, make, message):
