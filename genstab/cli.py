@@ -17,6 +17,7 @@ from genstab.jobs import WORKER_CONFIG, one_line, run_measure, run_predict, run_
 _PACKAGE = Path(__file__).resolve().parent
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+PATHS = {"model.checkpoint", "data.root", "input", "output", "output_dir", "corruptions.baseline"}
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 
 usage: genstab COMMAND [key=value …]
@@ -38,6 +39,9 @@ def _one_line_errors() -> Iterator[None]:
     except InputError as error:
         # From a loader's worker the message comes with the worker's traceback before it.
         sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
+    except KeyboardInterrupt:
+        print("genstab: stopped", file=sys.stderr)
+        sys.exit(130)  # as shells have it
     except CompactHydraException as error:
         if isinstance(error, InstantiationException):
             raise
@@ -51,9 +55,12 @@ def _one_line_errors() -> Iterator[None]:
 def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
     """Call `run` with `conf/CONFIG_NAME.yaml` changed by the overrides in `sys.argv`."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
-    errors = []
+    errors: list[InputError] = []
+    started = False
 
     def job(config: DictConfig) -> object:
+        nonlocal started
+        started = True
         try:
             return run(config)
         except InputError as error:
@@ -61,9 +68,39 @@ def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
             return None
 
     with _one_line_errors():
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        _check_words()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        except OSError as error:
+            if started or error.filename is None:  # as of Hydra's own, which also are OSErrors
+                raise
+            raise InputError(f"cannot make {error.filename}: {error.strerror} (hydra.run.dir=DIR sets it)") from error
+        for other in errors[:-1]:
+            print(f"genstab: {other}", file=sys.stderr)
         if errors:
-            raise errors[0]
+            raise errors[-1]
+
+
+def _check_words() -> None:
+    """Raise an `InputError` for a word that Hydra would only call a syntax error."""
+    values = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-c", "--cfg", "-p", "--package"}
+    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
+        if "=" not in word and word[:1] not in ("-", "~") and before not in values:
+            raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
+
+
+def _plain_paths() -> None:
+    """Quote the values that are a path, unless they are quoted, refer to other keys or are choices of a sweep."""
+    sweep = {"-m", "--multirun"} & set(sys.argv)
+    for i, word in enumerate(sys.argv[1:], 1):
+        key, is_override, value = word.partition("=")
+        special = (
+            re.search(r"[\s,=:()\[\]{}'\"]", value)
+            and not value.startswith(("'", '"'))
+            and not re.search(r"\$\{|\\", value)
+        )
+        if is_override and key in PATHS and special and (not sweep or Path(value).exists()):
+            sys.argv[i] = f"{key}={_quoted(value)}"
 
 
 def _any_model_key() -> None:
@@ -82,12 +119,14 @@ def train() -> None:
 
 def predict() -> None:
     """Run `genstab predict`, with the Hydra overrides in `sys.argv`."""
+    _plain_paths()
     _any_model_key()
     _hydra("predict", run_predict)
 
 
 def measure_model() -> None:
     """Run `genstab measure`, with the Hydra overrides in `sys.argv`."""
+    _plain_paths()
     _any_model_key()
     _hydra("measure", run_measure)
 

@@ -7,15 +7,17 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -23,6 +25,7 @@ from torch import nn
 from genstab.data import as_size
 from genstab.devices import check_devices
 from genstab.errors import InputError
+from genstab.inference import value_range
 from genstab.listing import shortened
 from genstab.loggers import close
 from genstab.measure import measure
@@ -31,6 +34,8 @@ from genstab.page import write_page
 from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.publish import publish
+from genstab.results import SUMMARY
+from genstab.runs import unfinished
 from genstab.summary import RunSummary
 from genstab.workspace import publish as save_workspace
 
@@ -82,7 +87,9 @@ def run_measure(config: DictConfig) -> float | None:
     with _input_errors():
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        _range(config.value_range)
         plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
+        _make(config.output_dir)
         model = model_of(config.model)
         place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)
@@ -106,6 +113,14 @@ def run_measure(config: DictConfig) -> float | None:
     return summary.get("val/shift_psnr")
 
 
+def _make(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        NamedTemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"output_dir={folder} cannot be written: {error.strerror}") from error
+
+
 def _name(model: DictConfig) -> str:
     """Call a measurement by its checkpoint: a run's folder, or a file's name without suffix."""
     if model.checkpoint is None:
@@ -127,12 +142,21 @@ def run_predict(config: DictConfig) -> None:
         model = model_of(config.model)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
-        result = predict_folder(model, source, output, size=size, device=device, **options)
+        with value_range(model, *_range(config.value_range)):
+            result = predict_folder(model, source, output, size=size, device=device, **options)
     print(result.summary(output))
     for reason in result.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
     if result.failed:
         raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+
+
+def _range(given: Any) -> tuple[float, float]:
+    """Check the least and the greatest value of a generator's images."""
+    numbers = list(given) if isinstance(given, ListConfig) else []
+    if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
+        raise InputError(f"value_range={given} is not [least,greatest], such as [0,1]")
+    return numbers[0], numbers[1]
 
 
 def run_report(config: DictConfig) -> None:
@@ -145,6 +169,8 @@ def run_report(config: DictConfig) -> None:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     output = write_page(list(config.runs), config.output, config.title)
     print(f"Page: {output}")
+    if left := unfinished(config.runs):
+        print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
 
 
 def run_workspace(config: DictConfig) -> None:
@@ -181,8 +207,20 @@ def model_of(options: DictConfig) -> nn.Module:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise InputError(f"model._target_={keys['_target_']}: {one_line(cause)}") from error
+        raise InputError(f"model._target_={keys['_target_']}: {_why(str(keys['_target_']), cause)}") from error
     return load_model(checkpoint, network)
+
+
+def _why(target: str, cause: BaseException) -> str:
+    """Say why there is no such network, or what it takes."""
+    module, _, name = target.rpartition(".")
+    if isinstance(cause, ModuleNotFoundError) and module in sys.modules:
+        return f"{module} has no {name}"
+    reason = one_line(cause)
+    if isinstance(cause, TypeError) and "unexpected keyword argument" in reason:
+        with suppress(Exception):  # built-in classes may have no signature
+            return f"{reason}; it takes {', '.join(signature(get_object(target)).parameters)}"
+    return reason
 
 
 def _quieten() -> None:
@@ -229,6 +267,8 @@ def _workers_follow(config: DictConfig) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error of Hydra says, without its lists of paths, in one line."""
-    message = re.split("Config search path:|full_key:", str(error))[0]
-    return " ".join(message.split())
+    """Return what an error of Hydra says, without its lists of paths and its hints, in one line."""
+    message = re.split("Config search path:|full_key:|To append to your|See https://hydra", str(error))[0]
+    return " ".join(message.split()) + (
+        " (--help lists all options)" if message.startswith("Could not override") else ""
+    )

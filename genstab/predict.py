@@ -156,8 +156,8 @@ def _generate(
             )
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory with {len(jobs)} images of {shape}: lower batch_size") from error
-    except (InputError, RuntimeError) as error:  # torch says with a RuntimeError that sizes do not fit
-        reason = str(error).strip().splitlines()[-1]
+    except (InputError, RuntimeError, AssertionError) as error:  # torch says with a RuntimeError that sizes do not fit
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         for job in jobs:
             _fail(job.name, InputError(f"{job.source}, {shape}: {reason}"), result, on_error, error)
         return

@@ -110,7 +110,16 @@ def _torchscript(path: Path) -> Program:
         return module.eval().float() if hasattr(module, "training") else module
 
     def run(module: nn.Module) -> _Run:
-        return lambda images: module(images.float())  # the module itself would become a submodule
+        def call(images: Tensor) -> Tensor:  # the module itself would become a submodule
+            try:
+                return module(images.float())
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # the reason is the last of many lines
+                reason = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
+                raise InputError(f"{path.name} cannot take images of {_pixels(images.shape[1:])}: {reason}") from error
+
+        return call
 
     module = read(_CPU)
     count = sum(parameter.numel() for parameter in module.parameters())

@@ -146,6 +146,11 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", *NETWORK, "model.chanels=3"], "model._target_=genstab.UNet: .*chanels"),
         (["measure", "model._target_=no.such.Class"], r"model\._target_=no\.such\.Class"),
         (["measure", *NETWORK, "logger=null"], "a group is left out with ~, as in ~logger"),
+        (["measure", *NETWORK, "imags=3"], r"Could not override 'imags'\. \(--help lists all options\)"),
+        (["measure", *NETWORK, "value_range=1"], r"value_range=1 is not \[least,greatest\]"),
+        (["measure", *NETWORK, "output_dir=/dev/null/x"], "output_dir=/dev/null/x cannot be written: Not a directory"),
+        (["measure", *NETWORK, "hydra.run.dir=/dev/null/x"], "cannot make /dev/null/x: Not a directory .hydra.run.dir"),
+        (["measure", "model.pt"], "'model.pt' is not key=value, as in model.checkpoint=FILE"),
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["workspace"], "Missing mandatory value: entity"),
@@ -157,6 +162,22 @@ def test_bad_input_is_one_line(monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=f"genstab: .*{message}") as error:
         genstab(monkeypatch, *arguments, *plain)
     assert "\n" not in str(error.value)
+
+
+def test_every_bad_job_of_a_sweep_is_named_and_the_report_says_what_it_leaves_out(trained, monkeypatch, capsys):
+    options = [*PLAIN, *IMAGES, *SMALL, "hydra.sweep.dir=sweep"]
+    with pytest.raises(SystemExit, match=r"genstab: checkpoint b\.pt does not exist"):
+        genstab(monkeypatch, "measure", "-m", *options, f"model.checkpoint=a.pt,{trained},b.pt")
+    assert "genstab: checkpoint a.pt does not exist\n" in capsys.readouterr().err
+    genstab(monkeypatch, "report", "sweep")
+    assert "left out, without a summary.json: sweep/0, sweep/2\n" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("genstab.jobs.measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit, match="130"):
+        genstab(monkeypatch, "measure", *PLAIN, *IMAGES, *NETWORK)
+    assert capsys.readouterr().err.endswith("genstab: stopped\n")
 
 
 def test_a_pickle_that_is_no_weights_is_refused(monkeypatch):

@@ -174,6 +174,13 @@ def test_torchscript(tmp_path, how):
     assert model.train().eval() is model
 
 
+def test_what_a_torchscript_file_cannot_take_is_told_in_one_line(tmp_path):
+    model = load_model(torchscript(network(), tmp_path / "x.pt"))
+    with pytest.raises(InputError, match=r"^x.pt cannot take images of 1 channel and 8×8 pixels: .*channels") as error:
+        model(torch.zeros(1, 1, 8, 8))
+    assert "\n" not in str(error.value)
+
+
 def test_torchscript_in_train_mode_and_in_half_precision(tmp_path):
     original = network().half().float()
     assert_same(load_model(torchscript(network().half(), tmp_path / "half.pt")), original, *SIZES)
@@ -448,8 +455,11 @@ def test_a_model_by_its_keys(tmp_path, monkeypatch):
         ({"chekpoint": "x"}, "model.chekpoint is an argument of a network: name it with model._target_"),
         ({"checkpoint": None}, "no model: model.checkpoint wants"),
         ({"_target_": "nowhere.Net"}, "model._target_=nowhere.Net: .*No module named 'nowhere'"),
-        ({"_target_": "genstab.Net"}, "model._target_=genstab.Net: No module named 'genstab.Net'"),
-        ({"_target_": "genstab.UNet", "chanels": 3}, "model._target_=genstab.UNet: .*unexpected keyword.*'chanels'"),
+        ({"_target_": "genstab.Net"}, "model._target_=genstab.Net: genstab has no Net"),
+        (
+            {"_target_": "genstab.UNet", "chanels": 3},
+            "model._target_=genstab.UNet: .*unexpected keyword.*'chanels'; it takes .*channels, levels",
+        ),
         ({"_target_": "torch.nn.Conv2d"}, "model._target_=torch.nn.Conv2d: .*missing 3 required positional arguments"),
         ({"_target_": "torch.zeros", "size": [3]}, "network is a Tensor, not a torch.nn.Module"),
         ({"_target_": "genstab.UNet", "norm": "layer"}, "norm='layer' is not one of"),

@@ -26,6 +26,11 @@ def network(source=3, target=3):
     return nn.Sequential(nn.Conv2d(source, 4, 3, padding=1), nn.Dropout(), nn.Conv2d(4, target, 1), nn.Tanh())
 
 
+class Picky(nn.Module):
+    def forward(self, images):
+        raise AssertionError
+
+
 def paint(folder, *names, size=(16, 20), channels=3, depth=8):
     for name in names:
         torch.manual_seed(len(name))
@@ -150,6 +155,7 @@ def test_what_the_generator_can_not_take_is_named(images, tmp_path):
         (tiny_pix2pix().generator, r"in/1.png, 3 channels of 16×20 pixels: UNet: in_channels=1, not"),
         (nn.Sequential(nn.Conv2d(3, 3, 2)), r"in/1.png, .*: the generator returns 15×19 pixels: set size="),
         (nn.Flatten(), r"in/1.png, .*: the generator returns \(4, 960\), not images"),
+        (Picky(), r"in/1.png, 3 channels of 16×20 pixels: AssertionError$"),
         (nn.Linear(20, 20), r"in/odd.png, 3 channels of 9×7 pixels: "),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -259,6 +265,17 @@ def test_the_command(images, tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "x.pth"}  # nothing of Hydra's
 
 
+def test_a_generator_of_other_values_and_folders_with_any_name(tmp_path, monkeypatch, capsys):
+    images = tmp_path / "it's a, b=[c] (1)"
+    paint(images, "1.png")
+    # of images in [0, 1], nothing is brighter than grey; in [-1, 1], nothing than three quarters
+    clipped = ["model._target_=torch.nn.Hardtanh", "model.min_val=0", "model.max_val=0.5"]
+    genstab(monkeypatch, "predict", *clipped, f"input={images}", "output=a: b", "value_range=[0,1]")
+    given, done = (to_uint8(read_image(folder / "1.png")[None]) for folder in (images, tmp_path / "a: b"))
+    assert abs(done.astype(int) - given.clip(0, 128)).max() <= 1
+    assert capsys.readouterr().out == "1 image written to a: b, 0 there already\n"
+
+
 def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
     (images / "1.png").write_bytes(b"")
     options = [*NETWORK, "input=in", "output=out", "on_error=skip", "size=[16,16]", "batch_size=2"]
@@ -280,6 +297,7 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
         (["input=in", "output=out", *NETWORK, "model.chanels=2"], "model._target_=genstab.UNet: .*'chanels'"),
         (["input=in", "output=in", *NETWORK], "output=in is the input folder"),
         (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], "size=.* is neither a positive integer nor a pair"),
+        (["input=in", "output=out", *NETWORK, "value_range=[1,0]"], r"value_range=\[1, 0\] is not \[least,greatest\]"),
         (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["input=in", "output=out", *NETWORK, "overwrit=true"], "Could not override 'overwrit'"),
         (["input=nowhere", "output=out", *NETWORK], "input=nowhere does not exist"),
