@@ -114,6 +114,9 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
     for key in ("features", "corruptions"):
         if key in found.pictures:
             save_picture(found.pictures[key], folder / f"{key}.png")
+    for key in ("features", "corruptions", "samples", "shift_map"):
+        if key not in found.pictures:
+            (folder / f"{key}.png").unlink(missing_ok=True)  # of an earlier measurement
     return found
 
 

@@ -91,24 +91,19 @@ def measure_stability(
                 if place not in multiples:
                     multiples[place] = _multiple_for(generate, source[:1], protocol, plan)
         for protocol in plan.protocols:
-            multiple = multiples[protocol, source.shape[1:]]
-            if isinstance(multiple, str):
-                found.notes.append(f"{protocol}: not measured for {shortened(batch.names)}: {multiple}")
-                nothing = torch.full((len(plan.shifts_of(protocol)), len(source)), math.nan, dtype=torch.float64)
-                errors[protocol].append((nothing, nothing))
-                continue
-            error, count = shift_errors(
-                generator,
-                source,
-                plan.shifts_of(protocol),
-                protocol,
-                margin=plan.margin,
-                forward_batch=plan.batch_size,
-                multiple=multiple,
-                dtype=plan.dtype,
-                names=batch.names,
-            )
-            errors[protocol].append((error, count))
+            place = protocol, source.shape[1:]
+            reason = multiples[place]
+            if isinstance(reason, int):
+                try:
+                    errors[protocol].append(_errors(generator, source, protocol, plan, reason, batch.names))
+                    continue
+                except InputError:
+                    raise
+                except Exception as failure:  # the code is not ours, and may refuse what a shift makes of an image
+                    reason = multiples[place] = f"the generator failed: {_said(failure)}"
+            found.notes.append(f"{protocol}: not measured for {shortened(batch.names)}: {reason}")
+            nothing = torch.full((len(plan.shifts_of(protocol)), len(source)), math.nan, dtype=torch.float64)
+            errors[protocol].append((nothing, nothing))
         for key, values in _quality(output, batch.target, found.notes).items():
             quality[key].append(values)
         names += batch.names
@@ -126,6 +121,22 @@ def measure_stability(
     found.summary |= outputs.summary()
     found.summary["images"] = len(names)
     return kept
+
+
+def _errors(
+    generator: nn.Module, source: Tensor, protocol: str, plan: Plan, multiple: int, names: list[str]
+) -> tuple[Tensor, Tensor]:
+    return shift_errors(
+        generator,
+        source,
+        plan.shifts_of(protocol),
+        protocol,
+        margin=plan.margin,
+        forward_batch=plan.batch_size,
+        multiple=multiple,
+        dtype=plan.dtype,
+        names=names,
+    )
 
 
 def _multiple_for(generate: Callable[[Tensor], Tensor], image: Tensor, protocol: str, plan: Plan) -> int | str:
@@ -168,8 +179,11 @@ def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: li
     except InputError:
         raise
     except Exception as error:  # the code is not ours
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {reason}") from error
+        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _add_protocol(found: Measured, protocol: str, plan: Plan, names: list[str], error: Tensor, count: Tensor) -> None:

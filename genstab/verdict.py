@@ -111,7 +111,9 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
     if key is None:
         return []
     psnr, (name, when) = known[key], _WHEN[key]
-    if psnr >= CAP:
+    if psnr >= CAP and "constant" in raised:
+        sentences = [f"Does not move {when}: {name} {psnr:.1f} dB, but see what it draws."]
+    elif psnr >= CAP:
         sentences = [f"Follows its input exactly {when}: {name} {psnr:.1f} dB, the most that is counted."]
     else:
         levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
@@ -134,7 +136,7 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         worst = known["val/shift_psnr_worst"]
         sentences.append(
             f"Uneven: at its worst shift and image {worst:.1f} dB, while the mean is {known[_CIRCULAR]:.1f} dB;"
-            " the shift map shows whether some shifts alias."
+            " some shifts or some pictures are much worse than others."
         )
     return sentences
 

@@ -158,6 +158,24 @@ def test_a_generator_of_other_values_is_measured_in_its_own_range(tmp_path):
     assert not Unit()._forward_hooks
 
 
+def test_a_generator_that_refuses_a_shifted_image_is_measured_without_that_protocol(tmp_path):
+    class Strict(nn.Module):
+        def forward(self, images):
+            assert images.abs().max() <= 1, "out of range"
+            return images
+
+    found = measure(Strict(), Items(*noise(2, 3, 32, 32).sign()), tmp_path, Plan(**SMALL))
+    assert list(found.measurements["shift_psnr"]) == ["circular", "crop"]
+    assert found.notes == ["fractional: not measured for 0.png, 1.png: the generator failed: out of range"]
+
+
+def test_a_second_measurement_leaves_no_picture_of_the_first(tmp_path):
+    parts = {"features": {"reach": 1}, "corruptions": {"names": ["contrast"]}}
+    measure(UNet(1, 3, channels=2, levels=3), Pairs(1), tmp_path, Plan(**{**SMALL, **parts}))
+    measure(UNet(1, 3, channels=2, levels=3), Pairs(1), tmp_path, Plan(**{**SMALL, "map": None}))
+    assert not {"features.png", "corruptions.png", "shift_map.png"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_larger_output_is_measured_at_its_scale(tmp_path):
     found = measure(nn.Upsample(scale_factor=3), Items(*noise(2, 3, 32, 32)), tmp_path, Plan(**SMALL))
     assert found.summary["val/shift_psnr"] == found.summary["val/shift_psnr_crop"] == 100
