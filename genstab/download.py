@@ -1,5 +1,7 @@
 """The façades of pix2pix: fetched once, checked and unpacked; no network is needed once they are there."""
 
+import bz2
+import gzip
 import hashlib
 import http.client
 import lzma
@@ -10,9 +12,9 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -26,6 +28,12 @@ FACADES_COUNTS: Mapping[str, int] = {"train": 400, "val": 100, "test": 106}
 
 _BLOCK = 1 << 18
 _TIMEOUT = 30.0
+_HEADER = 1 << 20  # bytes; tarfile reads a member's extended header at once, whatever size it claims
+_OPENERS: Mapping[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 
 
 def fetch(url: str, path: str | Path, expected_bytes: int | None = None, sha256: str | None = None) -> None:
@@ -67,7 +75,8 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
     """Unpack a tar archive, compressed or not, into a new `folder`, which appears only when whole.
 
     Where everything lies in one top folder, that becomes `folder`. Only plain files and folders are allowed:
-    links, devices, absolute paths and paths that leave the folder are refused.
+    links, devices, absolute paths and paths that leave the folder are refused. Sizes count as the headers claim them
+    and as they turn out.
 
     Raises:
         InputError: the archive is corrupted, unsafe, or larger than `max_bytes` or `max_members`; or `folder`
@@ -87,9 +96,9 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
         content = Path(scratch, "content")
         content.mkdir()
         try:
-            with tarfile.open(archive) as tar:
-                _extract(tar, archive, content, max_bytes, max_members)
-        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
+            with _decompressed(archive) as stream:
+                _extract(_Bounded(stream, archive, max_bytes, max_members), content)
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             if isinstance(error, tarfile.FilterError):
@@ -205,20 +214,45 @@ def _discard(part: Path) -> None:
     _mark(part).unlink(missing_ok=True)
 
 
-def _extract(tar: tarfile.TarFile, archive: Path, folder: Path, max_bytes: int, max_members: int) -> None:
-    limit = f"{archive} unpacks to more than {max_bytes} bytes or {max_members} members: refused"
+def _decompressed(archive: Path) -> IO[bytes]:
+    """Open an archive, whatever it is compressed with, as a plain stream."""
+    with open(archive, "rb") as file:
+        magic = file.read(6)
+    opener: Callable[..., Any] = next((each for start, each in _OPENERS.items() if magic.startswith(start)), open)
+    return opener(archive, "rb")
+
+
+class _Bounded:
+    """The stream of an archive that gives neither more than its limit in all nor a large part of it at once."""
+
+    def __init__(self, stream: IO[bytes], archive: Path, max_bytes: int, max_members: int) -> None:
+        self.stream, self.archive, self.max_bytes, self.max_members = stream, archive, max_bytes, max_members
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _HEADER:
+            raise self.refusal()
+        return self.stream.read(size)
+
+    def refusal(self) -> InputError:
+        what = f"more than {self.max_bytes} bytes or {self.max_members} members"
+        return InputError(f"{self.archive} unpacks to {what}: refused")
+
+
+def _extract(stream: _Bounded, folder: Path) -> None:
     members = size = 0
-    for member in tar:
-        members, size = members + 1, size + member.size
-        if size > max_bytes or members > max_members:
-            raise InputError(limit)
-        if not (member.isfile() or member.isdir()):
-            raise InputError(f"{archive} is unsafe to unpack: {member.name!r} is a link or a device")
-        if member.name.startswith("/"):  # the filter would unpack it below the folder
-            raise InputError(f"{archive} is unsafe to unpack: {member.name!r} is an absolute path")
-        tar.extract(member, folder, filter="data")
-    # Read on to the end: only there does gzip compare its checksum.
-    while rest := tar.fileobj.read(_BLOCK) if tar.fileobj else b"":
-        size += len(rest)
-        if size > max_bytes:
-            raise InputError(limit)
+    with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]  # what it reads with
+        for member in tar:
+            members, size = members + 1, size + member.size
+            if size > stream.max_bytes or members > stream.max_members:
+                raise stream.refusal()
+            if not (member.isfile() or member.isdir()):
+                raise InputError(f"{stream.archive} is unsafe to unpack: {member.name!r} is a link or a device")
+            if member.name.startswith("/"):  # the filter would unpack it below the folder
+                raise InputError(f"{stream.archive} is unsafe to unpack: {member.name!r} is an absolute path")
+            tar.extract(member, folder, filter="data")
+        # Read on to the end: only there does gzip compare its checksum.
+        while rest := stream.read(_BLOCK):
+            size += len(rest)
+            if size > stream.max_bytes:
+                raise stream.refusal()

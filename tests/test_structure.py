@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 # A module may import those above its own line, and nothing else of the package.
 FLOORS = [
     ["errors"],
+    ["decoders"],
     [
         "augment",
         "batches",
