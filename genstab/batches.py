@@ -31,6 +31,19 @@ def source_of(batch: Any, key: str = "source") -> Tensor:
     return found
 
 
+def all_gathered(value: Any) -> list[Any]:
+    """Return what each process has for `value`, in the order of their ranks; every process must call this.
+
+    >>> all_gathered("a")
+    ['a']
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    gathered = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
 def names_of(batch: Any, positions: Tensor) -> list[str]:
     """Return what the images of a batch are called: `batch["name"]` of a dict that has one for each, else `positions`.
 

@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from genstab.batches import dataset_positions, names_of, source_of
+from genstab.batches import all_gathered, dataset_positions, names_of, source_of
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference import inference, submodule
 from genstab.metrics import ShiftPSNR, squared_error
@@ -152,13 +152,5 @@ class ShiftStability(Callback):
             # Every process holds the same value: the mean changes nothing and says so to Lightning.
             pl_module.log_dict(metrics.compute(), sync_dist=True)
             self.tables[protocol], self.pooled[protocol] = self.sums[protocol].tables()
-        named = _of_all_processes(self._named)
+        named = {place: name for part in all_gathered(self._named) for place, name in part.items()}
         self.names = [named.get(place, str(place)) for place in range(max(named, default=-1) + 1)]
-
-
-def _of_all_processes(parts: dict[int, str]) -> dict[int, str]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return parts
-    gathered: list[dict[int, str]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, parts)
-    return {place: name for part in gathered for place, name in part.items()}

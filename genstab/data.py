@@ -1,20 +1,24 @@
 """DataModules that deliver pairs: dicts of `source`, `target` in [−1, 1] and `name`."""
 
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from genstab.augment import PairAugment, Size
 from genstab.download import FACADES_URL, facades
 from genstab.errors import InputError, check_choice, check_counts
-from genstab.pairs import DIRECTIONS, PairedImages, check_pairs, check_readable, find_pairs
+from genstab.listing import hxw
+from genstab.pairs import DIRECTIONS, ON_ERROR, PairedImages, Wanted, check_pairs, check_readable, find_pairs
 from genstab.synthetic import SyntheticFacades
 
-CHECKS = ("full", "fast", "off")
+CHECKS = ("fast", "full", "off")
+SSIM_WINDOW = 6  # pixels of a side, below which it cannot be reflected at the border
 CACHE = "~/.cache/genstab"
 
 
@@ -36,7 +40,8 @@ def as_size(name: str, size: int | Iterable[int]) -> Size:
 class PairData(LightningDataModule):
     """Loaders for pairs, augmented on the device in training: resize, random crop, flip.
 
-    A subclass fills `train_set` and `val_set` in `setup`.
+    A subclass fills `train_set` and `val_set` in `setup`. `skipped` says which pairs were left out as unreadable, in
+    this process, and why.
 
     Args:
         crop_size: pixels of a training image, a number or [height, width].
@@ -73,6 +78,7 @@ class PairData(LightningDataModule):
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
+        self.skipped: list[str] = []
 
     def _loader(self, dataset: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
         return DataLoader(
@@ -80,6 +86,7 @@ class PairData(LightningDataModule):
             batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
+            collate_fn=_collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -92,11 +99,36 @@ class PairData(LightningDataModule):
         """Return validation pairs in order."""
         return self._loader(self.val_set, self.val_batch_size, shuffle=False)
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Take out of a batch what its data set had to leave out, and warn of each once."""
+        for problem in "\n".join(batch.pop("skipped", ())).split("\n"):
+            self._leave_out(problem, warnings.warn)
+        return batch
+
+    def _leave_out(self, problem: str, warn: Callable[[str], None]) -> None:
+        if problem and problem not in self.skipped:
+            self.skipped.append(problem)
+            warn(f"data.on_error=skip leaves out a pair: {problem}")
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augment a training batch on its device; leave a validation batch as it is."""
         if self.trainer is not None and self.trainer.training:
             batch["source"], batch["target"] = self.augment(batch["source"], batch["target"])
         return batch
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack a batch; where sizes differ, which only `check=off` lets through, name two that do.
+
+    Raises:
+        InputError: pairs of two sizes.
+    """
+    first = items[0]["source"].shape
+    for item in items[1:]:
+        if (other := item["source"].shape) != first:
+            names = f"{items[0]['name']!r} is {hxw(first[1:])} but {item['name']!r} is {hxw(other[1:])}"
+            raise InputError(f"pairs of two sizes in one batch: {names}; set data.load_size")
+    return default_collate(items)
 
 
 class SyntheticData(PairData):
@@ -139,7 +171,9 @@ class PairedData(PairData):
         root: folder that holds `train…` and `val…` or `test…`; `~` is your home.
         direction: `AtoB` or `BtoA`, from source to target.
         source_channels, target_channels: what every file must have.
-        check: before training, `full` decodes every file once, `fast` reads the headers only, `off` nothing.
+        check: before training, `fast` reads every file's header, `full` decodes every file once, `off` does nothing.
+        on_error: at a file that can't be read or used, before training or in it, `raise` an error that names it, or
+            `skip`: the next readable pair takes its place, also in validation, where it then counts twice.
         crop_size, load_size, flip, batch_size, val_batch_size, num_workers: see `PairData`. Validation images are
             resized to crop_size; with `load_size=None` they keep their size.
 
@@ -153,7 +187,8 @@ class PairedData(PairData):
         direction: str = "AtoB",
         source_channels: int = 3,
         target_channels: int = 3,
-        check: str = "full",
+        check: str = "fast",
+        on_error: str = "raise",
         crop_size: int | Iterable[int] = 256,
         load_size: int | Iterable[int] | None = 286,
         flip: bool = True,
@@ -164,14 +199,20 @@ class PairedData(PairData):
         super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers)
         check_choice("direction", direction, DIRECTIONS)
         check_choice("check", check, CHECKS)
+        check_choice("on_error", on_error, ON_ERROR)
         self.root, self.direction, self.check = os.path.expanduser(root), direction, check
+        self.on_error = on_error
         self.channels = (source_channels, target_channels)
         self.decoded = False
 
     def prepare_data(self) -> None:
         """Decode every file once, on one process; only with `check=full`."""
         if self.check == "full" and not self.decoded:
-            check_readable([pair for split in ("train", "val") for pair in find_pairs(self.root, split)])
+            problems: list[str] = []
+            pairs = [pair for split in ("train", "val") for pair in find_pairs(self.root, split)]
+            check_readable(pairs, problems if self.on_error == "skip" else None)
+            for problem in problems:
+                self._leave_out(problem, rank_zero_warn)
             self.decoded = True
 
     def setup(self, stage: str) -> None:
@@ -183,21 +224,30 @@ class PairedData(PairData):
     def _dataset(self, split: str) -> PairedImages:
         pairs = find_pairs(self.root, split)
         channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
-        # Only training images are cropped, and only at native size may one be too small.
-        smallest = self.crop_size if self.load_size is None and split == "train" else None
-        checked = [] if self.check == "off" else check_pairs(pairs, channels_a, channels_b, smallest)
-        sizes = set(checked)
+        wanted, problems = Wanted(channels_a, channels_b), []  # type: ignore[var-annotated]  # of str
+        if self.load_size is None:  # only at native size may an image be too small
+            cropped = split == "train"
+            least = self.crop_size if cropped else (SSIM_WINDOW, SSIM_WINDOW)
+            wanted = Wanted(channels_a, channels_b, least, "crop" if cropped else "window of SSIM")
+        skip = problems if self.on_error == "skip" else None
+        sizes = set(check_pairs([] if self.check == "off" else pairs, wanted, skip))
+        if problems and not sizes:
+            raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
+        for problem in problems:
+            self._leave_out(problem, rank_zero_warn)  # every process finds them
         if self.load_size is None:
             if len(sizes) > 1:
                 raise InputError(
                     f"{self.root}: images of {len(sizes)} sizes, such as {sorted(sizes)[:2]}: set data.load_size"
                 )
-            return PairedImages(pairs, self.direction)
-        if split == "val":
-            return PairedImages(pairs, self.direction, self.crop_size)
-        # One size that need not shrink is enlarged later, on the device.
-        on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
-        return PairedImages(pairs, self.direction, None if on_device else self.load_size)
+            size = None
+        elif split == "val":
+            size = self.crop_size
+        else:
+            # One size that need not shrink is enlarged later, on the device.
+            on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
+            size = None if on_device else self.load_size
+        return PairedImages(pairs, self.direction, size, wanted, self.on_error)
 
 
 class FacadesData(PairedData):

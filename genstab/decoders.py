@@ -88,12 +88,15 @@ def pillow_header(file: BinaryIO, formats: tuple[str, ...] = ("JPEG", "BMP", "WE
 
 def png_header(file: BinaryIO) -> Header:
     """Read a PNG's chunks: depth, EXIF wherever it lies, and whether the file is whole."""
-    width, height, depth, colour = struct.unpack(">16xIIBB7x", file.read(33))
-    exif, kind = Image.Exif(), b""
+    exif, kind, start = Image.Exif(), b"", file.read(33)
+    truncated = InputError(f"cannot read {file.name}: truncated, it ends before its IEND chunk")
+    if len(start) < 33:
+        raise truncated
+    width, height, depth, colour = struct.unpack(">16xIIBB7x", start)
     while kind != b"IEND":
         head = file.read(8)
         if len(head) < 8:
-            raise InputError(f"cannot read {file.name}: truncated, it ends before its IEND chunk")
+            raise truncated
         length, kind = struct.unpack(">I4s", head)
         if kind == b"eXIf" and length <= _EXIF:
             exif.load(file.read(length))

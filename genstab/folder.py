@@ -12,7 +12,7 @@ from genstab.augment import Size
 from genstab.data import as_size
 from genstab.errors import InputError, check_counts
 from genstab.images import image_shape, read_image, resized
-from genstab.listing import find_images, hxw, listing, natural, shortened
+from genstab.listing import find_images, hxw, listing, natural, printable, shortened
 
 _MANY = 1000
 
@@ -46,7 +46,7 @@ class FolderImages(Dataset[dict[str, Any]]):
         image = read_image(path)
         return {
             "source": image if self.size is None else resized(image, self.size),
-            "name": path.relative_to(self.root).as_posix(),
+            "name": printable(path.relative_to(self.root).as_posix()),
         }
 
 

@@ -68,7 +68,7 @@ def run_train(config: DictConfig) -> float | None:
             each.log_hyperparams(plain)
         try:
             with _workers_follow(config):
-                trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+                trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         finally:
             for each in trainer.loggers:
                 close(each)
@@ -95,6 +95,8 @@ def run_measure(config: DictConfig) -> float | None:
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
             config.data.check = "off"  # what is measured is read anyway, and named if it cannot be
+        if "on_error" in config.data:
+            config.data.on_error = "raise"  # the command's own `on_error` decides
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")

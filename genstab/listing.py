@@ -34,7 +34,7 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
     if not root.is_dir():
         raise InputError(f"{name}={root} {'is not a folder' if root.exists() else 'does not exist'}")
     found, seen = [], set()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
         real = os.path.realpath(folder)
         below[:] = [] if real in seen or not recursive else [each for each in below if not each.startswith(".")]
         if real not in seen:
@@ -44,6 +44,19 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
     if not images:
         raise InputError(f"{name}={root} has no images ({', '.join(sorted(EXTENSIONS))}): found {listing(root)}")
     return sorted(images, key=lambda path: natural(path.relative_to(root).as_posix()))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot look into {error.filename}: {error.strerror}") from error
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that every encoding and file format takes: bytes that are no UTF-8 as escapes.
+
+    >>> print(printable(os.fsdecode(b"\\xfc.png")))
+    \\udcfc.png
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

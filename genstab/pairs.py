@@ -1,6 +1,7 @@
 """Pairs of images on disk: where they lie, whether they fit together, and the dataset that reads them."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from tqdm import tqdm
 
 from genstab.errors import InputError, check_choice
 from genstab.images import image_shape, read_image, resized
-from genstab.listing import find_images, hxw, listing, natural, shortened
+from genstab.listing import find_images, hxw, listing, natural, printable, shortened
 
 DIRECTIONS = ("AtoB", "BtoA")
+ON_ERROR = ("raise", "skip")
 _FOLDERS = {"train": ("train",), "val": ("val", "test")}
 _MANY = 1000
 
@@ -31,6 +33,41 @@ class Pair:
     name: str
     a: Path
     b: Path | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the files of every pair must have: channels of A and B, at least so many (rows, columns), and for what."""
+
+    channels_a: int
+    channels_b: int
+    least: tuple[int, int] | None = None
+    what: str = "crop"
+
+    def check(self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None) -> tuple[int, int]:
+        """Return the (H, W) of a pair, of one half where side by side, from the (C, H, W) of its files.
+
+        Raises:
+            InputError: another number of channels, A and B of two sizes, an odd width side by side, too small.
+        """
+        _check_channels(pair.a, "A", shape_a[0], self.channels_a)
+        size = shape_a[1], shape_a[2]
+        if pair.b is None or shape_b is None:
+            _check_channels(pair.a, "B", shape_a[0], self.channels_b)
+            _check_even(pair.a, shape_a[2])
+            size = shape_a[1], shape_a[2] // 2
+        else:
+            _check_channels(pair.b, "B", shape_b[0], self.channels_b)
+            if size != (shape_b[1], shape_b[2]):
+                raise InputError(
+                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(shape_b[1:])}: A and B of a pair must have one size"
+                )
+        if self.least and (size[0] < self.least[0] or size[1] < self.least[1]):
+            raise InputError(
+                f"{pair.a} is {hxw(size)}, smaller than the {self.what} of {hxw(self.least)}: "
+                f"{'lower data.crop_size or ' if self.what == 'crop' else ''}set data.load_size"
+            )
+        return size
 
 
 def find_pairs(root: str | Path, split: str) -> list[Pair]:
@@ -54,6 +91,13 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     """
     root = Path(root)
     check_choice("split", split, _FOLDERS)
+    try:
+        return _found(root, split)
+    except PermissionError as error:
+        raise InputError(f"data.root={root}: cannot look into {error.filename}: {error.strerror}") from error
+
+
+def _found(root: Path, split: str) -> list[Pair]:
     if not root.is_dir():
         raise InputError(f"data.root={root} {'is not a folder' if root.exists() else 'does not exist'}")
     stems = _FOLDERS[split]
@@ -65,52 +109,45 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
             f"{double}A/{double}B (two folders); keep one"
         )
     if single:
-        return [Pair(name, path, None) for name, path in _images(single, r"$").items()]
+        return [Pair(printable(name), path, None) for name, path in _images(single, r"$").items()]
     if double:
         return _matched(root / f"{double}A", root / f"{double}B")
     wanted = " or ".join(f"{stem} (side by side) or {stem}A + {stem}B" for stem in stems)
     raise InputError(f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {listing(root)}")
 
 
-def check_pairs(
-    pairs: Sequence[Pair], channels_a: int, channels_b: int, min_size: tuple[int, int] | None = None
-) -> list[tuple[int, int]]:
+def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | None = None) -> list[tuple[int, int]]:
     """Check the header of every file, and return the (H, W) of each pair (of one half where side by side).
 
-    Raises:
-        InputError: a file that can't be read, another number of channels, A and B of two sizes, an odd width
-            side by side, or fewer rows or columns than `min_size=(H, W)`.
+    Args:
+        pairs: what to check.
+        wanted: what they must have.
+        problems: gets what is wrong with a pair, which is then left out; None: it is raised.
 
-    >>> check_pairs([], channels_a=3, channels_b=3)
+    Raises:
+        InputError: a file that can't be read, or as `Wanted.check`.
+
+    >>> check_pairs([], Wanted(channels_a=3, channels_b=3))
     []
     """
     sizes = []
     for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, disable=len(pairs) <= _MANY):
-        shape_a = image_shape(pair.a)
-        _check_channels(pair.a, "A", shape_a[0], channels_a)
-        if pair.b is None:
-            _check_channels(pair.a, "B", shape_a[0], channels_b)
-            _check_even(pair.a, shape_a[2])
-            size = shape_a[1], shape_a[2] // 2
-        else:
-            shape_b = image_shape(pair.b)
-            _check_channels(pair.b, "B", shape_b[0], channels_b)
-            size = shape_a[1:]
-            if size != shape_b[1:]:
-                raise InputError(
-                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(shape_b[1:])}: A and B of a pair must have one size"
-                )
-        if min_size and (size[0] < min_size[0] or size[1] < min_size[1]):
-            raise InputError(
-                f"{pair.a} is {hxw(size)}, smaller than the crop of {hxw(min_size)}: "
-                "lower data.crop_size or set data.load_size"
-            )
-        sizes.append(size)
+        try:
+            shape_b = None if pair.b is None else image_shape(pair.b)
+            sizes.append(wanted.check(pair, image_shape(pair.a), shape_b))
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(_line(error))
     return sizes
 
 
-def check_readable(pairs: Sequence[Pair]) -> None:
+def check_readable(pairs: Sequence[Pair], problems: list[str] | None = None) -> None:
     """Decode every file once, with a progress bar and as many threads as processors.
+
+    Args:
+        pairs: what to check.
+        problems: gets what is wrong with a file; None: it is raised.
 
     Raises:
         InputError: a file that can't be decoded to its end.
@@ -119,12 +156,25 @@ def check_readable(pairs: Sequence[Pair]) -> None:
     """
     paths = [path for pair in pairs for path in (pair.a, pair.b) if path is not None]
     with ThreadPoolExecutor() as pool:
-        reading = [pool.submit(read_image, path) for path in paths]
+        reading = [pool.submit(_decode, path) for path in paths]
         try:
             for image in tqdm(reading, desc="reading every image", unit="image", leave=False, disable=None):
-                image.result()
+                try:
+                    image.result()
+                except InputError as error:
+                    if problems is None:
+                        raise
+                    problems.append(_line(error))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _line(error: InputError) -> str:
+    return printable(str(error).replace("\n", " "))
+
+
+def _decode(path: Path) -> None:
+    read_image(path)  # and forget it: all of them would fill the memory
 
 
 class PairedImages(Dataset[dict[str, Any]]):
@@ -132,31 +182,63 @@ class PairedImages(Dataset[dict[str, Any]]):
 
     With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
 
+    With `on_error="skip"` a pair that can't be read is replaced by the next one that can, after the last by the first:
+    the number of pairs and their order are the same in every process and epoch. An item then says in "skipped" what
+    was wrong, a line for each pair, or nothing.
+
+    Args:
+        pairs: where the files lie.
+        direction: "AtoB" (the source is A) or "BtoA".
+        size: of what is returned; None: the files'.
+        wanted: what the files must have; None: no more than can be read.
+        on_error: "raise" or "skip".
+
     Raises:
-        InputError: `direction` is neither "AtoB" (the source is A) nor "BtoA"; on reading, as `read_image`.
+        InputError: an unknown direction or `on_error`; on reading, as `read_image` and `Wanted.check`; with "skip" only
+            where no pair can be read.
 
     >>> len(PairedImages([], direction="BtoA"))
     0
     """
 
-    def __init__(self, pairs: Sequence[Pair], direction: str = "AtoB", size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        direction: str = "AtoB",
+        size: tuple[int, int] | None = None,
+        wanted: Wanted | None = None,
+        on_error: str = "raise",
+    ) -> None:
         check_choice("direction", direction, DIRECTIONS)
+        check_choice("on_error", on_error, ON_ERROR)
         self.pairs = list(pairs)
-        self.direction = direction
-        self.size = size
+        self.direction, self.size, self.wanted, self.on_error = direction, size, wanted, on_error
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pair = self.pairs[index]
+        first = self.pairs[index]
+        if self.on_error == "raise":
+            return self._item(first)
+        problems: list[str] = []
+        # Nothing is remembered: every process and every epoch finds the same.
+        for place in range(index, index + len(self.pairs)):
+            try:
+                return {**self._item(self.pairs[place % len(self.pairs)]), "skipped": "\n".join(problems)}
+            except InputError as error:
+                problems.append(_line(error))
+        raise InputError(f"none of the {len(self.pairs)} pairs can be read; {problems[0]}")
+
+    def _item(self, pair: Pair) -> dict[str, Any]:
         a = read_image(pair.a)
-        if pair.b is None:
+        b = None if pair.b is None else read_image(pair.b)
+        if self.wanted is not None:
+            self.wanted.check(pair, a.shape, None if b is None else b.shape)
+        if b is None:
             _check_even(pair.a, a.shape[2])
             # Copies: a view of the half would carry the whole file to the worker's receiver.
             a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
-        else:
-            b = read_image(pair.b)
         source, target = (a, b) if self.direction == "AtoB" else (b, a)
         if self.size is not None:
             source, target = resized(source, self.size), resized(target, self.size)
@@ -167,7 +249,8 @@ def _images(folder: Path, ending: str) -> dict[str, Path]:
     """Map the name of each image in the folder, less the pattern `ending`, to its path, in natural order."""
     found: dict[str, Path] = {}
     for path in find_images(folder, recursive=False):
-        name = re.sub(ending, "", path.stem)
+        # A Mac takes "é" apart where others leave it whole: one name.
+        name = unicodedata.normalize("NFC", re.sub(ending, "", path.stem))
         if name in found:
             raise InputError(f"{folder} has two images named {name!r}: {found[name].name} and {path.name}")
         found[name] = path
@@ -186,7 +269,7 @@ def _matched(folder_a: Path, folder_b: Path) -> list[Pair]:
     ]
     if lonely:
         raise InputError(f"data.root={folder_a.parent} has images without a partner: {' and '.join(lonely)}")
-    return [Pair(name, path, b[name]) for name, path in a.items()]
+    return [Pair(printable(name), path, b[name]) for name, path in a.items()]
 
 
 def _check_channels(path: Path, side: str, channels: int, wanted: int) -> None:

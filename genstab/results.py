@@ -24,7 +24,9 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(_compact(json.dumps(_finite(content), indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
+    text = _compact(json.dumps(_finite(content), indent=2, ensure_ascii=False)) + "\n"
+    # what is no UTF-8, in the name of a file perhaps, becomes an escape of JSON
+    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, path)
 
 

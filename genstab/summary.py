@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from genstab.batches import source_of
+from genstab.batches import all_gathered, source_of
 from genstab.callbacks import ShiftStability
 from genstab.exhibits import map_table, shift_table
 from genstab.loggers import how_to_view
@@ -40,7 +40,7 @@ class RunSummary(Callback):
     The file has the final metrics under their log keys, `checkpoint` (of the `ModelCheckpoint` without a monitor: the
     last one), `best_checkpoint` (of the one with a monitor), `config`, `versions`, `processes`, `seconds` (the whole
     fit) and `images_per_second` (training alone, over all processes: without validation, and without the first batch,
-    which starts the workers and compiles).
+    which starts the workers and compiles); `skipped`, what `data.on_error=skip` left out and why.
 
     Args:
         folder: where the file goes.
@@ -50,6 +50,7 @@ class RunSummary(Callback):
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = Path(folder), dict(config)
         self.images = 0
+        self.skipped: list[str] = []
         self.batches: int | float = float("inf")
         self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
 
@@ -78,6 +79,10 @@ class RunSummary(Callback):
         self.images += len(source_of(batch)) * trainer.world_size
         self.training = now - self.training_began - self.validating
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect what each process had to leave out."""
+        self.skipped = sorted(set().union(*all_gathered(_skipped(trainer))))
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of the training."""
         self.validation_began = time.perf_counter()
@@ -102,6 +107,7 @@ class RunSummary(Callback):
             "processes": trainer.world_size,
             "seconds": round(time.perf_counter() - self.fit_began, 2),
             "images_per_second": round(self.images / self.training, 2) if self.training else None,
+            "skipped": self.skipped or _skipped(trainer),
             "versions": versions(),
             "config": self.config,
         }
@@ -157,6 +163,10 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if hint := how_to_view(logger):
                 print(hint)
+
+
+def _skipped(trainer: Trainer) -> list[str]:
+    return list(getattr(trainer.datamodule, "skipped", ()))  # type: ignore[attr-defined]  # set by its data connector
 
 
 def _relative(path: str, folder: Path) -> str | None:

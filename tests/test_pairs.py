@@ -7,7 +7,7 @@ from PIL import Image
 
 from genstab import pairs as module
 from genstab.errors import InputError
-from genstab.pairs import Pair, PairedImages, check_pairs, find_pairs
+from genstab.pairs import Pair, PairedImages, Wanted, check_pairs, find_pairs
 
 
 def touch(root: Path, *names: str) -> None:
@@ -147,47 +147,47 @@ def test_wrong_arguments(tmp_path: Path) -> None:
 def test_check_pairs(tmp_path: Path) -> None:
     a, b = paint(tmp_path / "1_A.png", (4, 6), 0), paint(tmp_path / "1_B.png", (4, 6), 0, 0, 0)
     both = paint(tmp_path / "2.png", (5, 8), 0, 0, 0)
-    assert check_pairs([Pair("1", a, b)], 1, 3, (4, 6)) == [(4, 6)]
-    assert check_pairs([Pair("2", both, None)], 3, 3) == [(5, 4)]
+    assert check_pairs([Pair("1", a, b)], Wanted(1, 3, (4, 6))) == [(4, 6)]
+    assert check_pairs([Pair("2", both, None)], Wanted(3, 3)) == [(5, 4)]
 
 
 def test_what_check_pairs_refuses(tmp_path: Path) -> None:
     a, b = paint(tmp_path / "1_A.png", (4, 6), 0), paint(tmp_path / "1_B.png", (4, 6), 0, 0, 0)
     pair = Pair("1", a, b)
     with pytest.raises(InputError, match=r"1_A\.png has 1 channels, side A wants 3: set data\.source_channels=1"):
-        check_pairs([pair], 3, 3)
+        check_pairs([pair], Wanted(3, 3))
     with pytest.raises(InputError, match=r"1_B\.png has 3 channels, side B wants 1: set data\.target_channels=3"):
-        check_pairs([pair], 1, 1)
+        check_pairs([pair], Wanted(1, 1))
     both = Pair("2", paint(tmp_path / "2.png", (5, 8), 0, 0, 0), None)
     with pytest.raises(InputError, match=r"2\.png has 3 channels, side A wants 1"):
-        check_pairs([both], 1, 3)
+        check_pairs([both], Wanted(1, 3))
     with pytest.raises(InputError, match=r"2\.png has 3 channels, side B wants 1"):
-        check_pairs([both], 3, 1)
+        check_pairs([both], Wanted(3, 1))
     odd = Pair("3", paint(tmp_path / "3.png", (5, 7), 0), None)
     with pytest.raises(InputError, match=r"3\.png is 7 pixels wide: .* even width"):
-        check_pairs([odd], 1, 1)
+        check_pairs([odd], Wanted(1, 1))
     with pytest.raises(InputError, match=r"3\.png is 7 pixels wide: .* even width"):
         PairedImages([odd])[0]
     with pytest.raises(InputError, match=r"1_A\.png is 4×6 but .*4_B\.png is 6×4"):
-        check_pairs([Pair("4", a, paint(tmp_path / "4_B.png", (6, 4), 0))], 1, 1)
+        check_pairs([Pair("4", a, paint(tmp_path / "4_B.png", (6, 4), 0))], Wanted(1, 1))
     for least in [(5, 6), (4, 7)]:
         with pytest.raises(
             InputError, match=rf"1_A\.png is 4×6, smaller than the crop of {least[0]}×{least[1]}: .*data\.load_size"
         ):
-            check_pairs([pair], 1, 3, least)
+            check_pairs([pair], Wanted(1, 3, least))
     with pytest.raises(InputError, match=r"2\.png is 5×4, smaller than the crop of 5×5"):
-        check_pairs([both], 3, 3, (5, 5))  # a half counts, not the file
+        check_pairs([both], Wanted(3, 3, (5, 5)))  # a half counts, not the file
     (tmp_path / "link.png").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"link\.png: No such file"):
-        check_pairs([Pair("5", tmp_path / "link.png", None)], 1, 1)
+        check_pairs([Pair("5", tmp_path / "link.png", None)], Wanted(1, 1))
 
 
 def test_progress_only_for_many(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair("1", paint(tmp_path / "1.png", (2, 2), 0), None)
     monkeypatch.setattr(module, "_MANY", 3)
-    check_pairs([pair] * 3, 1, 1)
+    check_pairs([pair] * 3, Wanted(1, 1))
     assert capsys.readouterr().err == ""
-    check_pairs([pair] * 4, 1, 1)
+    check_pairs([pair] * 4, Wanted(1, 1))
     assert "checking images" in capsys.readouterr().err
 
 
