@@ -424,6 +424,7 @@ def test_the_summary_names_what_training_left_out(root: Path, monkeypatch, check
     assert len([each for each in warned if "leaves out a pair" in str(each.message)]) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning")
 def test_a_checkpoint_to_go_on_from_runs_nothing(root: Path, monkeypatch) -> None:
     class Evil:
         def __reduce__(self):
