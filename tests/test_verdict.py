@@ -129,7 +129,8 @@ def test_flags_at_their_thresholds(metrics, expected):
         (
             {PSNR: 38.0, WORST: 16.0, TV: 0.2, TARGET: 0.1},
             ["Uneven: at its worst shift and image 16.0 dB, while the mean is 38.0 dB; some shifts or some"
-             " pictures are much worse than others.", "Its outputs are too busy, with 200 % of the targets' total variation."],
+             " pictures are much worse than others.",
+             "Its outputs are too busy, with 200 % of the targets' total variation."],
         ),
         (
             {CROP: 42.0, TV: 0.044, TARGET: 0.092},
