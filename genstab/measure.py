@@ -104,7 +104,7 @@ def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Me
     with _noted("features", found):
         _features(model, source, plan, found)
     with _noted("corruptions", found):
-        (_error_rates if classifies else _corruptions)(model, kept, plan, device, found)
+        _corruptions(model, kept, plan, device, found, classifies)
     if not classifies:
         with _noted("map", found):
             decibels = _map(model, kept, plan, device, found)
@@ -168,31 +168,6 @@ def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted:
     return kept[0]
 
 
-def _error_rates(model: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured) -> None:
-    """Measure how often a classifier is wrong under corruptions."""
-    if plan.corruptions is None or kept.labels is None or _too_small(kept, found):
-        return
-    number, severities = plan.corruptions["images"], list(plan.corruptions["severities"])
-    source = kept.source[:number].to(device)
-    rates = classification_corruption_errors(
-        model,
-        source,
-        kept.labels[:number],
-        list(plan.corruptions["names"] or corruptions_for(source.shape[1])),
-        severities,
-        seed=plan.seed,
-        indices=kept.positions[:number],
-        forward_batch=plan.batch_size,
-        progress=True,
-        dtype=plan.dtype,
-    )
-    part: dict[str, Any] = {"severities": severities, "images": kept.names[:number], "errors": rates, "relative": None}
-    found.summary["val/corruption_error"] = sum(map(sum, rates.values())) / (len(rates) * len(severities))
-    found.measurements["corruption_errors"] = part
-    if folder := plan.corruptions["baseline"]:
-        part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruption_errors", folder)
-
-
 def _parameters(model: nn.Module) -> int | None:
     """Count what was learned; a program may not tell."""
     if hasattr(model, "parameter_count"):
@@ -248,35 +223,33 @@ def _features(generator: nn.Module, source: Tensor, plan: Plan, found: Measured)
     found.pictures["features"] = feature_map_picture(grids)
 
 
-def _corruptions(generator: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured) -> None:
-    if plan.corruptions is None or _too_small(kept, found):
+def _corruptions(
+    model: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured, classifies: bool
+) -> None:
+    """Measure how far a generator's output moves under corruptions, or how often a classifier is wrong."""
+    labels = kept.labels
+    if plan.corruptions is None or (classifies and labels is None) or _too_small(kept, found):
         return
     number, severities = plan.corruptions["images"], list(plan.corruptions["severities"])
     source = kept.source[:number].to(device)
     names = list(plan.corruptions["names"] or corruptions_for(source.shape[1]))
-    errors = corruption_errors(
-        generator,
-        source,
-        names,
-        severities,
-        seed=plan.seed,
-        indices=kept.positions[:number],
-        forward_batch=plan.batch_size,
-        progress=True,
-        dtype=plan.dtype,
-    ).mean(2)
-    part: dict[str, Any] = {
-        "severities": severities,
-        "images": kept.names[:number],
-        "errors": dict(zip(names, errors.tolist(), strict=True)),
-        "decibels": dict(zip(names, decibel(errors).tolist(), strict=True)),
-        "relative": None,
-    }
-    found.summary["val/corruption_psnr"] = decibel(errors).mean().item()
-    found.measurements["corruptions"] = part
-    found.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
+    options: dict[str, Any] = {"seed": plan.seed, "indices": kept.positions[:number], "forward_batch": plan.batch_size}
+    options |= {"progress": True, "dtype": plan.dtype}
+    part: dict[str, Any] = {"severities": severities, "images": kept.names[:number], "relative": None}
+    if classifies and labels is not None:
+        key = "corruption_errors"
+        part["errors"] = classification_corruption_errors(model, source, labels[:number], names, severities, **options)
+        found.summary["val/corruption_error"] = torch.tensor(list(part["errors"].values())).mean().item()
+    else:
+        key = "corruptions"
+        errors = corruption_errors(model, source, names, severities, **options).mean(2)
+        part["errors"] = dict(zip(names, errors.tolist(), strict=True))
+        part["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
+        found.summary["val/corruption_psnr"] = decibel(errors).mean().item()
+        found.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
+    found.measurements[key] = part
     if folder := plan.corruptions["baseline"]:
-        part["relative"], found.summary["val/corruption_relative"] = _relative(part, "corruptions", folder)
+        part["relative"], found.summary["val/corruption_relative"] = _relative(part, key, folder)
 
 
 def _too_small(kept: Batch, found: Measured) -> bool:
