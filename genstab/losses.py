@@ -1,5 +1,7 @@
 """Adversarial losses (Goodfellow 2014, arXiv 1406.2661; least squares: Mao 2017, arXiv 1611.04076)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,8 @@ from torch import Tensor
 from genstab.errors import check_choice
 
 GAN_LOSSES = ("bce", "lsgan")
+CHANCE = {"bce": math.log(2), "lsgan": 0.25}
+"""The least loss of a discriminator that answers the same to everything."""
 
 
 def adversarial_loss(logits: Tensor, real: bool, kind: str = "bce") -> Tensor:

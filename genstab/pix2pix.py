@@ -100,8 +100,8 @@ class Pix2Pix(LightningModule):
         if self.trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the discriminator, then the generator, on one batch of `source` and `target`."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Update the discriminator, then the generator, on one batch of `source` and `target`; return the losses."""
         optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
         # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
         optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
@@ -109,6 +109,7 @@ class Pix2Pix(LightningModule):
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
             scheduler.step()
         self.log_dict({f"train/{key}": loss for key, loss in losses.items()}, batch_size=len(batch["source"]))
+        return losses
 
     def update(
         self,
@@ -149,8 +150,8 @@ class Pix2Pix(LightningModule):
             for buffer in self.generator.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the quality of one batch to the per-image means."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Add the quality of one batch to the per-image means; return the outputs (N, C, H, W)."""
         trainer = self.trainer
         positions = dataset_positions(
             trainer.val_dataloaders, self.validated, len(batch["source"]), trainer.world_size, trainer.global_rank
@@ -162,6 +163,7 @@ class Pix2Pix(LightningModule):
             counted = counted.to(output.device)
             for key, values in image_quality(output[counted], batch["target"][counted]).items():
                 self.quality[key].update(values)  # type: ignore[operator]  # a Metric
+        return output
 
     def on_validation_epoch_end(self) -> None:
         """Log the means, over all processes."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -15,14 +15,17 @@ from rich.console import Console
 from genstab.batches import all_gathered, source_of
 from genstab.callbacks import ShiftStability
 from genstab.exhibits import map_table, shift_table
+from genstab.guards import FiniteGuard
 from genstab.loggers import how_to_view
 from genstab.pictures import ShiftPictures
 from genstab.report import results_table
 from genstab.results import MEASUREMENTS, SUMMARY, write_json
 from genstab.tables import log_tables
 from genstab.verdict import verdict
+from genstab.watch import CollapseWatch
 
 PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
+C = TypeVar("C", bound=Callback)
 
 
 def versions() -> dict[str, str]:
@@ -40,7 +43,8 @@ class RunSummary(Callback):
     The file has the final metrics under their log keys, `checkpoint` (of the `ModelCheckpoint` without a monitor: the
     last one), `best_checkpoint` (of the one with a monitor), `config`, `versions`, `processes`, `seconds` (the whole
     fit) and `images_per_second` (training alone, over all processes: without validation, and without the first batch,
-    which starts the workers and compiles); `skipped`, what `data.on_error=skip` left out and why.
+    which starts the workers and compiles); `skipped`, what `data.on_error=skip` left out and why;
+    `updates_left_out` by `on_nan=skip`; and the `warnings` of `CollapseWatch`.
 
     Args:
         folder: where the file goes.
@@ -108,6 +112,8 @@ class RunSummary(Callback):
             "seconds": round(time.perf_counter() - self.fit_began, 2),
             "images_per_second": round(self.images / self.training, 2) if self.training else None,
             "skipped": self.skipped or _skipped(trainer),
+            "updates_left_out": [each for guard in _of(trainer, FiniteGuard) for each in guard.left_out],
+            "warnings": [text for watch in _of(trainer, CollapseWatch) for text in watch.said.values()],
             "versions": versions(),
             "config": self.config,
         }
@@ -167,6 +173,10 @@ class RunSummary(Callback):
 
 def _skipped(trainer: Trainer) -> list[str]:
     return list(getattr(trainer.datamodule, "skipped", ()))  # type: ignore[attr-defined]  # set by its data connector
+
+
+def _of(trainer: Trainer, kind: type[C]) -> list[C]:
+    return [each for each in trainer.callbacks if isinstance(each, kind)]  # type: ignore[attr-defined]  # as above
 
 
 def _relative(path: str, folder: Path) -> str | None:

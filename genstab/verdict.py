@@ -39,6 +39,7 @@ FLAGS = {
     "busy": "total variation above `BUSY` of the targets'",
     "constant": "outputs of different images differ by less than `SAME`",
     "flat": "the standard deviation within an output is less than `SAME`",
+    "capped": "shift PSNR at the `CAP`, and constant or flat",
     "fragile": "corruption error above `LESS_ROBUST` of the baseline's",
     "inconsistent": "consistency below `INCONSISTENT`",
     "inaccurate": "accuracy below `MOSTLY_WRONG`",
@@ -64,6 +65,7 @@ def flags(metrics: Mapping[str, Any]) -> list[str]:
     """
     known = _known(metrics)
     psnr, ratio = known.get(_headline(known) or ""), _sharpness(known)
+    plain = known.get("val/output_spread", 1.0) < SAME or known.get("val/output_std", 1.0) < SAME
     raised = {
         "flickers": psnr is not None and psnr < FLICKERS,
         "random": known.get("val/noise_floor", CAP) < CAP,
@@ -73,6 +75,7 @@ def flags(metrics: Mapping[str, Any]) -> list[str]:
         "busy": ratio is not None and ratio > BUSY,
         "constant": known.get("val/output_spread", 1.0) < SAME,
         "flat": known.get("val/output_std", 1.0) < SAME,
+        "capped": plain and psnr is not None and psnr >= CAP,
         "fragile": known.get("val/corruption_relative", 1.0) > LESS_ROBUST,
         "inconsistent": _consistency(known)[1] < INCONSISTENT,
         "inaccurate": known.get("val/accuracy", 1.0) < MOSTLY_WRONG,
@@ -111,8 +114,8 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
     if key is None:
         return []
     psnr, (name, when) = known[key], _WHEN[key]
-    if psnr >= CAP and "constant" in raised:
-        sentences = [f"Does not move {when}: {name} {psnr:.1f} dB, but see what it draws."]
+    if "capped" in raised:
+        sentences = [f"Says nothing of stability: {name} {psnr:.1f} dB, the cap, is what any constant output gets."]
     elif psnr >= CAP:
         sentences = [f"Follows its input exactly {when}: {name} {psnr:.1f} dB, the most that is counted."]
     else:

@@ -9,6 +9,7 @@ from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from genstab import ShiftStability
+from genstab.watch import CollapseWatch
 from tests.conftest import Pairs, tiny_pix2pix
 
 
@@ -25,7 +26,7 @@ def main(devices, batch_size, checkpoint, images, out):
         accelerator="cpu",
         devices=int(devices),
         strategy="ddp" if int(devices) > 1 else "auto",
-        callbacks=[stability],
+        callbacks=[stability, CollapseWatch()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
