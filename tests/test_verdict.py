@@ -199,5 +199,5 @@ def test_six_sentences_at_most_and_a_number_in_each():
 
 def test_a_constant_generator_is_not_said_to_follow_its_input():
     first, second = verdict({"val/shift_psnr": 100.0, "val/output_spread": 0.0})
-    assert first == "Does not move when the image is rolled around: shift PSNR 100.0 dB, but see what it draws."
+    assert first == "Says nothing of stability: shift PSNR 100.0 dB, the cap, is what any constant output gets."
     assert second.startswith("Draws nearly the same picture whatever the input")
