@@ -76,11 +76,20 @@ def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: in
     >>> [dataset_positions(loader, 2 * i, len(batch), 2, rank=1).tolist() for i, batch in enumerate(loader)]
     [[1, 3], [-1]]
     """
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    loader = loaders[0] if isinstance(loaders, Sequence) else loaders
+    loader = first_loader(loaders)
     positions = rank + world_size * torch.arange(seen, seen + batch_length)
     sampler = getattr(loader, "sampler", None)
     if isinstance(sampler, DistributedSampler):
         return torch.where(positions < len(sampler.dataset), positions, -1)  # type: ignore[arg-type]  # a Sized dataset
     return positions
+
+
+def first_loader(loaders: Any) -> Any:
+    """Return the first of a list or a dict of loaders, or the loader itself.
+
+    >>> first_loader([1, 2]), first_loader({"a": 3}), first_loader(4)
+    (1, 3, 4)
+    """
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return loaders[0] if isinstance(loaders, Sequence) else loaders

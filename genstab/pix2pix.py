@@ -15,6 +15,7 @@ from genstab.batches import dataset_positions
 from genstab.errors import InputError, check_choice
 from genstab.losses import GAN_LOSSES, adversarial_loss
 from genstab.metrics import image_quality
+from genstab.shares import share
 
 Batch = dict[str, Any]
 Optimizer = torch.optim.Optimizer | LightningOptimizer
@@ -105,11 +106,22 @@ class Pix2Pix(LightningModule):
         optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
         # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
         optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
-        losses = self.update(batch, optimizer_d, optimizer_g, self.manual_backward)
+        batch, weight = self._share(batch, batch_idx)
+        losses = self.update(batch, optimizer_d, optimizer_g, lambda loss: self.manual_backward(weight * loss))
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
             scheduler.step()
+        if self.trainer.world_size > 1:
+            losses = _means_of_all(losses, weight)
         self.log_dict({f"train/{key}": loss for key, loss in losses.items()}, batch_size=len(batch["source"]))
         return losses
+
+    def _share(self, batch: Batch, batch_idx: int) -> tuple[Batch, float]:
+        """Leave out repeated images; weigh what is left so that several processes train as one would on all of it."""
+        trainer, length = self.trainer, len(batch["source"])
+        counted, weight = share(trainer.train_dataloader, batch_idx, length, trainer.world_size, trainer.global_rank)
+        if not counted.all():
+            batch = {**batch, **{key: batch[key][counted.to(batch[key].device)] for key in ("source", "target")}}
+        return batch, weight
 
     def update(
         self,
@@ -185,6 +197,13 @@ def _frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def _means_of_all(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """Return the weighted means over all processes, by one message of a few bytes."""
+    means = torch.stack(list(losses.values())) * (weight / torch.distributed.get_world_size())
+    torch.distributed.all_reduce(means)
+    return dict(zip(losses, means.unbind(), strict=True))
 
 
 def _uncounted() -> None:

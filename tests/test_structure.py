@@ -28,11 +28,12 @@ FLOORS = [
         "results",
         "shift",
         "slides",
+        "sync_norm",
         "synthetic",
         "timing",
         "verdict",
     ],
-    ["classifiers", "fourier", "heat_maps", "images", "protocols", "runs", "watch"],
+    ["classifiers", "fourier", "heat_maps", "images", "protocols", "runs", "shares", "strategy", "watch"],
     ["blur", "comparison", "listing", "metrics", "plan", "report"],
     [
         "charts",

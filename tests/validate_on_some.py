@@ -1,6 +1,10 @@
-"""Validate a checkpoint on some processes: `validate_on_two.py DEVICES BATCH_SIZE CHECKPOINT IMAGES OUT`."""
+"""Validate a checkpoint on the processes of torchrun: `torchrun … validate_on_some.py CHECKPOINT OUT CASES`.
+
+The cases are pairs (images, batch size) in JSON.
+"""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from torch.utils.data import DataLoader
 from genstab import ShiftStability
 from genstab.watch import CollapseWatch
 from tests.conftest import Pairs, tiny_pix2pix
+from tests.test_pix2pix import QUIET
 
 
 class Named(Pairs):
@@ -18,30 +23,24 @@ class Named(Pairs):
         return {**super().__getitem__(index), "name": f"{index}.png"}
 
 
-def main(devices, batch_size, checkpoint, images, out):
+def validate(checkpoint, images, batch_size, processes=1):
+    """Return every metric, and what the callback holds for each shift and image."""
     model = tiny_pix2pix()
     model.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     stability = ShiftStability([(0, 1), (3, -2)], ("circular", "crop", "fractional"), margin=2, images=None)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=int(devices),
-        strategy="ddp" if int(devices) > 1 else "auto",
-        callbacks=[stability, CollapseWatch()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    trainer.validate(model, DataLoader(Named(int(images)), int(batch_size)), verbose=False)
-    results = {
+    options = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
+    trainer = Trainer(callbacks=[stability, CollapseWatch()], **QUIET, **options)
+    trainer.validate(model, DataLoader(Named(images), batch_size), verbose=False)
+    return {
         "metrics": {key: value.item() for key, value in trainer.callback_metrics.items()},
         "names": stability.names,
         "tables": {protocol: table.tolist() for protocol, table in stability.tables.items()},
         "pooled": {protocol: pooled.tolist() for protocol, pooled in stability.pooled.items()},
     }
-    Path(f"{out}.{trainer.global_rank}").write_text(json.dumps(results))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # gloo's threads may not outlive the interpreter: a race that aborts
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    checkpoint, out, cases = sys.argv[1:]
+    results = [validate(checkpoint, *case, int(os.environ["WORLD_SIZE"])) for case in json.loads(cases)]
+    Path(f"{out}.{os.environ['RANK']}").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()  # gloo's threads may not outlive the interpreter: a race that aborts

@@ -1,0 +1,70 @@
+"""Several processes for a module with several networks: each network's gradients are averaged by themselves."""
+
+from typing import Any
+
+from pytorch_lightning.overrides.distributed import _register_ddp_comm_hook, prepare_for_backward
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from genstab.errors import InputError
+from genstab.sync_norm import SyncBatchNorms
+
+
+class NetworksDDP(DDPStrategy):
+    """DDP for a `LightningModule` with manual optimisation whose backward passes reach one network each.
+
+    Lightning's DDP takes the module as one network. Every backward pass then has to look for the parameters that it
+    does not reach (`find_unused_parameters`), and sends their gradients as well. Here each child of the module with
+    parameters to train is a network of its own, and a backward pass sends the gradients of those networks whose
+    parameters require some at that time, while it still computes others. `sync_batchnorm` works on CPUs too.
+
+    Args:
+        kwargs: those of Lightning's `DDPStrategy` and torch's `DistributedDataParallel`.
+
+    Raises:
+        InputError: at the start of a fit, if the module has parameters outside its children or optimises automatically.
+
+    >>> NetworksDDP(gradient_as_bucket_view=True).networks
+    []
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.networks: list[DistributedDataParallel] = []
+
+    def setup(self, trainer: Any) -> None:
+        """Set up as Lightning's, with batch norm that is synchronised on CPUs too."""
+        if isinstance(self._layer_sync, TorchSyncBatchNorm) and self.root_device.type == "cpu":
+            self._layer_sync = SyncBatchNorms()
+        super().setup(trainer)
+
+    def configure_ddp(self) -> None:
+        """Prepare each network by itself; the module stays as it is."""
+        module = self.lightning_module
+        assert module is not None
+        loose = [name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad]
+        if loose or module.automatic_optimization:
+            what = f"parameters of its own ({', '.join(loose)})" if loose else "automatic optimisation"
+            raise InputError(f"NetworksDDP: {type(module).__name__} has {what}: use Lightning's DDPStrategy")
+        for child in module.children():
+            if any(parameter.requires_grad for parameter in child.parameters()):
+                self.networks.append(network := self._setup_model(child))
+                if self.root_device.type == "cuda":
+                    hook = self._ddp_comm_state, self._ddp_comm_hook, self._ddp_comm_wrapper
+                    _register_ddp_comm_hook(network, *hook)
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Expect the gradients of the networks that are not frozen now."""
+        for network in self.networks:
+            if any(parameter.requires_grad for parameter in network.module.parameters()):
+                prepare_for_backward(network, closure_loss)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Do nothing: Lightning's would only serve a static graph."""
+
+    def teardown(self) -> None:
+        """Let go of the networks' hooks, before the processes part."""
+        self.networks.clear()
+        super().teardown()
