@@ -4,7 +4,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genstab.errors import InputError
 from genstab.jobs import WORKER_CONFIG, one_line, run_measure, run_predict, run_report, run_train, run_workspace
+from genstab.team import team
 
 _PACKAGE = Path(__file__).resolve().parent
 # conf/ lies inside the package in a wheel and beside it in a checkout.
@@ -113,8 +115,15 @@ def train() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         with _one_line_errors():
             run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
-    else:
-        _hydra("train", run_train)
+        return
+    with _one_line_errors():
+        processes = team()
+        if processes is not None and processes.rank:
+            for config in processes.configs():
+                run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
+            return
+    with nullcontext() if processes is None else processes.leading():
+        _hydra("train", partial(run_train, processes=processes))
 
 
 def predict() -> None:

@@ -37,14 +37,17 @@ from genstab.publish import publish
 from genstab.results import SUMMARY
 from genstab.runs import unfinished
 from genstab.summary import RunSummary
+from genstab.team import Team
 from genstab.workspace import publish as save_workspace
 
 # Holds a job's composed config for the processes that it starts, see `_workers_follow`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
 
 
-def run_train(config: DictConfig) -> float | None:
+def run_train(config: DictConfig, processes: Team | None = None) -> float | None:
     """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
+
+    `processes` are those that torchrun or SLURM started; the first of them hands the config to the others.
 
     Raises:
         InputError: the config, the data or the machine cannot do it; before any training where possible.
@@ -61,13 +64,15 @@ def run_train(config: DictConfig) -> float | None:
         plain = OmegaConf.to_container(config, resolve=True)
         callbacks.append(RunSummary(config.output_dir, plain))  # type: ignore[arg-type]  # a dict with string keys
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+        if processes is not None:
+            processes.check(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # what is wrong with the data is said before a run is logged
         for each in trainer.loggers:
             each.log_hyperparams(plain)
         try:
-            with _workers_follow(config):
+            with _workers_follow(config, processes):
                 trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
         finally:
             for each in trainer.loggers:
@@ -251,15 +256,20 @@ def _input_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _workers_follow(config: DictConfig) -> Iterator[None]:
-    """Let the processes that Lightning starts take this job's config, instead of their command line.
+def _workers_follow(config: DictConfig, processes: Team | None) -> Iterator[None]:
+    """Let the other processes take this job's config, instead of their command line.
 
-    Lightning starts rank 1, 2, … with the command line of rank 0. Under `-m` that is the whole sweep, and without it
-    another run folder. Afterwards the process group and the environment are put back, for the next job of a sweep.
+    Lightning starts rank 1, 2, … with the command line of rank 0, as torchrun and SLURM do with all. Under `-m` that is
+    the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
+    for the next job of a sweep.
     """
     before = dict(os.environ)
-    os.environ[WORKER_CONFIG] = OmegaConf.to_yaml(config, resolve=True)
+    text = OmegaConf.to_yaml(config, resolve=True)
     try:
+        if processes is None:
+            os.environ[WORKER_CONFIG] = text
+        elif processes.rank == 0:
+            processes.publish(text)
         yield
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

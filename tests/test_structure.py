@@ -30,6 +30,7 @@ FLOORS = [
         "slides",
         "sync_norm",
         "synthetic",
+        "team",
         "timing",
         "verdict",
     ],

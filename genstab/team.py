@@ -1,0 +1,173 @@
+"""Processes started by torchrun or SLURM: the first one makes the config of a run, the others get it from there."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from genstab.errors import InputError
+
+# Seconds that the processes wait for each other at the start; those of one launcher come within a few.
+PATIENCE = 300.0
+# Seconds that the first process waits at its end for the others to hear of it.
+FAREWELL = 10.0
+
+
+class Team:
+    """The processes that torchrun or SLURM started for one training, before they have a config.
+
+    Each started with the same command line. If each composed its own config, each would have its own run folder, by
+    its own clock, and its own sweep. So the first process alone does that, and hands the config of every job that is
+    ready to train to the others.
+
+    Args:
+        launcher: what the processes were started by, as errors name it.
+        environment: knows their number, their ranks, and where the first one is.
+
+    Raises:
+        InputError: the others cannot be reached.
+    """
+
+    def __init__(self, launcher: str, environment: ClusterEnvironment) -> None:
+        self.launcher, self.jobs = launcher, 0
+        self.rank, self.size = environment.global_rank(), environment.world_size()
+        self.store: Store | None = None
+        if self.size > 1:
+            self.store = self._join(environment.main_address, environment.main_port)
+            self.store.add("here", 1)
+
+    def _join(self, address: str, port: int) -> Store:
+        # torchrun keeps a store itself. Otherwise the first process does, and torch's process group shares it later.
+        keeps = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+        patience = timedelta(seconds=PATIENCE)
+        try:
+            store = TCPStore(address, port, None, keeps, patience, wait_for_workers=False, multi_tenant=True)
+        except RuntimeError as error:  # torch's errors of the network, too
+            what = "cannot listen" if keeps else f"cannot reach the first process within {PATIENCE:.0f} s"
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{self.launcher}: {what} at {address}:{port} (MASTER_ADDR, MASTER_PORT): {reason}"
+            ) from error
+        return PrefixStore(f"genstab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+    def check(self, devices: int, nodes: int) -> None:
+        """Check that a trainer is made for as many processes as there are.
+
+        Raises:
+            InputError: it is not.
+        """
+        if devices * nodes != self.size:
+            raise InputError(
+                f"{self.launcher} started {self.size} process{'es' * (self.size > 1)}, but trainer.devices={devices} "
+                f"and trainer.num_nodes={nodes} make {devices * nodes}: with trainer=ddp or trainer=ddp_cpu, devices "
+                "are the processes of a node"
+            )
+
+    def publish(self, config: str) -> None:
+        """Hand a job's config to the others.
+
+        Raises:
+            InputError: they did not all come.
+        """
+        if self.store is None:
+            return
+        if (came := self._wait_for("here", self.size, PATIENCE)) < self.size:
+            raise InputError(
+                f"{self.launcher} speaks of {self.size} processes, but only {came} came within {PATIENCE:.0f} s: "
+                "was the command started by srun, on every node?"
+            )
+        port = _free_port() if self.jobs else None
+        self._say({"config": config, "port": port})
+        _meet_at(port)
+
+    def configs(self) -> Iterator[str]:
+        """Yield the configs that the first process hands out, until it ends.
+
+        Raises:
+            InputError: it ended without a word.
+            SystemExit: it failed, and said why.
+        """
+        assert self.store is not None
+        while "config" in (heard := self._listen()):
+            _meet_at(heard["port"])
+            yield heard["config"]
+        self.store.add("gone", 1)
+        if heard["failed"]:
+            raise SystemExit(1)
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Let the others end when this process leaves the context."""
+        failed = True
+        try:
+            yield
+            failed = False
+        except SystemExit as error:
+            failed = bool(error.code)
+            raise
+        finally:
+            if self.store is not None:
+                self._say({"failed": failed})
+                self._wait_for("gone", self.size - 1, FAREWELL)
+
+    def _say(self, message: dict) -> None:
+        assert self.store is not None
+        self.store.set(f"job{self.jobs}", json.dumps(message))
+        self.jobs += 1
+
+    def _listen(self) -> dict:
+        """Wait as long as the first process lives: it may have data to download and to check."""
+        assert self.store is not None
+        key = f"job{self.jobs}"
+        self.jobs += 1
+        while True:
+            try:
+                self.store.wait([key], timedelta(seconds=PATIENCE))
+                return json.loads(self.store.get(key))
+            except torch.distributed.DistNetworkError as error:
+                raise InputError(f"{self.launcher}: the first process ended without a word") from error
+            except torch.distributed.DistStoreError:
+                continue
+
+    def _wait_for(self, key: str, number: int, seconds: float) -> int:
+        assert self.store is not None
+        until = time.monotonic() + seconds
+        while (came := self.store.add(key, 0)) < number and time.monotonic() < until:
+            time.sleep(0.05)
+        return came
+
+
+def team() -> Team | None:
+    """Return the processes that torchrun or SLURM started together with this one; None if this one came by itself.
+
+    >>> team() is None
+    True
+    """
+    if TorchElasticEnvironment.detect():
+        return Team("torchrun", TorchElasticEnvironment())
+    if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
+        tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", 1))
+        # Lightning wants it, but srun sets it only where --ntasks-per-node was given.
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
+        return Team("SLURM", SLURMEnvironment())
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+def _meet_at(port: int | None) -> None:
+    """Have the next process group meet there: the addresses of an earlier one stay in the store where that met."""
+    if port is not None:
+        os.environ["MASTER_PORT"] = str(port)
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(False)
