@@ -83,7 +83,7 @@ class Team:
                 f"{self.launcher} speaks of {self.size} processes, but only {came} came within {PATIENCE:.0f} s: "
                 "was the command started by srun, on every node?"
             )
-        port = _free_port() if self.jobs else None
+        port = free_port() if self.jobs else None
         self._say({"config": config, "port": port})
         _meet_at(port)
 
@@ -160,7 +160,12 @@ def team() -> Team | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens to now.
+
+    >>> 0 < free_port() < 65536
+    True
+    """
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]

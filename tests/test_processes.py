@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hydra.utils import instantiate
 from pytorch_lightning import Trainer
 
 from genstab import FeatureDistance, ShiftConsistency
+from genstab.team import free_port
 from tests import norm_on_some
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.metrics_on_two import measure
@@ -23,20 +25,25 @@ from tests.validate_on_some import validate
 ROOT = Path(__file__).parents[1]
 
 
+def start(*arguments, **variables):
+    """Start a script of the checkout as a user would."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "PL_GLOBAL_SEED")}
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    """Return the exit code and what was printed."""
+    printed, _ = process.communicate(timeout=300)
+    return process.returncode, printed
+
+
 def program(*arguments):
     """Run a script of the checkout as a user would; return what it printed."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "PL_GLOBAL_SEED")}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    code, printed = finish(start(*arguments))
+    assert code == 0, printed[-6000:]
+    return printed
 
 
 @pytest.fixture
@@ -49,9 +56,9 @@ def checkpoint(tmp_path):
 
 
 def on_processes(number, script, *arguments):
-    """Run a script of the tests by torchrun."""
+    """Run a script by torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
-    return program(*torchrun, ROOT / "tests" / script, *arguments)
+    return program(*torchrun, script, *arguments)
 
 
 VALIDATED = [(1, 2), (2, 2), (5, 2), (53, 4), (53, 7)]  # images, batch size
@@ -61,7 +68,7 @@ VALIDATED = [(1, 2), (2, 2), (5, 2), (53, 4), (53, 7)]  # images, batch size
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_measure_what_one_does(tmp_path, checkpoint, processes):
-    on_processes(processes, "validate_on_some.py", checkpoint, tmp_path / "of", json.dumps(VALIDATED))
+    on_processes(processes, ROOT / "tests" / "validate_on_some.py", checkpoint, tmp_path / "of", json.dumps(VALIDATED))
     ranks = [json.loads((tmp_path / f"of.{rank}").read_text()) for rank in range(processes)]
     assert all(results == ranks[0] for results in ranks)
     for (images, batch_size), found in zip(VALIDATED, ranks[0], strict=True):
@@ -92,7 +99,7 @@ TRAINED = [
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all_of_theirs(tmp_path, processes):
-    on_processes(processes, "train_on_some.py", tmp_path / "of", json.dumps(TRAINED))
+    on_processes(processes, ROOT / "tests" / "train_on_some.py", tmp_path / "of", json.dumps(TRAINED))
     ranks = [torch.load(tmp_path / f"of.{rank}", weights_only=True) for rank in range(processes)]
     for case, found, *others in zip(TRAINED, *ranks, strict=True):
         expected = train(**{**case, "batch_size": case["batch_size"] * processes})
@@ -177,6 +184,71 @@ def test_the_installed_command_starts_several_processes_too(tmp_path):
     program("-m", "genstab.cli", *options)
     assert folders(tmp_path, "*") == ["run"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
+
+
+def slurm(*arguments, processes=2):
+    """Start `train.py` as srun would on one machine; return exit code and output of each process."""
+    variables = {"SLURM_NTASKS": str(processes), "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
+    variables["MASTER_PORT"] = str(free_port())
+    started = []
+    for rank in range(processes):
+        own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        started.append(start(ROOT / "train.py", *arguments, **variables, **own))
+        time.sleep(1.1)  # so that each would make a folder of its own, by its own clock
+    return [finish(process) for process in started]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_torchrun_makes_one_folder_and_one_wandb_run(tmp_path):
+    on_processes(2, ROOT / "train.py", "trainer=ddp_cpu", *TINY_SYNTHETIC)
+    (folder,) = Path("outputs").glob("*/*")
+    assert folders(Path(), "**/.hydra") == [f"{folder}/.hydra"]
+    assert len(folders(folder, "wandb/offline-run-*")) == 1
+    assert json.loads((folder / "summary.json").read_text())["processes"] == 2
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_a_sweep_by_torchrun(tmp_path):
+    sweep = ["-m", "antialias=none,tri3,bin5", "trainer=ddp_cpu", "logger=csv", f"hydra.sweep.dir={tmp_path}/sweep"]
+    on_processes(2, ROOT / "train.py", *sweep, *TINY_SYNTHETIC)
+    assert folders(tmp_path, "*") == ["sweep"]
+    for job, filter in enumerate(("none", "tri3", "bin5")):
+        summary = json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text())
+        assert (summary["processes"], summary["config"]["antialias"]["filter"]) == (2, filter)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_slurm_runs_a_sweep_whose_bad_job_does_not_stop_the_others(tmp_path):
+    options = [option for option in TINY_SYNTHETIC if "crop_size" not in option]
+    first, other = slurm("-m", "data.crop_size=64,32,32", "trainer=ddp_cpu", *options)
+    assert first[0] == other[0] == 1
+    assert "size=32 is smaller than crop_size=(64, 64)" in first[1].splitlines()[-1]
+    assert "genstab:" not in other[1]  # said once
+    (folder,) = Path("multirun").glob("*/*")
+    assert folders(folder, "*/summary.json") == ["1/summary.json", "2/summary.json"]
+    assert folders(Path(), "**/.hydra") == [f"{folder}/{job}/.hydra" for job in range(3)]
+    for job in "12":
+        assert len(folders(folder / job, "wandb/offline-run-*")) == 1
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "SLURM started 2 processes, but trainer.devices=1 and trainer.num_nodes=1 make 1"),
+        (["trainer=ddp_cpu", "antialias=tri9"], "Could not find 'antialias/tri9'"),
+    ],
+)
+def test_what_slurm_cannot_start_is_said_once(options, message):
+    first, other = slurm(*options, *TINY_SYNTHETIC)
+    assert first[0] == other[0] == 1
+    assert [line for line in first[1].splitlines() if message in line][-1].startswith("genstab: ")
+    assert "Traceback" not in first[1]
+    assert other[1].strip() == ""
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from genstab import InputError, team
-from genstab.team import Team, _free_port
+from genstab.team import Team, free_port
 
 
 class Environment:
@@ -30,7 +30,7 @@ def port(monkeypatch):
     for name in ("MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.setenv(name, "")  # put back what the second job changes
         monkeypatch.delenv(name)
-    return _free_port()
+    return free_port()
 
 
 class Follower(threading.Thread):
