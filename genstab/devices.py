@@ -22,7 +22,8 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     """
     accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
     gpus = torch.cuda.device_count()
-    present = max(2, os.cpu_count() or 1) if accelerator == "cpu" else gpus
+    processors = os.cpu_count() or 1
+    present = 4 * processors if accelerator == "cpu" else gpus  # a few processes may share a processor
     if isinstance(devices, list):
         wanted, farthest = len(devices), max(devices, default=-1) + 1
     elif str(devices) in ("auto", "-1"):
@@ -36,7 +37,7 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     if wanted > 1 and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
     if accelerator == "cpu" and farthest > present:
-        raise InputError(f"trainer.devices={devices}: this machine has {present} processors")
+        raise InputError(f"trainer.devices={devices}: this machine has {processors} processors")
     if accelerator in ("gpu", "cuda") and farthest > present:
         raise InputError(
             f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"

@@ -93,6 +93,8 @@ TRAINED = [
         (14, "batch", "64-true"), (13, "batch", "32-true"), (14, "none", "64-true"),
     )
 ]  # fmt: skip
+# A loader with torch's sampler, which repeats images to fill up.
+TRAINED.append({**TRAINED[2], "own_loader": True})
 
 
 @pytest.mark.ddp

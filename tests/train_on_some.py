@@ -6,6 +6,7 @@ import sys
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from torch.utils.data import DataLoader, DistributedSampler
 
 from genstab import AntiAlias, PatchGAN, Pix2Pix, UNet
 from genstab.data import PairData
@@ -31,7 +32,7 @@ class SomePairs(PairData):
         self.val_dataloader = None
 
 
-def train(images, batch_size, norm, precision, processes=1, steps=8):
+def train(images, batch_size, norm, precision, processes=1, steps=8, own_loader=False):
     """Train without dropout, crops and flips; return weights, buffers and what each step logged."""
     os.environ["PL_GLOBAL_SEED"] = "3"  # of the data's order
     torch.manual_seed(0)
@@ -44,7 +45,11 @@ def train(images, batch_size, norm, precision, processes=1, steps=8):
         else {}
     )
     trainer = Trainer(max_steps=steps, max_epochs=-1, precision=precision, callbacks=[losses], **QUIET, **options)
-    trainer.fit(model, SomePairs(images, batch_size))
+    if own_loader:
+        sampler = DistributedSampler(Pairs(images), processes, trainer.global_rank, seed=3)
+        trainer.fit(model, DataLoader(Pairs(images), batch_size, sampler=sampler))
+    else:
+        trainer.fit(model, SomePairs(images, batch_size))
     del os.environ["PL_GLOBAL_SEED"]
     assert all(type(module).__name__ != "SyncBatchNorm2d" for module in model.modules())
     return {"weights": dict(model.named_parameters()), "buffers": dict(model.named_buffers()), "losses": losses.steps}
