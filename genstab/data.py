@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from genstab.augment import PairAugment, Size
 from genstab.download import FACADES_URL, facades
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.listing import hxw
+from genstab.order import EpochOrder, OrderedLoader
 from genstab.pairs import DIRECTIONS, ON_ERROR, PairedImages, Wanted, check_pairs, check_readable, find_pairs
-from genstab.shares import Dealer
 from genstab.synthetic import SyntheticFacades
 
 CHECKS = ("fast", "full", "off")
@@ -81,30 +81,25 @@ class PairData(LightningDataModule):
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
         self.skipped: list[str] = []
 
-    def _loader(self, dataset: Dataset, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=_collate,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": _collate,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
-    def train_dataloader(self) -> DataLoader:
-        """Return shuffled training pairs, dealt to the processes, in an order that seed and epoch alone decide.
-
-        The seed is that of Lightning's `seed_everything`, else 0.
-        """
+    def train_dataloader(self) -> OrderedLoader:
+        """Return this process's training pairs, shuffled anew in each epoch: by the seed of `seed_everything`, or 0."""
         trainer, seed = self.trainer, int(os.environ.get("PL_GLOBAL_SEED", 0))
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        dealer = Dealer(self.train_set, self.batch_size, processes, rank, seed)
-        return self._loader(self.train_set, self.batch_size, dealer)
+        order = EpochOrder(self.train_set, self.batch_size, processes, rank, seed)
+        return OrderedLoader(self.train_set, order, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
         """Return validation pairs in order."""
-        return self._loader(self.val_set, self.val_batch_size)
+        # Its own generator: the seeds of the workers would else be drawn from the one that draws dropout masks.
+        return DataLoader(self.val_set, self.val_batch_size, generator=torch.Generator(), **self._loading())
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Take out of a batch what its data set had to leave out, and warn of each once."""

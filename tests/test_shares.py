@@ -1,12 +1,11 @@
 """Training batches shared by processes: together the batch of one process, each image once."""
 
-import itertools
-
 import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from genstab.shares import Dealer, share
+from genstab.order import EpochOrder
+from genstab.shares import share
 
 SIZES = [(length, processes, size) for length in range(1, 26) for processes in (1, 2, 3, 4) for size in (1, 2, 3)]
 
@@ -29,19 +28,19 @@ def batches(make, processes, batch_size):
     return list(zip(*steps, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["dealer", "torch"])
+@pytest.mark.parametrize("kind", ["ours", "torch"])
 def test_the_weighted_means_are_the_mean_of_one_process(kind):
     for length, processes, size in SIZES:
         numbers = torch.arange(length, dtype=torch.float64) ** 2
 
         def make(processes, rank, numbers=numbers, size=size):
-            if kind == "dealer":
-                return Dealer(numbers, size, processes, rank, seed=5)
+            if kind == "ours":
+                return EpochOrder(numbers, size, processes, rank, seed=5)
             return DistributedSampler(numbers, processes, rank, shuffle=False)
 
         one = [parts[0][0] for parts in batches(lambda p, r, make=make: make(1, 0), 1, size * processes)]
-        if kind == "dealer":  # the batch size of the loader is the dealer's, too
-            one = list(loader(Dealer(numbers, size * processes, seed=5), size * processes))
+        if kind == "ours":  # the batch size of the loader is the order's, too
+            one = list(loader(EpochOrder(numbers, size * processes, seed=5), size * processes))
         assert torch.cat(one).sort().values.tolist() == numbers.tolist()
         together = batches(make, processes, size)
         assert len(together) == len(one)
@@ -54,7 +53,7 @@ def test_the_weighted_means_are_the_mean_of_one_process(kind):
 
 def test_each_image_counts_once_or_equally_often_unless_that_needs_larger_batches():
     for length, processes, size in SIZES:
-        steps = batches(lambda p, r, n=length, b=size: Dealer(torch.arange(n), b, p, r), processes, size)
+        steps = batches(lambda p, r, n=length, b=size: EpochOrder(torch.arange(n), b, p, r), processes, size)
         assert max(len(part) for parts in steps for part, _ in parts) <= size
         for step, parts in enumerate(steps):
             left = min(length - step * size * processes, size * processes)
@@ -64,19 +63,6 @@ def test_each_image_counts_once_or_equally_often_unless_that_needs_larger_batche
             elif left // torch.gcd(torch.tensor(left), torch.tensor(processes)) <= size:
                 assert len(times.unique()) == 1
                 assert {weight for _, weight in parts} == {1}
-
-
-def test_the_order_depends_on_seed_and_epoch_alone():
-    dealer = Dealer(range(20), 4, seed=1)
-    orders = []
-    for seed, epoch in itertools.product((1, 2), (0, 1)):
-        dealer = Dealer(range(20), 4, seed=seed)
-        dealer.set_epoch(epoch)
-        torch.manual_seed(seed * epoch)
-        orders.append(list(dealer))
-        assert orders[-1] == list(dealer)
-        generator = torch.Generator().manual_seed(seed + epoch)
-        assert orders[-1] == torch.randperm(20, generator=generator).tolist()
 
 
 def test_a_loader_without_a_distributed_sampler_counts_whole():

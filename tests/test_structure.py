@@ -23,6 +23,7 @@ FLOORS = [
         "inference",
         "loggers",
         "losses",
+        "order",
         "programs",
         "reading",
         "results",

@@ -1,0 +1,89 @@
+"""The order of the training data: drawn from the seed and the epoch, dealt to processes, continued anywhere."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class EpochOrder(DistributedSampler[int]):
+    """A permutation for each epoch, drawn from `seed + epoch` alone; process r of P gets every Pth image from r on.
+
+    Batch k of batch_size images on each process is then batch k of P · batch_size images on one process. Nothing is
+    repeated, except where the last batch of an epoch has fewer images than there are processes: then each process gets
+    the same number of them, and all processes together each equally often, which leaves losses and batch statistics as
+    they are. If that took more than `batch_size`, every process gets one, and `genstab.shares.share` leaves out those
+    that were dealt before. `skip` leaves out the first images of this process's next pass, without reading them.
+
+    Args:
+        dataset: what has a length.
+        batch_size: of the loader that takes this sampler.
+        processes, rank: P and r.
+        seed: draws another order.
+
+    >>> one, two = (list(EpochOrder(range(8), 2, 2, rank)) for rank in (0, 1))
+    >>> [(one[i], two[i]) for i in range(4)], list(order := EpochOrder(range(8), 4))
+    ([(4, 0), (7, 3), (2, 5), (1, 6)], [4, 0, 7, 3, 2, 5, 1, 6])
+    >>> order.skip = 6
+    >>> list(order), list(order)
+    ([1, 6], [4, 0, 7, 3, 2, 5, 1, 6])
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, processes: int = 1, rank: int = 0, seed: int = 0) -> None:
+        super().__init__(dataset, processes, rank, shuffle=True, seed=seed)
+        length = len(dataset)  # type: ignore[arg-type]  # a Sized dataset
+        rest = length % (processes * batch_size)
+        self.few = rest if rest < processes else 0
+        each = self.few // math.gcd(self.few, processes) if self.few else 0
+        self.even = each <= batch_size  # all of the few are dealt equally often
+        self.dealt = len(range(rank, length - self.few, processes))
+        self.num_samples = self.dealt + (each if self.even else 1)
+        self.batch_size, self.skip = batch_size, 0
+
+    def __iter__(self) -> Iterator[int]:
+        """Return this process's positions in the dataset."""
+        skip, self.skip = self.skip, 0
+        length = len(self.dataset)  # type: ignore[arg-type]  # a Sized dataset
+        order = torch.randperm(length, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        mine = order[: length - self.few][self.rank :: self.num_replicas]
+        extra = self.num_samples - self.dealt
+        mine += [order[length - self.few + i % self.few] for i in range(self.rank * extra, self.rank * extra + extra)]
+        return iter(mine[skip:])
+
+
+class OrderedLoader(DataLoader):
+    """A loader in the order of an `EpochOrder` that knows where it stands, and goes on there after a restart.
+
+    Lightning tells it the epoch. Nothing is fetched before the first batch is asked for, since Lightning asks for an
+    iterator before it says which epoch it is. The loader draws no number from the global random generators.
+
+    >>> loader = OrderedLoader(range(7), EpochOrder(range(7), batch_size=2))
+    >>> first, *rest = [batch.tolist() for batch in loader]
+    >>> loader.load_state_dict({"seed": 0, "batch": 1})
+    >>> [batch.tolist() for batch in loader] == rest
+    True
+    """
+
+    def __init__(self, dataset: Dataset, order: EpochOrder, **kwargs: Any) -> None:
+        # Its own generator: the seeds of the workers would else be drawn from the one that draws dropout masks.
+        generator = torch.Generator().manual_seed(order.seed)
+        super().__init__(dataset, order.batch_size, sampler=order, generator=generator, **kwargs)
+        self.order, self.batch = order, 0
+        self.first = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: begins at the first batch
+        self.batch, self.first = self.first, 0
+        self.order.skip = self.batch * self.order.batch_size
+        for batch in super().__iter__():
+            self.batch += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed of the order and the number of batches that were handed out in this epoch."""
+        return {"seed": self.order.seed, "batch": (self.first or self.batch) % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next pass after that many batches."""
+        self.order.seed, self.first = state["seed"], state["batch"]
