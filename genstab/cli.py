@@ -2,9 +2,10 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genstab.errors import InputError
 from genstab.jobs import WORKER_CONFIG, one_line, run_measure, run_predict, run_report, run_train, run_workspace
+from genstab.stopping import SIGNALLED, Stopped
 from genstab.team import team
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -43,7 +45,7 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
     except KeyboardInterrupt:
         print("genstab: stopped", file=sys.stderr)
-        sys.exit(130)  # as shells have it
+        sys.exit(SIGNALLED + signal.SIGINT)
     except CompactHydraException as error:
         if isinstance(error, InstantiationException):
             raise
@@ -113,7 +115,8 @@ def _any_model_key() -> None:
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        with _one_line_errors():
+        # Lightning kills rank 0 while it ends its logs where another process ended with a code.
+        with _one_line_errors(), suppress(Stopped):
             run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
         return
     with _one_line_errors():

@@ -222,7 +222,7 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
     found = {
         Path(path)
         for callback in trainer.checkpoint_callbacks
-        for key in ("best_model_path", "last_model_path")
+        for key in ("path", "best_model_path", "last_model_path")
         if (path := getattr(callback, key, "")) and Path(path).is_file()
     }
     if found:

@@ -15,17 +15,22 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from genstab.continued import continue_logs
 from genstab.data import as_size
 from genstab.devices import check_devices
 from genstab.errors import InputError
 from genstab.inference import value_range
+from genstab.last_checkpoint import RESUME
 from genstab.listing import shortened
 from genstab.loggers import close
 from genstab.measure import measure
@@ -34,6 +39,7 @@ from genstab.page import write_page
 from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.publish import publish
+from genstab.resume import LAST, check_fit, find_checkpoint, is_over, read_place, summary_of
 from genstab.results import SUMMARY
 from genstab.runs import unfinished
 from genstab.summary import RunSummary
@@ -54,31 +60,61 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     """
     _quieten()
     check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
-    if config.ckpt_path and not Path(config.ckpt_path).is_file():
-        raise InputError(f"ckpt_path={config.ckpt_path} does not exist")
+    wanted = config.ckpt_path
+    config.ckpt_path = path = _checkpoint_of(config)
     with _input_errors():
+        checkpoint = read_place(Path(path)) if path else None
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        place = checkpoint[RESUME] if checkpoint else {}
+        over = bool(place) and is_over(place, plain)
+        if over and (summary := summary_of(config.output_dir, place)):
+            print(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
+            return summary.get("val/shift_psnr")
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         logger = instantiate(config.logger) if config.get("logger") else False
-        plain = OmegaConf.to_container(config, resolve=True)
-        callbacks.append(RunSummary(config.output_dir, plain))  # type: ignore[arg-type]  # a dict with string keys
+        callbacks.append(RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
         if processes is not None:
             processes.check(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # what is wrong with the data is said before a run is logged
+        if checkpoint:
+            step = data.batch_size * trainer.world_size
+            check_fit(Path(path), checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
+            del checkpoint  # Lightning reads it again
+        if wanted:
+            again = over or place.get("pending", False)
+            continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
         for each in trainer.loggers:
             each.log_hyperparams(plain)
         try:
             with _workers_follow(config, processes):
-                trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+                trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         finally:
             for each in trainer.loggers:
                 close(each)
     measured = trainer.callback_metrics.get("val/shift_psnr")
     return None if measured is None else measured.item()
+
+
+def _checkpoint_of(config: DictConfig) -> str | None:
+    """Return the file that `ckpt_path` means, None for a training from the start; say which."""
+    if not config.ckpt_path:
+        return None
+    fixed = True
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        sweep = hydra.mode == RunMode.MULTIRUN
+        name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
+        if sweep and not fixed and config.ckpt_path == LAST:
+            raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
+    path = find_checkpoint(config.ckpt_path, config.output_dir, fixed)
+    rank_zero_only(print)(f"Goes on from {path}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
+    return None if path is None else str(path)
 
 
 def run_measure(config: DictConfig) -> float | None:
@@ -235,6 +271,7 @@ def _quieten() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on in place
 
 
 @contextmanager

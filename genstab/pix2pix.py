@@ -96,7 +96,7 @@ class Pix2Pix(LightningModule):
         )
         return adam_d, adam_g
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Let every process draw other dropout masks, crops and flips: Lightning seeds all of them alike."""
         if self.trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)

@@ -1,6 +1,7 @@
 """What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
 
 import platform
+import shlex
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,10 +17,12 @@ from genstab.batches import all_gathered, source_of
 from genstab.callbacks import ShiftStability
 from genstab.exhibits import map_table, shift_table
 from genstab.guards import FiniteGuard
+from genstab.last_checkpoint import LastCheckpoint
 from genstab.loggers import how_to_view
 from genstab.pictures import ShiftPictures
 from genstab.report import results_table
 from genstab.results import MEASUREMENTS, SUMMARY, write_json
+from genstab.stopping import Stopped
 from genstab.tables import log_tables
 from genstab.verdict import verdict
 from genstab.watch import CollapseWatch
@@ -40,10 +43,10 @@ def versions() -> dict[str, str]:
 class RunSummary(Callback):
     """Write `summary.json` at the end of a fit and print its table.
 
-    The file has the final metrics under their log keys, `checkpoint` (of the `ModelCheckpoint` without a monitor: the
-    last one), `best_checkpoint` (of the one with a monitor), `config`, `versions`, `processes`, `seconds` (the whole
-    fit) and `images_per_second` (training alone, over all processes: without validation, and without the first batch,
-    which starts the workers and compiles); `skipped`, what `data.on_error=skip` left out and why;
+    The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
+    `ModelCheckpoint` with a monitor), `config`, `versions`, `processes`, `seconds` (the whole fit, since it was last
+    continued) and `images_per_second` (training alone, over all processes: without validation, and without the first
+    batch, which starts the workers and compiles); `skipped`, what `data.on_error=skip` left out and why;
     `updates_left_out` by `on_nan=skip`; and the `warnings` of `CollapseWatch`.
 
     Args:
@@ -57,6 +60,10 @@ class RunSummary(Callback):
         self.skipped: list[str] = []
         self.batches: int | float = float("inf")
         self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration, to be compared with that of a run that goes on from the checkpoint."""
+        checkpoint["config"] = self.config
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
@@ -100,7 +107,9 @@ class RunSummary(Callback):
         """Return what `summary.json` holds."""
         paths = {"checkpoint": "", "best_checkpoint": ""}
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
+            if isinstance(callback, LastCheckpoint):
+                paths["checkpoint"] = str(callback.path) if callback.path.is_file() else ""
+            elif isinstance(callback, ModelCheckpoint):
                 paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
         return {
             **(metrics := {key: value.item() for key, value in sorted(trainer.callback_metrics.items())}),
@@ -155,12 +164,11 @@ class RunSummary(Callback):
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """After Ctrl-C, say where to look and how to go on."""
-        if isinstance(exception, KeyboardInterrupt):
-            checkpoint = self.summary(trainer)["checkpoint"]
+        """After Ctrl-C and the like, say where to look and how to go on."""
+        if isinstance(exception, KeyboardInterrupt | Stopped):
             print(f"\nStopped after {trainer.global_step} batches.")
-            if checkpoint:
-                print(f"To go on: ckpt_path={self.folder / checkpoint}")
+            if self.summary(trainer)["checkpoint"]:
+                print(f"To go on: the same command with ckpt_path=last hydra.run.dir={shlex.quote(str(self.folder))}")
             self.say_where(trainer)
 
     def say_where(self, trainer: Trainer) -> None:

@@ -1,0 +1,163 @@
+"""From which checkpoint a training goes on, and whether the two fit together."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from pytorch_lightning import LightningModule
+
+from genstab.checkpoints import read_checkpoint
+from genstab.errors import InputError
+from genstab.last_checkpoint import RESUME
+from genstab.results import SUMMARY, read_json
+
+CHECKPOINT = Path("checkpoints/last.ckpt")
+LAST = "last"
+# Options that may change on the way: where things lie, how long it takes, what is measured and logged. All others make
+# it another training. The batch size counts together with the number of processes.
+FREE = (
+    "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.check", "data.num_workers", "data.on_error",
+    "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger", "model.compile", "on_nan",
+    "output_dir", "run_name", "run_prefix", "trainer",
+)  # fmt: skip
+FIXED = ("trainer.precision",)
+MOST = 8
+
+
+def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
+    """Return the file that `ckpt_path` means for a run in `folder`; None: there is none yet, begin.
+
+    Args:
+        wanted: a checkpoint, the folder of a run, or `last`: the last one of `folder`. Where `folder` has none and was
+            named by the user (`fixed`), the training begins there, so that one command both begins and goes on. Where
+            it is a new one, OUTPUTS/DATE/TIME, `last` is the newest one of the runs in OUTPUTS.
+        folder: of this run.
+        fixed: whether the user named it.
+
+    Raises:
+        InputError: there is no such file, or no run to go on with.
+
+    >>> find_checkpoint("last", "runs/a", fixed=True) is None
+    True
+    """
+    own = Path(folder) / CHECKPOINT
+    if wanted == LAST:
+        if own.is_file():
+            return own
+        if fixed:
+            return None
+        outputs = Path(folder).resolve().parents[1]
+        found = sorted(outputs.glob(f"*/*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise InputError(f"ckpt_path=last: no run in {outputs} has {CHECKPOINT}")
+        return found[-1]
+    path = Path(wanted)
+    if path.is_dir():
+        path /= CHECKPOINT
+    if not path.is_file():
+        raise InputError(f"ckpt_path={wanted} does not exist" + (f": no {path}" if str(path) != wanted else ""))
+    return path
+
+
+def read_place(path: Path) -> dict[str, Any]:
+    """Return a checkpoint from which a training can go on.
+
+    Raises:
+        InputError: it is damaged, cut off, or of something else.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch reads past a wrong checksum
+    except (BadZipFile, OSError, EOFError) as error:
+        damaged = str(error)
+    if damaged:
+        raise InputError(f"{path} cannot be read as a checkpoint: it is damaged ({damaged})")
+    keys = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", RESUME)
+    missing = keys if not isinstance(checkpoint, dict) else [key for key in keys if key not in checkpoint]
+    if missing:
+        raise InputError(f"{path} is no checkpoint to go on from: it has no {', '.join(missing)}")
+    return checkpoint
+
+
+def is_over(place: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether no batch is left for a training as `config` wants it.
+
+    >>> is_over({"epoch": 3, "steps": 24}, {"trainer": {"max_epochs": 3, "max_steps": -1}})
+    True
+    """
+    epochs, steps = (config.get("trainer", {}).get(key) for key in ("max_epochs", "max_steps"))
+    return 0 <= (-1 if epochs is None else epochs) <= place["epoch"] or 0 <= (steps or -1) <= place["steps"]
+
+
+def summary_of(folder: str | Path, place: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the summary in a run's folder if it is of this place in the training, else None."""
+    path = Path(folder) / SUMMARY
+    summary = read_json(path) if path.is_file() else {}
+    return summary if summary.get("steps") == place["steps"] else None
+
+
+def check_fit(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    model: LightningModule,
+    images: int,
+    images_per_step: int,
+    config: Mapping[str, Any],
+) -> None:
+    """Compare a checkpoint with the training that is to go on from it.
+
+    Args:
+        path: its file, for the message.
+        checkpoint: as read.
+        model: as built.
+        images: of the training set.
+        images_per_step: the batch size times the number of processes.
+        config: the run's configuration, as plain types.
+
+    Raises:
+        InputError: one line with all that differs: then → now.
+    """
+    place, before = checkpoint[RESUME], checkpoint.get("config") or {}
+    differences = list(_changed(before, config)) if before else []
+    differences += _shapes(checkpoint["state_dict"], model.state_dict())
+    counts = {"training images": images, "images per step (batch size × processes)": images_per_step}
+    for (name, now), then in zip(counts.items(), (place["images"], place["images_per_step"]), strict=True):
+        if then is not None and then != now:
+            differences.append(f"{name} {then} → {now}")
+    epochs = config.get("trainer", {}).get("max_epochs", -1)
+    if epochs not in (None, -1) and place["epoch"] + (place["batch"] > 0) > epochs:
+        differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {place['epoch'] + 1}")
+    if differences:
+        more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
+        raise InputError(f"{path} does not fit this training: {'; '.join(differences[:MOST])}{more}")
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _within(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each option that may not change and did; one that a version did not have yet is no change."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] != new[key] and (not _within(key, FREE) or key in FIXED):
+            yield f"{key} {old[key]} → {new[key]}"
+
+
+def _shapes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = [f"no {key} in the checkpoint" for key in now.keys() - before.keys()]
+    found += [f"{key} is in the checkpoint only" for key in before.keys() - now.keys()]
+    for key in before.keys() & now.keys():
+        if before[key].shape != now[key].shape:
+            found.append(f"{key} {tuple(before[key].shape)} → {tuple(now[key].shape)}")
+    return sorted(found)
