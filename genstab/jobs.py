@@ -39,8 +39,8 @@ from genstab.page import write_page
 from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.publish import publish
-from genstab.resume import LAST, check_fit, find_checkpoint, is_over, read_place, summary_of
 from genstab.results import SUMMARY
+from genstab.resume import LAST, changes, check_fit, find_checkpoint, is_over, read_place, summary_of
 from genstab.runs import unfinished
 from genstab.summary import RunSummary
 from genstab.team import Team
@@ -60,16 +60,19 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     """
     _quieten()
     check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
-    wanted = config.ckpt_path
+    wanted, say = config.ckpt_path, rank_zero_only(print)
     config.ckpt_path = path = _checkpoint_of(config)
     with _input_errors():
         checkpoint = read_place(Path(path)) if path else None
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
-        if over and (summary := summary_of(config.output_dir, place)):
-            print(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
+        summary = summary_of(config.output_dir, place) if over else None
+        if checkpoint and summary and not changes(checkpoint.get("config", {}), plain):
+            say(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
             return summary.get("val/shift_psnr")
+        if wanted:
+            say(f"Goes on from {path}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
@@ -101,7 +104,7 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
 
 
 def _checkpoint_of(config: DictConfig) -> str | None:
-    """Return the file that `ckpt_path` means, None for a training from the start; say which."""
+    """Return the file that `ckpt_path` means, None for a training from the start."""
     if not config.ckpt_path:
         return None
     fixed = True
@@ -113,7 +116,6 @@ def _checkpoint_of(config: DictConfig) -> str | None:
         if sweep and not fixed and config.ckpt_path == LAST:
             raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
     path = find_checkpoint(config.ckpt_path, config.output_dir, fixed)
-    rank_zero_only(print)(f"Goes on from {path}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
     return None if path is None else str(path)
 
 

@@ -98,6 +98,19 @@ def summary_of(folder: str | Path, place: Mapping[str, Any]) -> Mapping[str, Any
     return summary if summary.get("steps") == place["steps"] else None
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return each option of two configurations that makes another training of it: then → now.
+
+    An option that one of the two does not have, as of another version, is no change.
+
+    >>> changes({"seed": 1, "logger": {"name": "a"}}, {"seed": 2, "logger": {"name": "b"}})
+    ['seed 1 → 2']
+    """
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = (key for key in sorted(old.keys() & new.keys()) if not _within(key, FREE) or key in FIXED)
+    return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
+
+
 def check_fit(
     path: Path,
     checkpoint: Mapping[str, Any],
@@ -119,9 +132,8 @@ def check_fit(
     Raises:
         InputError: one line with all that differs: then → now.
     """
-    place, before = checkpoint[RESUME], checkpoint.get("config") or {}
-    differences = list(_changed(before, config)) if before else []
-    differences += _shapes(checkpoint["state_dict"], model.state_dict())
+    place = checkpoint[RESUME]
+    differences = changes(checkpoint.get("config", {}), config) + _shapes(checkpoint["state_dict"], model.state_dict())
     counts = {"training images": images, "images per step (batch size × processes)": images_per_step}
     for (name, now), then in zip(counts.items(), (place["images"], place["images_per_step"]), strict=True):
         if then is not None and then != now:
@@ -144,14 +156,6 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _within(key: str, groups: tuple[str, ...]) -> bool:
     return any(key == group or key.startswith(f"{group}.") for group in groups)
-
-
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield each option that may not change and did; one that a version did not have yet is no change."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    for key in sorted(old.keys() & new.keys()):
-        if old[key] != new[key] and (not _within(key, FREE) or key in FIXED):
-            yield f"{key} {old[key]} → {new[key]}"
 
 
 def _shapes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
