@@ -13,10 +13,12 @@ import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from genstab.composed import one_line
 from genstab.errors import InputError
-from genstab.jobs import WORKER_CONFIG, one_line, run_measure, run_predict, run_report, run_train, run_workspace
+from genstab.jobs import run_measure, run_predict, run_report, run_workspace
 from genstab.stopping import SIGNALLED, Stopped
 from genstab.team import team
+from genstab.training import WORKER_CONFIG, run_train
 
 _PACKAGE = Path(__file__).resolve().parent
 # conf/ lies inside the package in a wheel and beside it in a checkout.

@@ -1,36 +1,26 @@
-"""The jobs of the commands: from a composed config to what it asks for; with `cli`, all that knows Hydra."""
+"""The jobs of the commands but `train`: from a composed config to what it asks for."""
 
-import logging
 import os
-import re
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from genstab.continued import continue_logs
+from genstab.composed import input_errors, one_line, quieten
 from genstab.data import as_size
-from genstab.devices import check_devices
 from genstab.errors import InputError
 from genstab.inference import value_range
-from genstab.last_checkpoint import RESUME
 from genstab.listing import shortened
 from genstab.loggers import close
 from genstab.measure import measure
@@ -40,83 +30,8 @@ from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.publish import publish
 from genstab.results import SUMMARY
-from genstab.resume import LAST, changes, check_fit, find_checkpoint, is_over, read_place, summary_of
 from genstab.runs import unfinished
-from genstab.summary import RunSummary
-from genstab.team import Team
 from genstab.workspace import publish as save_workspace
-
-# Holds a job's composed config for the processes that it starts, see `_workers_follow`.
-WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
-
-
-def run_train(config: DictConfig, processes: Team | None = None) -> float | None:
-    """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
-
-    `processes` are those that torchrun or SLURM started; the first of them hands the config to the others.
-
-    Raises:
-        InputError: the config, the data or the machine cannot do it; before any training where possible.
-    """
-    _quieten()
-    check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
-    wanted, say = config.ckpt_path, rank_zero_only(print)
-    config.ckpt_path = path = _checkpoint_of(config)
-    with _input_errors():
-        checkpoint = read_place(Path(path)) if path else None
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
-        place = checkpoint[RESUME] if checkpoint else {}
-        over = bool(place) and is_over(place, plain)
-        summary = summary_of(config.output_dir, place) if over else None
-        if checkpoint and summary and not changes(checkpoint.get("config", {}), plain):
-            say(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
-            return summary.get("val/shift_psnr")
-        if wanted:
-            say(f"Goes on from {path}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
-        seed_everything(config.seed, workers=True, verbose=False)
-        data, model = instantiate(config.data), instantiate(config.model)
-        callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
-        logger = instantiate(config.logger) if config.get("logger") else False
-        callbacks.append(RunSummary(config.output_dir, plain))
-        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
-        if processes is not None:
-            processes.check(trainer.num_devices, trainer.num_nodes)
-        if trainer.is_global_zero:
-            data.prepare_data()
-        data.setup("fit")  # what is wrong with the data is said before a run is logged
-        if checkpoint:
-            step = data.batch_size * trainer.world_size
-            check_fit(Path(path), checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
-            del checkpoint  # Lightning reads it again
-        if wanted:
-            again = over or place.get("pending", False)
-            continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
-        for each in trainer.loggers:
-            each.log_hyperparams(plain)
-        try:
-            with _workers_follow(config, processes):
-                trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        finally:
-            for each in trainer.loggers:
-                close(each)
-    measured = trainer.callback_metrics.get("val/shift_psnr")
-    return None if measured is None else measured.item()
-
-
-def _checkpoint_of(config: DictConfig) -> str | None:
-    """Return the file that `ckpt_path` means, None for a training from the start."""
-    if not config.ckpt_path:
-        return None
-    fixed = True
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        sweep = hydra.mode == RunMode.MULTIRUN
-        name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
-        fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
-        if sweep and not fixed and config.ckpt_path == LAST:
-            raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
-    path = find_checkpoint(config.ckpt_path, config.output_dir, fixed)
-    return None if path is None else str(path)
 
 
 def run_measure(config: DictConfig) -> float | None:
@@ -125,9 +40,9 @@ def run_measure(config: DictConfig) -> float | None:
     Raises:
         InputError: the model, the images and the options do not fit together.
     """
-    _quieten()
+    quieten()
     began = time.perf_counter()
-    with _input_errors():
+    with input_errors():
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         _range(config.value_range)
@@ -180,8 +95,8 @@ def run_predict(config: DictConfig) -> None:
     Raises:
         InputError: the config or the data cannot do it; at the end, if images were left out.
     """
-    _quieten()
-    with _input_errors():
+    quieten()
+    with input_errors():
         source, output = config.input, config.output
         size = None if config.size is None else as_size("size", config.size)
         model = model_of(config.model)
@@ -224,7 +139,7 @@ def run_workspace(config: DictConfig) -> None:
     Raises:
         InputError: nobody is logged in, or the server does not answer.
     """
-    with _input_errors():
+    with input_errors():
         save_workspace(config.entity, config.project)
 
 
@@ -266,60 +181,3 @@ def _why(target: str, cause: BaseException) -> str:
         with suppress(Exception):  # built-in classes may have no signature
             return f"{reason}; it takes {', '.join(signature(get_object(target)).parameters)}"
     return reason
-
-
-def _quieten() -> None:
-    # Lightning's hints about hardware and products that the user did not ask for
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
-    warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on in place
-
-
-@contextmanager
-def _input_errors() -> Iterator[None]:
-    """Bring out the `InputError` that Hydra wraps when a constructor raises it."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, InputError):
-                raise cause from error.__cause__
-            # An argument that a constructor does not have is a misspelt option.
-            misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
-            if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
-                raise InputError(one_line(cause)) from error
-            cause = cause.__cause__
-        raise
-
-
-@contextmanager
-def _workers_follow(config: DictConfig, processes: Team | None) -> Iterator[None]:
-    """Let the other processes take this job's config, instead of their command line.
-
-    Lightning starts rank 1, 2, … with the command line of rank 0, as torchrun and SLURM do with all. Under `-m` that is
-    the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
-    for the next job of a sweep.
-    """
-    before = dict(os.environ)
-    text = OmegaConf.to_yaml(config, resolve=True)
-    try:
-        if processes is None:
-            os.environ[WORKER_CONFIG] = text
-        elif processes.rank == 0:
-            processes.publish(text)
-        yield
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error of Hydra says, without its lists of paths and its hints, in one line."""
-    message = re.split("Config search path:|full_key:|To append to your|See https://hydra", str(error))[0]
-    return " ".join(message.split()) + (
-        " (--help lists all options)" if message.startswith("Could not override") else ""
-    )

@@ -102,7 +102,10 @@ class Pix2Pix(LightningModule):
             torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Update the discriminator, then the generator, on one batch of `source` and `target`; return the losses."""
+        """Update the discriminator, then the generator, on one batch of `source` and `target`.
+
+        The losses that it returns are those of this process; the mean over all is logged.
+        """
         optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
         # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
         optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
@@ -110,9 +113,8 @@ class Pix2Pix(LightningModule):
         losses = self.update(batch, optimizer_d, optimizer_g, lambda loss: self.manual_backward(weight * loss))
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
             scheduler.step()
-        if self.trainer.world_size > 1:
-            losses = _means_of_all(losses, weight)
-        self.log_dict({f"train/{key}": loss for key, loss in losses.items()}, batch_size=len(batch["source"]))
+        means = _means_of_all(losses, weight) if self.trainer.world_size > 1 else losses
+        self.log_dict({f"train/{key}": loss for key, loss in means.items()}, batch_size=len(batch["source"]))
         return losses
 
     def _share(self, batch: Batch, batch_idx: int) -> tuple[Batch, float]:

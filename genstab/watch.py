@@ -55,6 +55,16 @@ class CollapseWatch(Callback):
         self._losses: deque[float] = deque(maxlen=window)
         self._outputs, self._targets = Spread(), Spread()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen and said so far, for the checkpoint."""
+        self._look()
+        return {"said": self.said, "alike": self.alike, "batches": self.batches, "losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what a checkpoint has seen; what it has said is not said again."""
+        self.said, self.alike, self.batches = dict(state_dict["said"]), state_dict["alike"], state_dict["batches"]
+        self._losses.extend(state_dict["losses"])
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -62,10 +72,15 @@ class CollapseWatch(Callback):
         if isinstance(outputs, Mapping) and "loss_d" in outputs:
             self._recent.append(outputs["loss_d"].detach())
             if len(self._recent) >= max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]  # set elsewhere
-                self.batches += len(self._recent)
-                self._losses.extend(filter(math.isfinite, torch.stack(self._recent).tolist()))
-                self._recent = []
+                self._look()
                 self._judge_discriminator(getattr(pl_module, "gan_loss", "bce"))
+
+    def _look(self) -> None:
+        """Fetch the losses from the device."""
+        if self._recent:
+            self.batches += len(self._recent)
+            self._losses.extend(filter(math.isfinite, torch.stack(self._recent).tolist()))
+            self._recent = []
 
     def _judge_discriminator(self, kind: str) -> None:
         if len(self._losses) < (window := self._losses.maxlen or 0):

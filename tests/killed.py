@@ -13,7 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from pytorch_lightning import Callback
 
-from genstab import jobs, whole_files
+from genstab import training, whole_files
 from genstab.cli import CONF
 
 EPOCHS, BATCHES = 3, 8
@@ -97,7 +97,7 @@ def run(folder, *options, kill=None, base=TINY):
         options = [*options, f"+callbacks.killer.signum={int(signum)}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"output_dir={folder}", *base, *options])
-    return jobs.run_train(config)
+    return training.run_train(config)
 
 
 def train(folder, kill=None):

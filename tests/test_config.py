@@ -11,7 +11,7 @@ from PIL import Image
 
 from genstab import AntiAlias, Pix2Pix
 from genstab.cli import CONF
-from genstab.jobs import run_train as run
+from genstab.training import run_train as run
 
 TINY = [
     "model.generator.channels=2",

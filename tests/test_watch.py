@@ -108,6 +108,19 @@ def test_a_discriminator_that_wins_is_found_in_training():
     assert list(watch.said) == ["wins"]
 
 
+@pytest.mark.filterwarnings("ignore:the discriminator is never wrong")
+@pytest.mark.parametrize("stopped", [2, 7, 15])
+def test_it_goes_on_where_it_stopped(stopped):
+    losses = [0.8 * CHANCE["bce"]] * 3 + [0.009 * CHANCE["bce"]] * 17
+    whole, first, second = watched(losses, every=1), watched(losses[:stopped]), watched([])
+    second.load_state_dict(first.state_dict())
+    for loss in losses[stopped:]:
+        outputs = {"loss_d": torch.tensor(loss)}
+        second.on_train_batch_end(SimpleNamespace(log_every_n_steps=1), SimpleNamespace(), outputs, None, 0)
+    assert list(second.said) == ["wins"]
+    assert second.state_dict() == whole.state_dict()
+
+
 def test_losses_are_looked_at_now_and_then(monkeypatch):
     looks, stack = [], torch.stack
     monkeypatch.setattr("genstab.watch.torch.stack", lambda losses: looks.append(len(losses)) or stack(losses))

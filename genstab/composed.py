@@ -1,0 +1,46 @@
+"""What the jobs of all commands share: errors of a composed config in one line, and no chatter."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from omegaconf import MissingMandatoryValue
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from genstab.errors import InputError
+
+
+def quieten() -> None:
+    """Leave out Lightning's hints about hardware and products that the user did not ask for."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on in place
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Bring out the `InputError` that Hydra wraps when a constructor raises it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from error.__cause__
+            # An argument that a constructor does not have is a misspelt option.
+            misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
+            if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
+                raise InputError(one_line(cause)) from error
+            cause = cause.__cause__
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of Hydra says, without its lists of paths and its hints, in one line."""
+    message = re.split("Config search path:|full_key:|To append to your|See https://hydra", str(error))[0]
+    return " ".join(message.split()) + (
+        " (--help lists all options)" if message.startswith("Could not override") else ""
+    )

@@ -1,0 +1,121 @@
+"""The job of `genstab train`: from a composed config to a training, alone or in a team of processes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import seed_everything
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from genstab.composed import input_errors, quieten
+from genstab.continued import continue_logs
+from genstab.devices import check_devices
+from genstab.errors import InputError
+from genstab.last_checkpoint import RESUME
+from genstab.loggers import close
+from genstab.resume import LAST, changes, check_fit, find_checkpoint, is_over, read_place, summary_of
+from genstab.summary import RunSummary
+from genstab.team import Team
+
+# Holds a job's composed config for the processes that it starts, see `_workers_follow`.
+WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
+
+
+def run_train(config: DictConfig, processes: Team | None = None) -> float | None:
+    """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
+
+    `processes` are those that torchrun or SLURM started; the first of them hands the config to the others.
+
+    Raises:
+        InputError: the config, the data or the machine cannot do it; before any training where possible.
+    """
+    quieten()
+    check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
+    wanted, say = config.ckpt_path, rank_zero_only(print)
+    config.ckpt_path = path = _checkpoint_of(config)
+    with input_errors():
+        checkpoint = read_place(Path(path)) if path else None
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        place = checkpoint[RESUME] if checkpoint else {}
+        over = bool(place) and is_over(place, plain)
+        summary = summary_of(config.output_dir, place) if over else None
+        if checkpoint and summary and not changes(checkpoint.get("config", {}), plain):
+            say(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
+            return summary.get("val/shift_psnr")
+        if wanted:
+            say(f"Goes on from {path}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
+        seed_everything(config.seed, workers=True, verbose=False)
+        data, model = instantiate(config.data), instantiate(config.model)
+        callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+        logger = instantiate(config.logger) if config.get("logger") else False
+        callbacks.append(RunSummary(config.output_dir, plain))
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+        if processes is not None:
+            processes.check(trainer.num_devices, trainer.num_nodes)
+        if trainer.is_global_zero:
+            data.prepare_data()
+        data.setup("fit")  # what is wrong with the data is said before a run is logged
+        if checkpoint:
+            step = data.batch_size * trainer.world_size
+            check_fit(Path(path), checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
+            del checkpoint  # Lightning reads it again
+        if wanted:
+            again = over or place.get("pending", False)
+            continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
+        for each in trainer.loggers:
+            each.log_hyperparams(plain)
+        try:
+            with _workers_follow(config, processes):
+                trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        finally:
+            for each in trainer.loggers:
+                close(each)
+    measured = trainer.callback_metrics.get("val/shift_psnr")
+    return None if measured is None else measured.item()
+
+
+def _checkpoint_of(config: DictConfig) -> str | None:
+    """Return the file that `ckpt_path` means, None for a training from the start."""
+    if not config.ckpt_path:
+        return None
+    fixed = True
+    # Not where the program's earlier job was Hydra's, and this one is not.
+    if HydraConfig.initialized() and HydraConfig.get().runtime.output_dir == config.output_dir:
+        hydra = HydraConfig.get()
+        sweep = hydra.mode == RunMode.MULTIRUN
+        name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
+        if sweep and not fixed and config.ckpt_path == LAST:
+            raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
+    path = find_checkpoint(config.ckpt_path, config.output_dir, fixed)
+    return None if path is None else str(path)
+
+
+@contextmanager
+def _workers_follow(config: DictConfig, processes: Team | None) -> Iterator[None]:
+    """Let the other processes take this job's config, instead of their command line.
+
+    Lightning starts rank 1, 2, … with the command line of rank 0, as torchrun and SLURM do with all. Under `-m` that is
+    the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
+    for the next job of a sweep.
+    """
+    before = dict(os.environ)
+    text = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        if processes is None:
+            os.environ[WORKER_CONFIG] = text
+        elif processes.rank == 0:
+            processes.publish(text)
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
