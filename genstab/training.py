@@ -86,9 +86,9 @@ def _checkpoint_of(config: DictConfig) -> str | None:
     if not config.ckpt_path:
         return None
     fixed = True
-    # Not where the program's earlier job was Hydra's, and this one is not.
-    if HydraConfig.initialized() and HydraConfig.get().runtime.output_dir == config.output_dir:
-        hydra = HydraConfig.get()
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    # That of an earlier job stays where this one is not Hydra's.
+    if hydra is not None and OmegaConf.select(hydra, "runtime.output_dir") == config.output_dir:
         sweep = hydra.mode == RunMode.MULTIRUN
         name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
