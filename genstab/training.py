@@ -86,9 +86,7 @@ def _checkpoint_of(config: DictConfig) -> str | None:
     if not config.ckpt_path:
         return None
     fixed = True
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    # That of an earlier job stays where this one is not Hydra's.
-    if hydra is not None and OmegaConf.select(hydra, "runtime.output_dir") == config.output_dir:
+    if HydraConfig.initialized() and _is_of(hydra := HydraConfig.get(), config.output_dir):
         sweep = hydra.mode == RunMode.MULTIRUN
         name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
@@ -96,6 +94,11 @@ def _checkpoint_of(config: DictConfig) -> str | None:
             raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
     path = find_checkpoint(config.ckpt_path, config.output_dir, fixed)
     return None if path is None else str(path)
+
+
+def _is_of(hydra: Any, folder: str) -> bool:
+    """Whether Hydra's configuration is that of this job: that of an earlier one stays where this one is not Hydra's."""
+    return not OmegaConf.is_missing(hydra.runtime, "output_dir") and hydra.runtime.output_dir == folder
 
 
 @contextmanager
