@@ -8,43 +8,12 @@ tensor is the ideal low-pass of `genstab.fourier`, cut at the Nyquist frequency 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from genstab.depthwise import depthwise, fits, source_index
+from genstab.depthwise import depthwise, fits
 from genstab.errors import InputError, check_choice
 from genstab.filters import PADDING_MODES, Filter, taps
 from genstab.fourier import ideal_lowpass
-
-
-def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
-    """Return for each padded position the one it is a copy of; any pad, however small the map."""
-    return source_index(torch.arange(-before, size + after, device=device), size, mode)
-
-
-def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "reflect") -> Tensor:
-    """Pad (…, H, W) by (left, right, top, bottom); unlike `torch.nn.functional.pad`, also where the map is smaller.
-
-    Reflection goes back and forth as in `numpy.pad`; a row of one pixel repeats it.
-
-    >>> pad2d(torch.tensor([[[[1., 2.]]]]), (3, 0, 0, 0)).tolist()
-    [[[[2.0, 1.0, 2.0, 1.0, 2.0]]]]
-    """
-    check_choice("padding_mode", mode, PADDING_MODES)
-    left, right, top, bottom = padding
-    if mode == "zeros":
-        return F.pad(images, padding)
-    height, width = images.shape[-2:]
-    spare = 1 if mode == "circular" else 0
-    room = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
-    if torch.compiler.is_exporting():  # one program for all sizes: what fits the example need not fit every map
-        room = (statically_known_true(room[0]), statically_known_true(room[1]))
-    if mode == "replicate" or all(room):
-        if mode == "circular":  # torch's own loses the channels-last order, which costs more than the padding
-            images = torch.cat((images[..., width - left :], images, images[..., :right]), -1)
-            return torch.cat((images[..., height - top :, :], images, images[..., :bottom, :]), -2)
-        return F.pad(images, padding, mode=mode)
-    images = images.index_select(-2, _padded_index(height, top, bottom, mode, images.device))
-    return images.index_select(-1, _padded_index(width, left, right, mode, images.device))
+from genstab.padding import pad2d
 
 
 def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d, pad2d
+from genstab.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d
 from genstab.errors import InputError
 from genstab.filters import AntiAlias, Filter, taps
+from genstab.padding import pad2d
 
 Pair = tuple[int, int]
 

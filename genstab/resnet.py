@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.blur import BlurPool2d, pad2d
+from genstab.blur import BlurPool2d
 from genstab.errors import InputError, check_counts
 from genstab.filters import AntiAlias
+from genstab.padding import pad2d
 from genstab.unet import crop, init_normal, norm2d, pad_to_multiple
 
 

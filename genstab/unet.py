@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.blur import BlurPool2d, pad2d
+from genstab.blur import BlurPool2d
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.filters import AntiAlias
+from genstab.padding import pad2d
 from genstab.polyphase import PolyphaseDown2d, choose_phases, roll_phases
 
 NORMS = ("batch", "instance", "group", "none")

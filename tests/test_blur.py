@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from genstab import BlurPool2d, BlurUnpool2d, InputError, depthwise
-from genstab.blur import blur2d, blur_downsample2d, blur_upsample2d, pad2d
+from genstab.blur import blur2d, blur_downsample2d, blur_upsample2d
 from genstab.filters import BINOMIAL, FILTERS, PADDING_MODES, taps
+from genstab.padding import pad2d
 
 NUMPY_MODES = {"reflect": "reflect", "replicate": "edge", "zeros": "constant", "circular": "wrap"}
 

@@ -16,9 +16,9 @@ from genstab import (
     UNet,
     antialias,
 )
-from genstab.blur import pad2d
 from genstab.filters import FILTERS, PADDING_MODES, PLACEMENTS
 from genstab.layers import BlurUpsample2d
+from genstab.padding import pad2d
 from genstab.pooling import BlurAvgPool2d, overhang
 from tests.test_blur import NUMPY_MODES
 from tests.test_surgery import autoencoder

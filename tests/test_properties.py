@@ -17,9 +17,10 @@ from genstab import (
     ResNetGenerator,
     UNet,
 )
-from genstab.blur import blur2d, blur_downsample2d, blur_padding, pad2d
+from genstab.blur import blur2d, blur_downsample2d, blur_padding
 from genstab.filters import FILTERS, PADDING_MODES, taps
 from genstab.layers import BlurUpsample2d
+from genstab.padding import pad2d
 from genstab.pooling import BlurAvgPool2d
 from tests.test_blur import NUMPY_MODES
 from tests.test_compile import LAYERS, TOLERANCE, made
