@@ -28,6 +28,7 @@ from genstab.models import load_model, place
 from genstab.page import write_page
 from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
+from genstab.provenance import provenance
 from genstab.publish import publish
 from genstab.results import SUMMARY
 from genstab.runs import unfinished
@@ -49,7 +50,7 @@ def run_measure(config: DictConfig) -> float | None:
         plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
         _make(config.output_dir)
         model = model_of(config.model)
-        place(model, config.device)
+        device = place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
             config.data.check = "off"  # what is measured is read anyway, and named if it cannot be
@@ -62,11 +63,12 @@ def run_measure(config: DictConfig) -> float | None:
             plain["antialias"] = dict(antialias)
         logger = instantiate(config.logger) if config.get("logger") else None
         loggers = [] if logger is None else [logger]
+        origin = provenance([device])
         found = measure(model, data.val_set, config.output_dir, plan)
         try:
             for each in loggers:
-                each.log_hyperparams(plain)
-            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers)
+                each.log_hyperparams({**plain, **origin})
+            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers, origin)
         finally:
             for each in loggers:
                 close(each)

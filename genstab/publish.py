@@ -9,10 +9,10 @@ from rich.console import Console
 
 from genstab.loggers import how_to_view, log_image, log_video
 from genstab.page import write_page
+from genstab.provenance import provenance
 from genstab.report import results_table
 from genstab.results import SUMMARY, write_json
 from genstab.stability import Measured
-from genstab.summary import versions
 from genstab.tables import log_tables
 from genstab.verdict import verdict
 
@@ -20,7 +20,12 @@ PAGE = "report.html"
 
 
 def publish(
-    found: Measured, folder: Path, config: Mapping[str, Any], seconds: float, loggers: Iterable[Logger] = ()
+    found: Measured,
+    folder: Path,
+    config: Mapping[str, Any],
+    seconds: float,
+    loggers: Iterable[Logger] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write `summary.json` and `report.html`, log what was found under the keys of a training, and print it.
 
@@ -30,6 +35,7 @@ def publish(
         config: as plain types, for the summary.
         seconds: that the measurement took.
         loggers: get the metrics, tables, pictures and the film, at step 0.
+        origin: of `genstab.provenance`, for the summary; None: found out here.
 
     Returns:
         The summary.
@@ -40,7 +46,7 @@ def publish(
         "verdict": verdict(found.summary),
         "notes": found.notes,
         "seconds": round(seconds, 2),
-        "versions": versions(),
+        **(provenance() if origin is None else origin),
         "config": dict(config),
     }
     write_json(folder / SUMMARY, summary)

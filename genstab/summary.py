@@ -1,13 +1,12 @@
 """What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
 
-import platform
 import shlex
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
@@ -20,6 +19,7 @@ from genstab.guards import FiniteGuard
 from genstab.last_checkpoint import LastCheckpoint
 from genstab.loggers import how_to_view
 from genstab.pictures import ShiftPictures
+from genstab.provenance import provenance
 from genstab.report import results_table
 from genstab.results import MEASUREMENTS, SUMMARY, write_json
 from genstab.stopping import Stopped
@@ -27,27 +27,18 @@ from genstab.tables import log_tables
 from genstab.verdict import verdict
 from genstab.watch import CollapseWatch
 
-PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
 C = TypeVar("C", bound=Callback)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a result depends on.
-
-    >>> sorted(versions())[:3]
-    ['genstab', 'hydra-core', 'kornia']
-    """
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 class RunSummary(Callback):
     """Write `summary.json` at the end of a fit and print its table.
 
     The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
-    `ModelCheckpoint` with a monitor), `config`, `versions`, `processes`, `seconds` (the whole fit, since it was last
-    continued) and `images_per_second` (training alone, over all processes: without validation, and without the first
-    batch, which starts the workers and compiles); `skipped`, what `data.on_error=skip` left out and why;
-    `updates_left_out` by `on_nan=skip`; and the `warnings` of `CollapseWatch`.
+    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `genstab.provenance`; of when the
+    program began), `processes`, `seconds` (the whole fit, since it was last continued) and `images_per_second`
+    (training alone, over all processes: without validation, and without the first batch, which starts the workers and
+    compiles); `skipped`, what `data.on_error=skip` left out and why; `updates_left_out` by `on_nan=skip`; and the
+    `warnings` of `CollapseWatch`.
 
     Args:
         folder: where the file goes.
@@ -56,6 +47,7 @@ class RunSummary(Callback):
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = Path(folder), dict(config)
+        self.provenance: dict[str, Any] = {}
         self.images = 0
         self.skipped: list[str] = []
         self.batches: int | float = float("inf")
@@ -123,7 +115,7 @@ class RunSummary(Callback):
             "skipped": self.skipped or _skipped(trainer),
             "updates_left_out": [each for guard in _of(trainer, FiniteGuard) for each in guard.left_out],
             "warnings": [text for watch in _of(trainer, CollapseWatch) for text in watch.said.values()],
-            "versions": versions(),
+            **(self.provenance or provenance(devices_of(trainer))),
             "config": self.config,
         }
 
@@ -177,6 +169,15 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if hint := how_to_view(logger):
                 print(hint)
+
+
+def devices_of(trainer: Trainer) -> list[torch.device]:
+    """Return the devices of this node that a trainer uses.
+
+    >>> devices_of(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
+    [device(type='cpu')]
+    """
+    return list(getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device])
 
 
 def _skipped(trainer: Trainer) -> list[str]:

@@ -8,12 +8,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
+
+from genstab.provenance import processor
 
 Run = Callable[[], object]
 SHORTEST = 2e-4  # seconds of one sample; a quicker program is called several times, for the clock's sake
@@ -184,12 +185,9 @@ def copy_bandwidth(device: torch.device, mebibytes: int = 128) -> float:
 
 def machine(device: torch.device) -> dict[str, str | int | float | None]:
     """Return what a time depends on: processor, cores, torch's threads, GPU, copy bandwidth."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

@@ -20,8 +20,9 @@ from genstab.devices import check_devices
 from genstab.errors import InputError
 from genstab.last_checkpoint import RESUME
 from genstab.loggers import close
+from genstab.provenance import provenance
 from genstab.resume import LAST, changes, check_fit, find_checkpoint, is_over, read_place, summary_of
-from genstab.summary import RunSummary
+from genstab.summary import RunSummary, devices_of
 from genstab.team import Team
 
 # Holds a job's composed config for the processes that it starts, see `_workers_follow`.
@@ -55,7 +56,7 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         logger = instantiate(config.logger) if config.get("logger") else False
-        callbacks.append(RunSummary(config.output_dir, plain))
+        callbacks.append(ending := RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
         if processes is not None:
             processes.check(trainer.num_devices, trainer.num_nodes)
@@ -69,8 +70,10 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
         if wanted:
             again = over or place.get("pending", False)
             continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
+        if trainer.is_global_zero:  # the state of the code now, not when the training ends
+            ending.provenance = provenance(devices_of(trainer))
         for each in trainer.loggers:
-            each.log_hyperparams(plain)
+            each.log_hyperparams({**plain, **ending.provenance})
         try:
             with _workers_follow(config, processes):
                 trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
