@@ -17,6 +17,8 @@ from genstab.composed import one_line
 from genstab.errors import InputError
 from genstab.jobs import run_measure, run_predict, run_report, run_workspace
 from genstab.stopping import SIGNALLED, Stopped
+from genstab.streams import spared_streams
+from genstab.surviving import DISK
 from genstab.team import team
 from genstab.training import WORKER_CONFIG, run_train
 
@@ -78,9 +80,11 @@ def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
         except OSError as error:
-            if started or error.filename is None:  # as of Hydra's own, which also are OSErrors
+            # as of Hydra's own, which also are OSErrors; after the start, of the folder of a sweep's next job
+            if error.filename is None or (started and error.errno not in DISK):
                 raise
-            raise InputError(f"cannot make {error.filename}: {error.strerror} (hydra.run.dir=DIR sets it)") from error
+            key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+            raise InputError(f"cannot make {error.filename}: {error.strerror} ({key}=DIR sets it)") from error
         for other in errors[:-1]:
             print(f"genstab: {other}", file=sys.stderr)
         if errors:
@@ -116,6 +120,11 @@ def _any_model_key() -> None:
 
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
+    with spared_streams():
+        _train()
+
+
+def _train() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         # Lightning kills rank 0 while it ends its logs where another process ended with a code.
         with _one_line_errors(), suppress(Stopped):

@@ -10,6 +10,7 @@ from omegaconf import MissingMandatoryValue
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from genstab.errors import InputError
+from genstab.surviving import DISK, reason
 
 
 def quieten() -> None:
@@ -22,7 +23,7 @@ def quieten() -> None:
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Bring out the `InputError` that Hydra wraps when a constructor raises it."""
+    """Bring out the `InputError` that Hydra wraps when a constructor raises it, and make one of a disk's error."""
     try:
         yield
     except Exception as error:
@@ -34,6 +35,8 @@ def input_errors() -> Iterator[None]:
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
             if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(one_line(cause)) from error
+            if isinstance(cause, OSError) and cause.errno in DISK:
+                raise InputError(f"{cause.filename or 'the disk'}: {reason(cause)}") from error
             cause = cause.__cause__
         raise
 

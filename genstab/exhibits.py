@@ -1,6 +1,7 @@
 """Pictures of what a generator does to a moving input: samples, the shift map, the film and the slides."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def write_exhibits(
     title: str,
     frames: int,
     dtype: torch.dtype = torch.float32,
+    spare: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Picture]:
     """Write `samples.png`, `shift_map.png`, `shift.gif` and the slides; return the first two by their log keys.
 
@@ -138,16 +140,20 @@ def write_exhibits(
         title: of the map.
         frames: of the film.
         dtype: the precision that the generator is called in, see `genstab.inference.inference`.
+        spare: what a file is written within, to go on after one that cannot be.
     """
     with inference(generator, dtype) as generate:
         columns = {"source": source, "output": generate(source)}
-        save_film(film(generate, source[:1], frames), folder / "shift.gif")
-        save_slides(generate, source[:1], folder)
+        with spare(folder / "shift.gif"):
+            save_film(film(generate, source[:1], frames), folder / "shift.gif")
+        with spare(folder / SLIDE_OUTPUT):
+            save_slides(generate, source[:1], folder)
     pictures = {"samples": picture_table(columns if target is None else {**columns, "target": target})}
     if decibels:
         pictures["shift_map"] = shift_map(decibels, title)
     for key, picture in pictures.items():
-        save_picture(picture, folder / f"{key}.png")
+        with spare(folder / f"{key}.png"):
+            save_picture(picture, folder / f"{key}.png")
     return pictures
 
 

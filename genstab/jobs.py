@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -32,6 +31,7 @@ from genstab.provenance import provenance
 from genstab.publish import publish
 from genstab.results import SUMMARY
 from genstab.runs import unfinished
+from genstab.whole_files import check_folder
 from genstab.workspace import publish as save_workspace
 
 
@@ -48,7 +48,7 @@ def run_measure(config: DictConfig) -> float | None:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         _range(config.value_range)
         plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
-        _make(config.output_dir)
+        check_folder(config.output_dir)
         model = model_of(config.model)
         device = place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)
@@ -73,14 +73,6 @@ def run_measure(config: DictConfig) -> float | None:
             for each in loggers:
                 close(each)
     return summary.get("val/shift_psnr")
-
-
-def _make(folder: str) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        NamedTemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise InputError(f"output_dir={folder} cannot be written: {error.strerror}") from error
 
 
 def _name(model: DictConfig) -> str:

@@ -1,5 +1,6 @@
 """The checkpoint from which a training goes on as if it had never ended: when it is written, and what follows it."""
 
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from genstab.errors import InputError, check_counts
 from genstab.place import go_to, place_of, validate_now
 from genstab.random_states import random_states, set_random_states
 from genstab.stopping import Stopped, StopSignals, requeue
+from genstab.surviving import unwritten_of
 from genstab.whole_files import WholeCheckpoints
 
 # The key of a checkpoint under which the place in the training is kept.
@@ -114,11 +116,17 @@ class LastCheckpoint(Checkpoint):
             self.pending = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back; end with an error if the weights could not be saved."""
+        """Give the signals back."""
         self.signals.stop()
-        problem = getattr(trainer.strategy.checkpoint_io, "problem", None)
-        if problem:
-            raise InputError(problem)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End with an error, after all else, if the final weights could not be saved."""
+        if why := unwritten_of(trainer).get(str(self.path)):
+            cure = "and there are none from before"
+            if self.path.is_file():
+                again = f"ckpt_path={shlex.quote(str(self.path))}"
+                cure = f"those from before are whole: see to the disk and go on with {again}"
+            raise InputError(f"the final weights could not be saved: {self.path}: {why}; {cure}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

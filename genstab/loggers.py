@@ -1,195 +1,32 @@
-"""Weights & Biases without an account or a network; pictures for any logger; how to look at a run.
+"""Pictures for any logger, what becomes of one that fails, and how to look at what it has."""
 
-`wandb_logger` is the target of `logger=wandb`, `log_image` and `log_video` take any logger, and `how_to_view`
-says at the end of a run where to look.
-"""
-
-import os
 import shlex
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import wraps
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from genstab.csv_log import WholeCSVLogger
 from genstab.errors import InputError
+from genstab.surviving import Unwritten
+from genstab.wandb_log import STEP as STEP
+from genstab.wandb_log import SUMMARY as SUMMARY
+from genstab.wandb_log import FallbackWandbLogger
+from genstab.wandb_log import wandb_logger as wandb_logger
+from genstab.wandb_service import PATIENCE, died, end_run, patience
 
-if TYPE_CHECKING:
-    import wandb
-
-Mode = Literal["online", "offline", "disabled"]
-MODES: tuple[str, ...] = get_args(Mode)
-# Which end of each metric is the good one: the summary of a run holds it beside the last value.
-SUMMARY: Mapping[str, str] = MappingProxyType(
-    {
-        "val/shift_psnr": "max",
-        "val/shift_psnr_worst": "max",
-        "val/shift_psnr_pooled": "max",
-        "val/shift_psnr_crop": "max",
-        "val/psnr": "max",
-        "val/ssim": "max",
-        "val/l1": "min",
-    }
-)
-# Seconds that the end of a run waits for its upload; without a limit, a network that went away would hold the
-# program for ever. What was not uploaded stays in the run's folder.
-FINISH_TIMEOUT = 120.0
-# The x axis that WandbLogger logs beside every metric: Lightning's count of training batches.
-STEP = "trainer/global_step"
-
-
-def wandb_logger(
-    save_dir: str | Path,
-    project: str = "genstab",
-    mode: str | None = None,
-    name: str | None = None,
-    group: str | None = None,
-    tags: Iterable[str] = (),
-    config: Mapping[str, Any] | None = None,
-    summary: Mapping[str, str] = SUMMARY,
-    init_timeout: float = 10.0,
-) -> WandbLogger:
-    """Return a logger whose W&B run starts at first use, on rank 0 only, under `save_dir/wandb`.
-
-    Nobody is ever asked to log in. Where an online run cannot start (no login, no network, no answer), the
-    run is offline, one warning says so, and the training goes on. A run left open by an earlier job of the
-    same process is finished when this one starts: one job, one run.
-
-    Args:
-        save_dir: the folder of the job; it is made where it is missing.
-        project: the W&B project.
-        mode: "online", "offline" or "disabled"; None takes the environment's WANDB_MODE, else what
-            `wandb offline` or `wandb disabled` set, else online for a user who is logged in and offline for
-            one who isn't.
-        name: the name of the run; None lets W&B find one.
-        group: the group of the run.
-        tags: the tags of the run.
-        config: shown as the configuration of the run; `log_hyperparams` adds to it.
-        summary: "max" or "min" for each metric whose best value the summary of the run shall hold: as
-            `KEY.max` or `KEY.min`, beside the last value, which is then `KEY.last`.
-        init_timeout: seconds to wait for the server before the run goes offline.
-
-    Raises:
-        InputError: the mode (or WANDB_MODE) or one of the summaries is not one of the choices.
-
-    >>> wandb_logger("outputs", mode="offline").name
-    'genstab'
-    >>> wandb_logger("outputs", mode="of")
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: mode='of' is not one of online, offline, disabled
-    """
-    source = "mode"
-    if mode is None and (mode := os.environ.get("WANDB_MODE") or None):
-        source = "WANDB_MODE"
-        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # their older names
-    if mode is not None and mode not in MODES:
-        raise InputError(f"{source}={mode!r} is not one of {', '.join(MODES)}")
-    for key, best in summary.items():
-        if best not in ("max", "min"):
-            raise InputError(f"summary[{key!r}]={best!r} is not one of max, min")
-    return FallbackWandbLogger(
-        save_dir,
-        cast(Mode | None, mode),
-        summary,
-        init_timeout,
-        project=project,
-        name=name,
-        group=group,
-        tags=tuple(tags) or None,
-        config=None if config is None else dict(config),
-    )
-
-
-class FallbackWandbLogger(WandbLogger):
-    """A `WandbLogger` whose run goes offline where an online one cannot start; made by `wandb_logger`."""
-
-    def __init__(
-        self,
-        save_dir: str | Path,
-        mode: Mode | None,
-        summary: Mapping[str, str],
-        init_timeout: float,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(save_dir=save_dir, **kwargs)
-        self._mode = mode
-        self._summary = dict(summary)
-        self._init_timeout = init_timeout
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> "wandb.Run":
-        """The run, started at first use; on the other ranks an object that does nothing."""
-        # A spawned process finds an id to attach to, which the parent class knows how to do.
-        if self._experiment is None and getattr(self, "_attach_id", None) is None:
-            self._experiment = self._start()
-        return super().experiment
-
-    def _start(self) -> "wandb.Run":
-        import wandb  # here: it takes 0.4 s, and the other ranks and loggers never need it
-
-        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
-        if wandb.run is not None:
-            wandb.finish()
-        mode = self._mode
-        if mode is None and (stored := wandb.setup().settings.mode) in ("offline", "disabled"):
-            mode = stored
-        run = None
-        problem = ""
-        if mode is None or mode == "online":
-            try:
-                if _logged_in():
-                    run = self._init("online")
-                elif mode == "online":
-                    problem = "no API key is configured (see `wandb login`)"
-            # OSError covers the time-out of the wait for wandb's own service.
-            except (wandb.Error, OSError) as error:
-                problem = " ".join(str(error).partition("\nConsider ")[0].splitlines())
-            mode = "offline"
-        if run is None:
-            run = self._init(mode)
-        if problem:
-            rank_zero_warn(
-                f"W&B cannot log online: {problem}. This run is logged offline; upload it later with "
-                f"`wandb sync {shlex.quote(str(_run_dir(run)))}`"
-            )
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP, step_sync=True)
-        for key, best in self._summary.items():
-            run.define_metric(key, step_metric=STEP, step_sync=True, summary=f"{best},last")
-        return run
-
-    def _init(self, mode: Mode) -> "wandb.Run":
-        import wandb
-
-        settings = wandb.Settings(
-            console="off",  # a progress bar is no log
-            disable_code=True,  # no diff of a large tree; the commit is still noted
-            quiet=True,  # the run's folder is still printed
-            init_timeout=self._init_timeout,
-            finish_timeout=FINISH_TIMEOUT,
-        )
-        # wandb warns of `anonymous`, which the parent class sets.
-        arguments = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}
-        return wandb.init(**arguments, mode=mode, settings=settings)
-
-
-def _logged_in() -> bool:
-    import wandb
-
-    # No viewer: login would ask the server for the user's name, only to print it, for ten seconds if need be.
-    wandb.setup(wandb.Settings(mode="online", x_disable_viewer=True))
-    return wandb.login(prompt=False, verify=False)
-
-
-def _run_dir(run: "wandb.Run") -> Path:
-    return Path(run.dir).parent  # run.dir is its folder `files`
+# What of a logger writes.
+METHODS = (
+    "log_hyperparams", "log_metrics", "log_graph", "log_image", "log_video", "log_table", "save",
+    "after_save_checkpoint", "finalize",
+)  # fmt: skip
 
 
 def log_image(logger: Logger, key: str, image: np.ndarray, step: int, caption: str | None = None) -> None:
@@ -219,7 +56,8 @@ def log_image(logger: Logger, key: str, image: np.ndarray, step: int, caption: s
         # As a PIL image: wandb squeezes arrays, which breaks a picture of one row.
         logger.log_image(key, [Image.fromarray(image)], step=step, caption=[caption])
     elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, image, step, dataformats="HWC")
+        with outlived(logger):
+            logger.experiment.add_image(key, image, step, dataformats="HWC")
 
 
 def log_video(logger: Logger, key: str, path: str | Path, step: int) -> None:
@@ -243,9 +81,9 @@ def log_video(logger: Logger, key: str, path: str | Path, step: int) -> None:
 def how_to_view(logger: Logger) -> str | None:
     """Return the one or two lines that say where to look at what was logged, if there is something to see.
 
-    An online W&B run has a URL; an offline one the commands `wandb sync` (upload it) and `wandb leet` (see it
-    in the terminal); TensorBoard has its command and CSV its file. This starts no run, and works after the
-    end of one. On ranks other than 0 it returns None.
+    An online W&B run has a URL, and a command that uploads its folder again; an offline one the commands `wandb sync`
+    (upload it) and `wandb leet` (see it in the terminal); TensorBoard has its command and CSV its file. This starts no
+    run, and works after the end of one. On ranks other than 0 it returns None.
 
     Args:
         logger: any Lightning logger.
@@ -261,10 +99,11 @@ def how_to_view(logger: Logger) -> str | None:
         run = logger.experiment
         if run.disabled:
             return None
+        folder = str(Path(run.dir).parent)  # run.dir is its folder `files`
+        upload = logger.how_to_upload() if isinstance(logger, FallbackWandbLogger) else f"wandb sync {folder}"
         if not run.offline:
-            return run.url
-        folder = shlex.quote(str(_run_dir(run)))
-        return f"wandb sync {folder}\nwandb leet {folder}"
+            return f"{run.url}\n{upload}  # again, should something be missing there"
+        return f"{upload}\nwandb leet {shlex.quote(folder)}"
     if isinstance(logger, TensorBoardLogger):
         return f"tensorboard --logdir {shlex.quote(str(logger.log_dir))}"
     if isinstance(logger, CSVLogger):
@@ -276,12 +115,99 @@ def how_to_view(logger: Logger) -> str | None:
 def close(logger: Logger) -> None:
     """End the W&B run of a job, so that the next job of the same program gets one of its own.
 
-    Other loggers need no end. A run that cannot be ended is no reason to lose the job: one warning says so.
+    Other loggers need no end. A run that cannot be ended is no reason to lose the job: one warning says so, and how to
+    upload what it has.
 
     >>> close(CSVLogger("outputs"))
     """
-    if isinstance(logger, WandbLogger) and logger.version is not None:
-        try:
-            logger.experiment.finish()
-        except Exception as error:  # whatever its service died of
-            rank_zero_warn(f"the W&B run did not end cleanly: {error}")
+    if isinstance(logger, WandbLogger) and logger._experiment is not None:
+        timeout = getattr(logger, "_finish_timeout", 0.0)
+        if problem := end_run(logger.experiment, timeout):
+            view = how_to_view(logger) or ""
+            upload = next((line for line in view.splitlines() if line.startswith("wandb sync")), "").partition("  #")[0]
+            rank_zero_warn(f"the W&B run did not end cleanly: {problem}; upload what it has with `{upload}`")
+
+
+def outlive(logger: Logger) -> None:
+    """Let a training outlive whatever its logger fails in: one warning says so, and it is named at the end.
+
+    `metrics.csv` keeps its rows until they can be written (see `genstab.csv_log`), TensorBoard goes on in another file,
+    and W&B offline, where its service died.
+
+    >>> logger = CSVLogger("/dev/null")
+    >>> outlive(logger)
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     logger.log_metrics({"val/l1": 0.5}, step=0)
+    >>> logger.unwritten.files
+    {'/dev/null/lightning_logs/version_0/metrics.csv': 'Not a directory'}
+    """
+    then = "the training goes on, and what is logged until it can be written again is lost"
+    if isinstance(logger, WholeCSVLogger):
+        then = "the training goes on, and the rows are kept until they can be written"
+    elif isinstance(logger, TensorBoardLogger):
+        _hush_threads()
+    logger.unwritten = Unwritten("log", then)  # type: ignore[attr-defined]
+    for name in METHODS:
+        if method := getattr(logger, name, None):
+            setattr(logger, name, _outliving(logger, method))
+
+
+def _outliving(logger: Logger, method: Callable[..., Any]) -> Callable[..., None]:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> None:
+        with outlived(logger):
+            method(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def outlived(logger: Logger) -> Iterator[None]:
+    """Go on after whatever a logger fails in, if `outlive` had it; calls may be nested."""
+    try:
+        # the start of a run has a patience of its own
+        with patience(PATIENCE) if isinstance(logger, WandbLogger) and logger._experiment else nullcontext():
+            yield
+    except Exception as error:  # whatever it died of
+        unwritten = getattr(logger, "unwritten", None)
+        if unwritten is None:
+            raise
+        if isinstance(logger, FallbackWandbLogger) and died(error):
+            logger.go_on_offline(error)
+            return
+        if isinstance(logger, TensorBoardLogger):
+            _forget_writer(logger)
+        unwritten.note(_place(logger), error)
+    else:
+        if isinstance(logger, WholeCSVLogger) and logger._experiment and not logger._experiment.metrics:
+            logger.unwritten.files.clear()  # type: ignore[attr-defined]  # all its rows are written
+
+
+def _forget_writer(logger: TensorBoardLogger) -> None:
+    """Let TensorBoard begin another file: its thread is dead. A full disk takes files, but nothing in them."""
+    logger._experiment = None
+    with suppress(OSError):
+        for path in Path(logger.log_dir).glob("events.out.tfevents.*"):
+            if path.stat().st_size == 0:
+                path.unlink()
+
+
+def _hush_threads() -> None:
+    """Leave out the traceback of TensorBoard's thread: its next call raises the same error."""
+    before = threading.excepthook
+
+    def say(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    threading.excepthook = say
+
+
+def _place(logger: Logger) -> str:
+    """Return where a logger writes to."""
+    if isinstance(logger, FallbackWandbLogger) and logger.folders:
+        return str(logger.folders[-1])
+    folder = Path(getattr(logger, "log_dir", None) or logger.save_dir or type(logger).__name__)
+    return str(folder / "metrics.csv" if isinstance(logger, CSVLogger) else folder)

@@ -15,6 +15,7 @@ from genstab.inference import inference, submodule
 from genstab.loggers import log_image, log_video
 from genstab.report import picture_table
 from genstab.shift import Shift, parse_shifts
+from genstab.surviving import Unwritten
 
 
 class ShiftPictures(Callback):
@@ -57,6 +58,7 @@ class ShiftPictures(Callback):
         self.source: Tensor | None = None
         self.target: Tensor | None = None
         self.decibels: dict[Shift, float] = {}
+        self.unwritten = Unwritten("picture", "the training goes on without it")
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -95,16 +97,17 @@ class ShiftPictures(Callback):
         """Write and log samples, map and film."""
         if self.source is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         generator = submodule(pl_module, self.generator)
         images = self.source[: self.map_images]
         self.decibels = measure_map(generator, images, self.reach, check_finite=False)
         title = f"circular, {len(images)} images"
-        pictures = write_exhibits(self.folder, generator, self.source, self.target, self.decibels, title, self.frames)
-        step = _step(trainer)
+        shown = self.source, self.target, self.decibels, title, self.frames
+        pictures = write_exhibits(self.folder, generator, *shown, spare=self.unwritten.spare)
+        step, film = _step(trainer), self.folder / "shift.gif"
         for logger in trainer.loggers:
             log_image(logger, "shift_map", pictures["shift_map"], step)
-            log_video(logger, "shift_film", self.folder / "shift.gif", step)
+            if str(film) not in self.unwritten.files:
+                log_video(logger, "shift_film", film, step)
 
 
 def _step(trainer: Trainer) -> int:

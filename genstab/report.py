@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from genstab.images import to_uint8
+from genstab.whole_files import write_picture
 
 Picture = np.ndarray
 # Log key, heading, unit: the lines of the table at the end of a run.
@@ -95,7 +96,7 @@ def shift_map(decibels: Mapping[tuple[int, int], float], title: str = "") -> Pic
 
 def save_picture(picture: Picture, path: str | Path) -> None:
     """Write a picture (height, width, 3), uint8, as PNG."""
-    Image.fromarray(picture).save(path)
+    write_picture(Image.fromarray(picture), path, "PNG")
 
 
 def save_film(frames: Sequence[Picture], path: str | Path, milliseconds: int = 120) -> None:
@@ -103,7 +104,8 @@ def save_film(frames: Sequence[Picture], path: str | Path, milliseconds: int = 1
     # One palette for all frames: a palette of its own for each would flicker by itself.
     palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 4)])).quantize(255)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    options = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
+    write_picture(images[0], path, "GIF", **options)
 
 
 def results_table(metrics: Mapping[str, float], title: str) -> Table:

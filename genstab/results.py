@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from genstab.errors import InputError
+from genstab.whole_files import write_whole
 
 SUMMARY, MEASUREMENTS = "summary.json", "measurements.json"
 SLIDE_SOURCE, SLIDE_OUTPUT = "slide_source.webp", "slide_output.webp"
@@ -22,12 +22,9 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     ...     Path(folder, "a.json").read_text()
     '{\\n  "l1": 0.5,\\n  "psnr": [null, 3.0]\\n}\\n'
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.part")
     text = _compact(json.dumps(_finite(content), indent=2, ensure_ascii=False)) + "\n"
     # what is no UTF-8, in the name of a file perhaps, becomes an escape of JSON
-    unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(unfinished, path)
+    write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from genstab.errors import InputError
+from genstab.whole_files import write_picture
 
 FRAMES = 16
 COLUMNS = 4  # of a sheet
@@ -39,7 +40,7 @@ def save_frames(frames: np.ndarray, path: str | Path) -> None:
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[0] != FRAMES or frames.shape[3] != 3:
         raise InputError(f"frames are {frames.dtype} of shape {frames.shape}, not uint8 (16, H, W, 3)")
-    Image.fromarray(sheet(frames)).save(path, lossless=True)
+    write_picture(Image.fromarray(sheet(frames)), path, "WEBP", lossless=True)
 
 
 def read_frames(path: str | Path) -> np.ndarray:

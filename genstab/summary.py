@@ -23,6 +23,7 @@ from genstab.provenance import provenance
 from genstab.report import results_table
 from genstab.results import MEASUREMENTS, SUMMARY, write_json
 from genstab.stopping import Stopped
+from genstab.surviving import Unwritten, named, unwritten_of
 from genstab.tables import log_tables
 from genstab.verdict import verdict
 from genstab.watch import CollapseWatch
@@ -37,8 +38,8 @@ class RunSummary(Callback):
     `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `genstab.provenance`; of when the
     program began), `processes`, `seconds` (the whole fit, since it was last continued) and `images_per_second`
     (training alone, over all processes: without validation, and without the first batch, which starts the workers and
-    compiles); `skipped`, what `data.on_error=skip` left out and why; `updates_left_out` by `on_nan=skip`; and the
-    `warnings` of `CollapseWatch`.
+    compiles); `skipped`, what `data.on_error=skip` left out and why; `updates_left_out` by `on_nan=skip`; `unwritten`,
+    what the disk did not take; and the `warnings` of `CollapseWatch`.
 
     Args:
         folder: where the file goes.
@@ -48,6 +49,7 @@ class RunSummary(Callback):
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = Path(folder), dict(config)
         self.provenance: dict[str, Any] = {}
+        self.unwritten = Unwritten("file", "all else is done")
         self.images = 0
         self.skipped: list[str] = []
         self.batches: int | float = float("inf")
@@ -101,7 +103,7 @@ class RunSummary(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 paths["checkpoint"] = str(callback.path) if callback.path.is_file() else ""
-            elif isinstance(callback, ModelCheckpoint):
+            elif isinstance(callback, ModelCheckpoint) and Path(callback.best_model_path).is_file():
                 paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
         return {
             **(metrics := {key: value.item() for key, value in sorted(trainer.callback_metrics.items())}),
@@ -114,6 +116,7 @@ class RunSummary(Callback):
             "images_per_second": round(self.images / self.training, 2) if self.training else None,
             "skipped": self.skipped or _skipped(trainer),
             "updates_left_out": [each for guard in _of(trainer, FiniteGuard) for each in guard.left_out],
+            "unwritten": named(unwritten_of(trainer), self.folder),
             "warnings": [text for watch in _of(trainer, CollapseWatch) for text in watch.said.values()],
             **(self.provenance or provenance(devices_of(trainer))),
             "config": self.config,
@@ -138,10 +141,10 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file, print the table, and say where to look."""
         summary = self.summary(trainer)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SUMMARY, summary)
         measurements = self.measurements(trainer)
-        write_json(self.folder / MEASUREMENTS, measurements)
+        for name, content in ((MEASUREMENTS, measurements), (SUMMARY, summary)):
+            with self.unwritten.spare(self.folder / name):
+                write_json(self.folder / name, content)
         for logger in trainer.loggers:
             log_tables(logger, measurements, trainer.global_step)
         console = Console()
@@ -164,8 +167,10 @@ class RunSummary(Callback):
             self.say_where(trainer)
 
     def say_where(self, trainer: Trainer) -> None:
-        """Print the run folder and how to look at what each logger has."""
+        """Print the run folder, what is missing in it, and how to look at what each logger has."""
         print(f"Run folder: {self.folder}")
+        for line in named(unwritten_of(trainer), self.folder):
+            print(f"not written: {line}")
         for logger in trainer.loggers:
             if hint := how_to_view(logger):
                 print(hint)

@@ -19,11 +19,12 @@ from genstab.continued import continue_logs
 from genstab.devices import check_devices
 from genstab.errors import InputError
 from genstab.last_checkpoint import RESUME
-from genstab.loggers import close
+from genstab.loggers import close, outlive
 from genstab.provenance import provenance
 from genstab.resume import LAST, changes, check_fit, find_checkpoint, is_over, read_place, summary_of
 from genstab.summary import RunSummary, devices_of
 from genstab.team import Team
+from genstab.whole_files import check_folder
 
 # Holds a job's composed config for the processes that it starts, see `_workers_follow`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
@@ -67,12 +68,15 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
             step = data.batch_size * trainer.world_size
             check_fit(Path(path), checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
             del checkpoint  # Lightning reads it again
+        # the weights, and Adam's two means of each
+        check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
         if wanted:
             again = over or place.get("pending", False)
             continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
         if trainer.is_global_zero:  # the state of the code now, not when the training ends
             ending.provenance = provenance(devices_of(trainer))
         for each in trainer.loggers:
+            outlive(each)
             each.log_hyperparams({**plain, **ending.provenance})
         try:
             with _workers_follow(config, processes):

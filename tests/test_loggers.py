@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from genstab import loggers
+from genstab import loggers, wandb_log
 from genstab.errors import InputError
 from genstab.loggers import STEP, how_to_view, log_image, log_video, wandb_logger
 from tests.wandb_file import finish, read_config, read_history, read_summary, run_file
@@ -67,7 +67,7 @@ def test_an_offline_run_holds_metrics_pictures_and_the_best_value(tmp_path: Path
     log_video(logger, "val/shift", gif, step=20)
     run = logger.experiment
     assert (run.name, run.group, run.tags, run.project) == ("n", "g", ("t",), "genstab")
-    assert run.settings.finish_timeout == loggers.FINISH_TIMEOUT
+    assert (run.settings.init_timeout, run.settings.finish_timeout) == (10, 120)
     finish()
 
     path = run_file(tmp_path)
@@ -178,13 +178,13 @@ def test_what_the_wandb_command_stored_sets_the_mode(
 
 
 def test_a_user_is_logged_in_by_the_environment_or_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not loggers._logged_in()
+    assert not wandb_log._logged_in()
     (tmp_path / "home" / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
-    assert loggers._logged_in()
+    assert wandb_log._logged_in()
     (tmp_path / "home" / "netrc").unlink()
     wandb.teardown()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert loggers._logged_in()
+    assert wandb_log._logged_in()
 
 
 @pytest.mark.parametrize("mode", [None, "online"])
@@ -311,9 +311,13 @@ def test_nothing_to_view(tmp_path: Path) -> None:
 
 def test_an_online_run_has_a_url(tmp_path: Path) -> None:
     class Run:
-        id, dir, disabled, offline, url = "1", "", False, False, "https://wandb.ai/me/genstab/runs/1"
+        id, dir, disabled, offline, url = "1", "/run/files", False, False, "https://wandb.ai/me/genstab/runs/1"
 
-    assert how_to_view(WandbLogger(experiment=Run())) == "https://wandb.ai/me/genstab/runs/1"  # type: ignore[arg-type]
+    view = how_to_view(WandbLogger(experiment=Run()))  # type: ignore[arg-type]
+    assert view is not None
+    url, again = view.splitlines()
+    assert url == "https://wandb.ai/me/genstab/runs/1"
+    assert again == "wandb sync /run  # again, should something be missing there"
 
 
 def test_the_sweep_hands_over_hydra_overrides() -> None:

@@ -1,0 +1,218 @@
+"""Weights & Biases without an account or a network: a run that nothing stops, and that goes offline where it must."""
+
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from genstab.errors import InputError
+from genstab.wandb_service import PATIENCE, died, end_run, end_service, patience, said, service_failures
+
+if TYPE_CHECKING:
+    import wandb
+
+Mode = Literal["online", "offline", "disabled"]
+MODES: tuple[str, ...] = get_args(Mode)
+# Which end of each metric is the good one: the summary of a run holds it beside the last value.
+SUMMARY: Mapping[str, str] = MappingProxyType(
+    {
+        "val/shift_psnr": "max",
+        "val/shift_psnr_worst": "max",
+        "val/shift_psnr_pooled": "max",
+        "val/shift_psnr_crop": "max",
+        "val/psnr": "max",
+        "val/ssim": "max",
+        "val/l1": "min",
+    }
+)
+# The x axis that WandbLogger logs beside every metric: Lightning's count of training batches.
+STEP = "trainer/global_step"
+
+
+def wandb_logger(
+    save_dir: str | Path,
+    project: str = "genstab",
+    mode: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    tags: Iterable[str] = (),
+    config: Mapping[str, Any] | None = None,
+    summary: Mapping[str, str] = SUMMARY,
+    init_timeout: float = 10.0,
+    finish_timeout: float = 120.0,
+) -> WandbLogger:
+    """Return a logger whose W&B run starts at first use, on rank 0 only, under `save_dir/wandb`.
+
+    Nobody is ever asked to log in. Where an online run cannot start (no login, no network, no answer), the
+    run is offline, one warning says so, and the training goes on. A run left open by an earlier job of the
+    same process is finished when this one starts: one job, one run. A server that goes away later holds up nothing
+    but the end, and that for `finish_timeout`. wandb's service, a process on this machine, is killed where it does not
+    answer for another 30 s; where it dies, the run goes on offline.
+
+    Args:
+        save_dir: the folder of the job; it is made where it is missing.
+        project: the W&B project.
+        mode: "online", "offline" or "disabled"; None takes the environment's WANDB_MODE, else what
+            `wandb offline` or `wandb disabled` set, else online for a user who is logged in and offline for
+            one who isn't.
+        name: the name of the run; None lets W&B find one.
+        group: the group of the run.
+        tags: the tags of the run.
+        config: shown as the configuration of the run; `log_hyperparams` adds to it.
+        summary: "max" or "min" for each metric whose best value the summary of the run shall hold: as
+            `KEY.max` or `KEY.min`, beside the last value, which is then `KEY.last`.
+        init_timeout: seconds to wait for the server before the run goes offline.
+        finish_timeout: seconds that the end of the run waits for its upload; what was not uploaded stays in the folder
+            of the run.
+
+    Raises:
+        InputError: the mode (or WANDB_MODE) or one of the summaries is not one of the choices.
+
+    >>> wandb_logger("outputs", mode="offline").name
+    'genstab'
+    >>> wandb_logger("outputs", mode="of")
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: mode='of' is not one of online, offline, disabled
+    """
+    source = "mode"
+    if mode is None and (mode := os.environ.get("WANDB_MODE") or None):
+        source = "WANDB_MODE"
+        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # their older names
+    if mode is not None and mode not in MODES:
+        raise InputError(f"{source}={mode!r} is not one of {', '.join(MODES)}")
+    for key, best in summary.items():
+        if best not in ("max", "min"):
+            raise InputError(f"summary[{key!r}]={best!r} is not one of max, min")
+    return FallbackWandbLogger(
+        save_dir,
+        cast(Mode | None, mode),
+        summary,
+        init_timeout,
+        finish_timeout,
+        project=project,
+        name=name,
+        group=group,
+        tags=tuple(tags) or None,
+        config=None if config is None else dict(config),
+    )
+
+
+class FallbackWandbLogger(WandbLogger):
+    """A `WandbLogger` whose run goes offline where it cannot go on online; made by `wandb_logger`.
+
+    Its `folders` are those of its runs, the second one of a run that went on after wandb's service had died.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        mode: Mode | None,
+        summary: Mapping[str, str],
+        init_timeout: float,
+        finish_timeout: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(save_dir=save_dir, **kwargs)
+        self._mode = mode
+        self._summary = dict(summary)
+        self._init_timeout, self._finish_timeout = init_timeout, finish_timeout
+        self.folders: list[Path] = []
+        self._went_offline = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "wandb.Run":
+        """The run, started at first use; on the other ranks an object that does nothing."""
+        # A spawned process finds an id to attach to, which the parent class knows how to do.
+        if self._experiment is None and getattr(self, "_attach_id", None) is None:
+            self._experiment = self._start()
+        return super().experiment
+
+    def _start(self) -> "wandb.Run":
+        import wandb  # here: it takes 0.4 s, and the other ranks and loggers never need it
+
+        Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
+        if wandb.run is not None:
+            end_run(wandb.run, self._finish_timeout)
+        mode = self._mode
+        if mode is None and (stored := wandb.setup().settings.mode) in ("offline", "disabled"):
+            mode = stored
+        run, problem, then = None, "", ""
+        if mode is None or mode == "online":
+            try:
+                if _logged_in():
+                    run = self._init("online")
+                elif mode == "online":
+                    problem = "no API key is configured (see `wandb login`)"
+            except service_failures() as error:
+                problem = said(error)
+                if died(error):
+                    end_service()
+            mode = "offline"
+        if run is None:
+            try:
+                run = self._init(mode)
+            except service_failures() as error:
+                problem = problem or said(error)
+                end_service()
+                run, then = self._init("disabled"), "The training goes on without it"
+        if not run.disabled:
+            self.folders.append(Path(run.dir).parent)  # run.dir is its folder `files`
+        if problem:
+            how = "online" if self.folders else "at all"
+            then = then or f"This run is logged offline; upload it later with `{self.how_to_upload()}`"
+            rank_zero_warn(f"W&B cannot log {how}: {problem}. {then}")
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        for key, best in self._summary.items():
+            run.define_metric(key, step_metric=STEP, step_sync=True, summary=f"{best},last")
+        return run
+
+    def _init(self, mode: Mode) -> "wandb.Run":
+        import wandb
+
+        settings = wandb.Settings(
+            console="off",  # a progress bar is no log
+            disable_code=True,  # no diff of a large tree; the commit is still noted
+            quiet=True,  # the run's folder is still printed
+            init_timeout=self._init_timeout,
+            finish_timeout=self._finish_timeout,
+            finish_timeout_raises=True,
+        )
+        # wandb warns of `anonymous`, which the parent class sets.
+        arguments = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}
+        with patience(self._init_timeout + PATIENCE):
+            return wandb.init(**arguments, mode=mode, settings=settings)
+
+    def go_on_offline(self, error: Exception) -> None:
+        """Begin another run of the same id, offline, after wandb's service died; after a second time, go on without."""
+        dead = self._experiment
+        end_service()
+        self._mode = "disabled" if self._went_offline or dead is None else "offline"
+        self._experiment, self._went_offline = None, True
+        if dead is not None:
+            self._wandb_init |= {"id": dead.id, "config": dict(dead.config)}
+        then = "the training goes on without W&B" if self.experiment.disabled else "the run goes on offline"
+        rank_zero_warn(
+            f"wandb's service died ({said(error)}): {then}; what was logged in the last 15 s may be lost, upload the "
+            f"rest later with `{self.how_to_upload()}`"
+        )
+
+    def how_to_upload(self) -> str:
+        """Return the command that uploads all that the run's folders hold."""
+        return shlex.join(["wandb", "sync", *map(str, self.folders)])
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    # No viewer: login would ask the server for the user's name, only to print it, for ten seconds if need be.
+    wandb.setup(wandb.Settings(mode="online", x_disable_viewer=True))
+    return wandb.login(prompt=False, verify=False)
