@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from genstab.composed import one_line
 from genstab.errors import InputError
 from genstab.jobs import run_measure, run_predict, run_report, run_workspace
-from genstab.stopping import SIGNALLED, Stopped
+from genstab.launched import check_launcher, refusal, run_wherever
+from genstab.stopping import SIGNALLED, Stopped, by_submitit
 from genstab.streams import spared_streams
 from genstab.surviving import DISK
 from genstab.team import team
@@ -72,11 +73,14 @@ def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
         try:
             return run(config)
         except InputError as error:
+            if by_submitit():
+                raise  # another process waits for it
             errors.append(error)  # past Hydra, which would print a line before it; a sweep goes on
             return None
 
     with _one_line_errors():
         _check_words()
+        check_launcher(sys.argv[1:])
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
         except OSError as error:
@@ -85,6 +89,10 @@ def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
                 raise
             key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
             raise InputError(f"cannot make {error.filename}: {error.strerror} ({key}=DIR sets it)") from error
+        except RuntimeError as error:
+            if (reason := refusal(error)) is None:
+                raise
+            raise InputError(reason) from error
         for other in errors[:-1]:
             print(f"genstab: {other}", file=sys.stderr)
         if errors:
@@ -137,7 +145,7 @@ def _train() -> None:
                 run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
             return
     with nullcontext() if processes is None else processes.leading():
-        _hydra("train", partial(run_train, processes=processes))
+        _hydra("train", partial(run_wherever, processes=processes))
 
 
 def predict() -> None:
@@ -174,7 +182,13 @@ def workspace() -> None:
     _hydra("workspace", run_workspace)
 
 
-COMMANDS = {"train": train, "measure": measure_model, "predict": predict, "report": report, "workspace": workspace}
+COMMANDS = {
+    "train": train,
+    "measure": measure_model,
+    "predict": predict,
+    "report": report,
+    "workspace": workspace,
+}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from genstab.continued import take_over
 from genstab.errors import InputError, check_counts
 from genstab.place import go_to, place_of, validate_now
 from genstab.random_states import random_states, set_random_states
-from genstab.stopping import Stopped, StopSignals, requeue
+from genstab.stopping import Stopped, StopSignals, by_submitit, requeue, requeue_signal
 from genstab.surviving import unwritten_of
 from genstab.whole_files import WholeCheckpoints
 
@@ -145,7 +145,8 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path, weights_only=False)
             self.saved_at = time.monotonic()
         if signum:
-            if trainer.is_global_zero and signum == signal.SIGUSR1:
+            queued = by_submitit() and signum == requeue_signal()  # by submitit itself, when all is closed
+            if trainer.is_global_zero and signum == signal.SIGUSR1 and not queued:
                 print(requeue())
             raise Stopped(signum)
 

@@ -25,7 +25,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Note the first signal in `received`, and let the training come to a point where it can be continued.
 
-    A second Ctrl-C ends the program at once. SIGUSR1 counts in a SLURM job only, where it means that the time is up.
+    A second Ctrl-C ends the program at once. SIGUSR1 counts in a SLURM job only, where it means that the time is up, as
+    SIGUSR2 does in a job that submitit started.
 
     >>> with StopSignals() as signals:
     ...     os.kill(os.getpid(), signal.SIGTERM)
@@ -44,6 +45,8 @@ class StopSignals:
         wanted = [signal.SIGINT, signal.SIGTERM]
         if slurm_job() and hasattr(signal, "SIGUSR1"):
             wanted.append(signal.SIGUSR1)
+        if by_submitit():
+            wanted.append(requeue_signal())
         try:
             self.before = {signum: signal.signal(signum, self._note) for signum in wanted}
         except ValueError:  # another thread
@@ -71,6 +74,24 @@ class StopSignals:
         if self.at_once or (self.received and signum == signal.SIGINT):
             raise Stopped(signum)
         self.received = self.received or signum
+
+
+def by_submitit() -> bool:
+    """Tell whether submitit started this process, as a task of a job on a cluster or on this machine.
+
+    >>> by_submitit()
+    False
+    """
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def requeue_signal() -> signal.Signals:
+    """Return the signal by which submitit hears that a job's time is up, or that it has to make room.
+
+    >>> requeue_signal() == signal.SIGUSR2
+    True
+    """
+    return getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
 
 
 def slurm_job() -> str | None:

@@ -1,4 +1,4 @@
-"""Processes started by torchrun or SLURM: the first one makes the config of a run, the others get it from there."""
+"""Processes that torchrun, SLURM or submitit started: the first makes the config of a run, the others get it."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from genstab.errors import InputError
@@ -145,11 +146,14 @@ class Team:
 
 
 def team() -> Team | None:
-    """Return the processes that torchrun or SLURM started together with this one; None if this one came by itself.
+    """Return the processes started together with this one, by torchrun, SLURM or submitit; None if it came by itself.
 
     >>> team() is None
     True
     """
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        _as_torchrun_would()
+        return Team("submitit", TorchElasticEnvironment())
     if TorchElasticEnvironment.detect():
         return Team("torchrun", TorchElasticEnvironment())
     if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
@@ -158,6 +162,15 @@ def team() -> Team | None:
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
         return Team("SLURM", SLURMEnvironment())
     return None
+
+
+def _as_torchrun_would() -> None:
+    """Say what torchrun says, which Lightning understands, for the tasks of a job of submitit on this machine."""
+    job, tasks, rank = (os.environ[f"SUBMITIT_LOCAL_{name}"] for name in ("JOB_ID", "NTASKS", "GLOBALID"))
+    os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": tasks, "LOCAL_WORLD_SIZE": tasks, "GROUP_RANK": "0"}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(15000 + int(job) % 10000)  # as Lightning makes it of a SLURM job's number
+    rank_zero_only.rank = int(rank)  # type: ignore[attr-defined]  # it looked for the rank when it was imported
 
 
 def free_port() -> int:

@@ -33,6 +33,7 @@ GROUPS = {
     "logger": ["wandb", "tensorboard", "csv"],
     "callbacks": ["default"],
     "experiment": ["facades", "facades_small"],
+    "hydra/launcher": ["slurm", "slurm_cpu"],
 }
 
 
