@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genstab.composed import one_line
 from genstab.errors import InputError
-from genstab.jobs import run_measure, run_predict, run_report, run_workspace
+from genstab.jobs import run_measure, run_predict, run_report, run_shard, run_workspace
 from genstab.launched import check_launcher, refusal, run_wherever
 from genstab.stopping import SIGNALLED, Stopped, by_submitit
 from genstab.streams import spared_streams
@@ -35,6 +35,7 @@ usage: genstab COMMAND [key=value …]
   measure    measure how stable any image-to-image model is
   predict    apply a checkpoint, or any other model, to a folder of images
   report     one page that compares runs
+  shard      pack pairs into shards, for data sets that do not fit one disk
   workspace  the same comparison in W&B, for those who have an account
 
 genstab COMMAND --help shows the options and examples."""
@@ -177,6 +178,12 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
+def shard() -> None:
+    """Run `genstab shard`, with the Hydra overrides in `sys.argv`."""
+    _plain_paths()
+    _hydra("shard", run_shard)
+
+
 def workspace() -> None:
     """Run `genstab workspace`, with the Hydra overrides in `sys.argv`."""
     _hydra("workspace", run_workspace)
@@ -187,6 +194,7 @@ COMMANDS = {
     "measure": measure_model,
     "predict": predict,
     "report": report,
+    "shard": shard,
     "workspace": workspace,
 }
 

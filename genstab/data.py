@@ -93,8 +93,10 @@ class PairData(LightningDataModule):
         """Return this process's training pairs, shuffled anew in each epoch: by the seed of `seed_everything`, or 0."""
         trainer, seed = self.trainer, int(os.environ.get("PL_GLOBAL_SEED", 0))
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        order = EpochOrder(self.train_set, self.batch_size, processes, rank, seed)
-        return OrderedLoader(self.train_set, order, **self._loading())
+        return OrderedLoader(self.train_set, self._order(processes, rank, seed), **self._loading())
+
+    def _order(self, processes: int, rank: int, seed: int) -> EpochOrder:
+        return EpochOrder(self.train_set, self.batch_size, processes, rank, seed)
 
     def val_dataloader(self) -> DataLoader:
         """Return validation pairs in order."""
@@ -224,32 +226,37 @@ class PairedData(PairData):
         self.val_set = self._dataset("val")
 
     def _dataset(self, split: str) -> PairedImages:
-        pairs = find_pairs(self.root, split)
-        channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
-        wanted, problems = Wanted(channels_a, channels_b), []  # type: ignore[var-annotated]  # of str
-        if self.load_size is None:  # only at native size may an image be too small
-            cropped = split == "train"
-            least = self.crop_size if cropped else (SSIM_WINDOW, SSIM_WINDOW)
-            wanted = Wanted(channels_a, channels_b, least, "crop" if cropped else "window of SSIM")
+        pairs, wanted = find_pairs(self.root, split), self._wanted(split)
+        problems: list[str] = []
         skip = problems if self.on_error == "skip" else None
         sizes = set(check_pairs([] if self.check == "off" else pairs, wanted, skip))
         if problems and not sizes:
             raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
         for problem in problems:
             self._leave_out(problem, rank_zero_warn)  # every process finds them
+        return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
+
+    def _wanted(self, split: str) -> Wanted:
+        channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
+        if self.load_size is not None:  # only at native size may an image be too small
+            return Wanted(channels_a, channels_b)
+        if split == "train":
+            return Wanted(channels_a, channels_b, self.crop_size, "crop")
+        return Wanted(channels_a, channels_b, (SSIM_WINDOW, SSIM_WINDOW), "window of SSIM")
+
+    def _size(self, split: str, sizes: set[Size]) -> Size | None:
+        """Return to what size the data set brings images of these sizes; None: they keep theirs."""
         if self.load_size is None:
             if len(sizes) > 1:
                 raise InputError(
                     f"{self.root}: images of {len(sizes)} sizes, such as {sorted(sizes)[:2]}: set data.load_size"
                 )
-            size = None
-        elif split == "val":
-            size = self.crop_size
-        else:
-            # One size that need not shrink is enlarged later, on the device.
-            on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
-            size = None if on_device else self.load_size
-        return PairedImages(pairs, self.direction, size, wanted, self.on_error)
+            return None
+        if split == "val":
+            return self.crop_size
+        # One size that need not shrink is enlarged later, on the device.
+        on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
+        return None if on_device else self.load_size
 
 
 class FacadesData(PairedData):

@@ -1,10 +1,12 @@
 """Image files to float tensors at their full depth, and back to bytes."""
 
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -39,9 +41,32 @@ def read_image(path: str | Path) -> torch.Tensor:
     (torch.Size([3, 1, 2]), tensor([ 1.0000, -1.0000, -0.6000]))
     """
     with _opened(path) as header:
-        pixels = header.decode()
-        if pixels.shape != header.shape:
-            raise InputError(f"cannot read {path}: it holds {pixels.shape}, its header says {header.shape}")
+        return _values(header, path)
+
+
+def decode_image(data: bytes, name: str) -> torch.Tensor:
+    """Return what `read_image` does of a file with these bytes; `name` is what messages call it.
+
+    Shape: (C, H, W).
+
+    Raises:
+        InputError: as `read_image`.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (2, 1), 255).save(file, "PNG")
+    >>> decode_image(file.getvalue(), "a.png")
+    tensor([[[1., 1.]]])
+    """
+    file = io.BytesIO(data)
+    file.name = name  # as an open file has it, for messages
+    with _reasons(name):
+        return _values(_header(file, len(data), name), name)
+
+
+def _values(header: Header, name: str | Path) -> torch.Tensor:
+    pixels = header.decode()
+    if pixels.shape != header.shape:
+        raise InputError(f"cannot read {name}: it holds {pixels.shape}, its header says {header.shape}")
     largest = np.iinfo(pixels.dtype).max
     # Rotated views may have negative strides, which torch refuses: copy into (C, H, W).
     values = np.ascontiguousarray(_upright(pixels, header.orientation).transpose(2, 0, 1), dtype=np.float32)
@@ -112,28 +137,39 @@ def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Header]:
-    """Open the file for the header's `decode`, and turn whatever the decoders raise into an InputError."""
-    try:
+    """Open the file for the header's `decode`."""
+    with _reasons(path):
         kind = os.stat(path)
         if not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
             raise InputError(
                 f"cannot read {path}: it is no file but a device or a pipe"
             )  # opening one may wait for ever
-        if kind.st_size > (most := 8 * most_pixels()):  # bytes of the largest image, RGBA at 16 bits, unpacked
-            raise InputError(f"cannot read {path}: {kind.st_size} bytes exceed the limit of {most}")
         with open(path, "rb") as file:
-            magic = file.read(8)
-            file.seek(0)
-            if not magic:
-                raise InputError(f"cannot read {path}: the file is empty")
-            yield png_header(file) if magic == PNG else tiff_header(file) if magic[:4] in TIFF else pillow_header(file)
+            yield _header(file, kind.st_size, path)
+
+
+def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
+    if size > (most := 8 * most_pixels()):  # bytes of the largest image, RGBA at 16 bits, unpacked
+        raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}")
+    magic = file.read(8)
+    file.seek(0)
+    if not magic:
+        raise InputError(f"cannot read {name}: the file is empty")
+    return png_header(file) if magic == PNG else tiff_header(file) if magic[:4] in TIFF else pillow_header(file)
+
+
+@contextmanager
+def _reasons(name: str | Path) -> Iterator[None]:
+    """Turn whatever the decoders raise into an InputError."""
+    try:
+        yield
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(f"cannot read {path}: no PNG, JPEG, BMP, WebP or TIFF image, or a damaged one") from None
+        raise InputError(f"cannot read {name}: no PNG, JPEG, BMP, WebP or TIFF image, or a damaged one") from None
     except Exception as error:  # a damaged file makes decoders raise anything; kornia_rs a bare Exception
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
-        raise InputError(f"cannot read {path}: {reason or type(error).__name__}") from error
+        raise InputError(f"cannot read {name}: {reason or type(error).__name__}") from error
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

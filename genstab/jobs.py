@@ -31,6 +31,7 @@ from genstab.provenance import provenance
 from genstab.publish import publish
 from genstab.results import SUMMARY
 from genstab.runs import unfinished
+from genstab.shard_writing import write_shards
 from genstab.whole_files import check_folder
 from genstab.workspace import publish as save_workspace
 
@@ -125,6 +126,22 @@ def run_report(config: DictConfig) -> None:
     print(f"Page: {output}")
     if left := unfinished(config.runs):
         print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
+
+
+def run_shard(config: DictConfig) -> None:
+    """Make shards as `config` says; say what was done.
+
+    Raises:
+        InputError: the pairs or the folder cannot do it; at the end, if pairs were left out.
+    """
+    options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
+    with input_errors():
+        written = write_shards(config.input, config.output, **options)
+    print(written.summary(config.output))
+    for reason in written.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    if written.left_out:
+        raise InputError(f"{len(written.left_out)} pairs were left out")
 
 
 def run_workspace(config: DictConfig) -> None:

@@ -42,14 +42,19 @@ class EpochOrder(DistributedSampler[int]):
         self.num_samples = self.dealt + (each if self.even else 1)
         self.batch_size, self.skip = batch_size, 0
 
+    def drawn(self, generator: torch.Generator) -> torch.Tensor:
+        """Return all positions of an epoch in their order."""
+        return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]  # a Sized dataset
+
     def __iter__(self) -> Iterator[int]:
         """Return this process's positions in the dataset."""
         skip, self.skip = self.skip, 0
-        length = len(self.dataset)  # type: ignore[arg-type]  # a Sized dataset
-        order = torch.randperm(length, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        mine = order[: length - self.few][self.rank :: self.num_replicas]
+        order = self.drawn(torch.Generator().manual_seed(self.seed + self.epoch))
+        dealt = len(order) - self.few
+        mine = order[:dealt][self.rank :: self.num_replicas].tolist()
         extra = self.num_samples - self.dealt
-        mine += [order[length - self.few + i % self.few] for i in range(self.rank * extra, self.rank * extra + extra)]
+        rest = order[dealt:].tolist()
+        mine += [rest[i % self.few] for i in range(self.rank * extra, self.rank * extra + extra)]
         return iter(mine[skip:])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -231,18 +232,31 @@ class PairedImages(Dataset[dict[str, Any]]):
         raise InputError(f"none of the {len(self.pairs)} pairs can be read; {problems[0]}")
 
     def _item(self, pair: Pair) -> dict[str, Any]:
-        a = read_image(pair.a)
         b = None if pair.b is None else read_image(pair.b)
-        if self.wanted is not None:
-            self.wanted.check(pair, a.shape, None if b is None else b.shape)
-        if b is None:
-            _check_even(pair.a, a.shape[2])
-            # Copies: a view of the half would carry the whole file to the worker's receiver.
-            a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
-        source, target = (a, b) if self.direction == "AtoB" else (b, a)
-        if self.size is not None:
-            source, target = resized(source, self.size), resized(target, self.size)
-        return {"source": source, "target": target, "name": pair.name}
+        return item_of(pair, read_image(pair.a), b, self.direction, self.size, self.wanted)
+
+
+def item_of(
+    pair: Pair, a: Tensor, b: Tensor | None, direction: str, size: tuple[int, int] | None, wanted: Wanted | None
+) -> dict[str, Any]:
+    """Return what `PairedImages` does, from the images of a pair; side by side in `a` where `b` is None.
+
+    Raises:
+        InputError: as `Wanted.check`.
+
+    >>> item_of(Pair("1", Path("1.png"), None), torch.zeros(3, 4, 8), None, "AtoB", None, None)["target"].shape
+    torch.Size([3, 4, 4])
+    """
+    if wanted is not None:
+        wanted.check(pair, a.shape, None if b is None else b.shape)
+    if b is None:
+        _check_even(pair.a, a.shape[2])
+        # Copies: a view of the half would carry the whole file to the worker's receiver.
+        a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
+    source, target = (a, b) if direction == "AtoB" else (b, a)
+    if size is not None:
+        source, target = resized(source, size), resized(target, size)
+    return {"source": source, "target": target, "name": pair.name}
 
 
 def _images(folder: Path, ending: str) -> dict[str, Path]:

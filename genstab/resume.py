@@ -17,9 +17,9 @@ LAST = "last"
 # Options that may change on the way: where things lie, how long it takes, what is measured and logged. All others make
 # it another training. The batch size counts together with the number of processes.
 FREE = (
-    "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.check", "data.num_workers", "data.on_error",
-    "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger", "model.compile", "on_nan",
-    "output_dir", "run_name", "run_prefix", "trainer",
+    "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
+    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger",
+    "model.compile", "on_nan", "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
 FIXED = ("trainer.precision",)
 MOST = 8

@@ -154,7 +154,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["workspace"], "Missing mandatory value: entity"),
-        (["mesure"], "'mesure' is not one of train, measure, predict, report, workspace"),
+        (["mesure"], "'mesure' is not one of train, measure, predict, report, shard, workspace"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, arguments, message):
@@ -186,7 +186,7 @@ def test_a_pickle_that_is_no_weights_is_refused(monkeypatch):
         genstab(monkeypatch, "measure", *PLAIN[:2], "model.checkpoint=evil.pth")
 
 
-@pytest.mark.parametrize("command", ["measure", "report", "predict", "workspace"])
+@pytest.mark.parametrize("command", ["measure", "report", "predict", "shard", "workspace"])
 def test_help_has_examples_and_options(monkeypatch, capsys, command):
     with pytest.raises(SystemExit, match="0"):
         genstab(monkeypatch, command, "--help")

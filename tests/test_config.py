@@ -27,7 +27,7 @@ TINY = [
 TINY_SYNTHETIC = [*TINY, "data.train_images=4", "data.val_images=2", "data.size=32", "data.crop_size=32"]
 GROUPS = {
     "antialias": ["none", "rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "kaiser", "ideal", "polyphase"],
-    "data": ["synthetic", "paired", "facades", "folder", "classes"],
+    "data": ["synthetic", "paired", "facades", "folder", "classes", "shards"],
     "model": ["pix2pix"],
     "trainer": ["default", "cpu", "gpu", "ddp", "ddp_cpu"],
     "logger": ["wandb", "tensorboard", "csv"],
