@@ -18,9 +18,9 @@ from genstab.errors import InputError
 from genstab.surviving import Unwritten
 from genstab.wandb_log import STEP as STEP
 from genstab.wandb_log import SUMMARY as SUMMARY
-from genstab.wandb_log import FallbackWandbLogger
+from genstab.wandb_log import FallbackWandbLogger, how_to_upload
 from genstab.wandb_log import wandb_logger as wandb_logger
-from genstab.wandb_service import PATIENCE, died, end_run, patience
+from genstab.wandb_service import PATIENCE, died, end_run, patience, refused
 
 # What of a logger writes.
 METHODS = (
@@ -81,7 +81,7 @@ def log_video(logger: Logger, key: str, path: str | Path, step: int) -> None:
 def how_to_view(logger: Logger) -> str | None:
     """Return the one or two lines that say where to look at what was logged, if there is something to see.
 
-    An online W&B run has a URL, and a command that uploads its folder again; an offline one the commands `wandb sync`
+    An online W&B run has a URL, and the command that uploads its folder; an offline one the commands `wandb sync`
     (upload it) and `wandb leet` (see it in the terminal); TensorBoard has its command and CSV its file. This starts no
     run, and works after the end of one. On ranks other than 0 it returns None.
 
@@ -100,9 +100,9 @@ def how_to_view(logger: Logger) -> str | None:
         if run.disabled:
             return None
         folder = str(Path(run.dir).parent)  # run.dir is its folder `files`
-        upload = logger.how_to_upload() if isinstance(logger, FallbackWandbLogger) else f"wandb sync {folder}"
+        upload = logger.how_to_upload() if isinstance(logger, FallbackWandbLogger) else how_to_upload([Path(folder)])
         if not run.offline:
-            return f"{run.url}\n{upload}  # again, should something be missing there"
+            return f"{run.url}\n{upload}  # should something be missing there"
         return f"{upload}\nwandb leet {shlex.quote(folder)}"
     if isinstance(logger, TensorBoardLogger):
         return f"tensorboard --logdir {shlex.quote(str(logger.log_dir))}"
@@ -177,12 +177,20 @@ def outlived(logger: Logger) -> Iterator[None]:
         if isinstance(logger, FallbackWandbLogger) and died(error):
             logger.go_on_offline(error)
             return
+        if isinstance(logger, FallbackWandbLogger) and refused(error):
+            unwritten.note(f"{_place(logger)}: tables", error, "measurements.json has them")
+            logger.log_table = _nothing  # type: ignore[method-assign]  # each would be waited for
+            return
         if isinstance(logger, TensorBoardLogger):
             _forget_writer(logger)
         unwritten.note(_place(logger), error)
     else:
         if isinstance(logger, WholeCSVLogger) and logger._experiment and not logger._experiment.metrics:
             logger.unwritten.files.clear()  # type: ignore[attr-defined]  # all its rows are written
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 def _forget_writer(logger: TensorBoardLogger) -> None:

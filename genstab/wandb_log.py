@@ -90,6 +90,8 @@ def wandb_logger(
     for key, best in summary.items():
         if best not in ("max", "min"):
             raise InputError(f"summary[{key!r}]={best!r} is not one of max, min")
+    # Its telemetry would wait for a silent server, too, and that for half a minute after the end of the program.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     return FallbackWandbLogger(
         save_dir,
         cast(Mode | None, mode),
@@ -137,12 +139,14 @@ class FallbackWandbLogger(WandbLogger):
 
     def _start(self) -> "wandb.Run":
         import wandb  # here: it takes 0.4 s, and the other ranks and loggers never need it
+        from wandb.sdk import wandb_setup
 
         Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
         if wandb.run is not None:
             end_run(wandb.run, self._finish_timeout)
         mode = self._mode
-        if mode is None and (stored := wandb.setup().settings.mode) in ("offline", "disabled"):
+        # without starting its service, which may fail
+        if mode is None and (stored := wandb_setup.singleton().settings.mode) in ("offline", "disabled"):
             mode = stored
         run, problem, then = None, "", ""
         if mode is None or mode == "online":
@@ -152,7 +156,7 @@ class FallbackWandbLogger(WandbLogger):
                 elif mode == "online":
                     problem = "no API key is configured (see `wandb login`)"
             except service_failures() as error:
-                problem = said(error)
+                problem = f"{wandb_setup.singleton().settings.base_url}: {said(error)}"
                 if died(error):
                     end_service()
             mode = "offline"
@@ -186,8 +190,10 @@ class FallbackWandbLogger(WandbLogger):
             finish_timeout=self._finish_timeout,
             finish_timeout_raises=True,
         )
-        # wandb warns of `anonymous`, which the parent class sets.
-        arguments = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}
+        # wandb warns of `anonymous`, which the parent class sets; and a run that resumes nothing must not say it does:
+        # an upload of what it has would be added to what the server has of it already.
+        without = {"anonymous"} if self._wandb_init["id"] else {"anonymous", "resume"}
+        arguments = {key: value for key, value in self._wandb_init.items() if key not in without}
         with patience(self._init_timeout + PATIENCE):
             return wandb.init(**arguments, mode=mode, settings=settings)
 
@@ -207,7 +213,18 @@ class FallbackWandbLogger(WandbLogger):
 
     def how_to_upload(self) -> str:
         """Return the command that uploads all that the run's folders hold."""
-        return shlex.join(["wandb", "sync", *map(str, self.folders)])
+        return how_to_upload(self.folders)
+
+
+def how_to_upload(folders: Iterable[Path]) -> str:
+    """Return the command that uploads what the folders of runs hold.
+
+    >>> how_to_upload([Path("out put/wandb/run-1")])
+    "wandb sync --include-online 'out put/wandb/run-1'"
+    """
+    folders = list(folders)
+    online = any(folder.name.startswith("run-") for folder in folders)  # wandb leaves these out unless told to
+    return shlex.join(["wandb", "sync", *["--include-online"] * online, *map(str, folders)])
 
 
 def _logged_in() -> bool:

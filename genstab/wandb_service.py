@@ -39,6 +39,17 @@ def died(error: Exception) -> bool:
     return isinstance(error, ConnectionError | MailboxClosedError | HandleAbandonedError)
 
 
+def refused(error: Exception) -> bool:
+    """Return whether the server did not do, or answer, what wandb wanted to know at once, as it does for tables.
+
+    >>> refused(OSError())
+    False
+    """
+    import wandb
+
+    return isinstance(error, wandb.Error)
+
+
 def end_service() -> None:
     """Forget wandb's service, which died: the next run starts another, and the program's end does not wait for it."""
     import wandb
@@ -50,10 +61,10 @@ def end_service() -> None:
 
 
 def _kill_service() -> None:
-    import wandb
+    from wandb.sdk import wandb_setup
 
     with suppress(AttributeError):  # there is none, or it is somebody else's
-        wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
+        wandb_setup.singleton()._connection._proc._process.kill()  # type: ignore[union-attr]
 
 
 @contextmanager
@@ -82,12 +93,12 @@ def end_run(run: "wandb.Run", timeout: float) -> str:
     if run.disabled:
         run.finish()
         return ""
-    file = Path(run.settings.sync_file)
+    file, problems = Path(run.settings.sync_file), []
     try:
         with patience(timeout + PATIENCE):
             run.finish()
     except TimeoutError:
-        return f"its upload did not end within {timeout:.0f} s"
+        problems = [f"its upload did not end within {timeout:.0f} s"]
     except Exception as error:
         end_service()
         return f"its service died ({said(error)})"
@@ -95,7 +106,7 @@ def end_run(run: "wandb.Run", timeout: float) -> str:
     until = time.monotonic() + FAREWELL
     while not (whole := ends_well(file)) and time.monotonic() < until:
         time.sleep(0.1)
-    return "" if whole else f"{file} is not whole"
+    return " and ".join(problems if whole else [*problems, f"{file} is not whole"])
 
 
 def ends_well(file: Path) -> bool:

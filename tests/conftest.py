@@ -41,3 +41,24 @@ def _alone(tmp_path, monkeypatch):
     """Keep W&B offline and every file of a test in its own folder."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """A user who never used W&B; afterwards every run is closed and what wandb remembers is forgotten."""
+    import wandb
+
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    for name in ("config", "cache", "data"):
+        monkeypatch.setenv(f"WANDB_{name.upper()}_DIR", str(home / name))
+    wandb.teardown()
+    yield
+    if wandb.run is not None:
+        wandb.finish()
+    wandb.teardown()

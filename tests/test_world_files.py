@@ -267,6 +267,7 @@ def command(*options, **variables):
     return finish(start(ROOT / "train.py", *options, *base, *SMALL, "logger=csv", **variables))
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_line(disk):
     world.protect(disk)
     for options in ([f"hydra.run.dir={disk / 'run'}"], ["-m", "seed=1,2", f"hydra.sweep.dir={disk / 'sweep'}"]):
@@ -278,6 +279,7 @@ def test_the_command_ends_with_one_line(disk):
         assert code == 1
 
 
+@pytest.mark.slow
 def test_the_command_says_in_the_end_what_is_missing(disk):
     code, printed = command(f"hydra.run.dir={disk / 'run'}", *happening(disk, at20="fill")[-1:])
     assert code == 1
@@ -287,6 +289,7 @@ def test_the_command_says_in_the_end_what_is_missing(disk):
     assert printed.strip().splitlines()[-1].startswith("genstab: the final weights could not be saved: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", ["stdout", "stderr"])
 def test_a_terminal_that_takes_nothing_stops_nothing(tmp_path, full):
     with open("/dev/full", "w") as device:

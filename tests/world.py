@@ -1,4 +1,4 @@
-"""What happens to the disk of a training, while it trains."""
+"""What happens to a training, while it trains."""
 
 import os
 import resource
@@ -40,6 +40,15 @@ LIMIT = 2**14
 def limit(folder):
     """Let no file of this process be longer than `LIMIT` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def kill_wandb(folder):
+    """Kill wandb's service, as a machine without memory does."""
+    import wandb
+
+    process = wandb.setup()._connection._proc._process
+    process.kill()
+    process.wait()
 
 
 class Happen(Callback):
