@@ -5,6 +5,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb
 
 from omegaconf import MissingMandatoryValue
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -36,7 +38,9 @@ def input_errors() -> Iterator[None]:
             if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(one_line(cause)) from error
             if isinstance(cause, OSError) and cause.errno in DISK:
-                raise InputError(f"{cause.filename or 'the disk'}: {reason(cause)}") from error
+                last = extract_tb(cause.__traceback__)[-1]
+                where = cause.filename or f"{last.name} of {Path(last.filename).name}"
+                raise InputError(f"{where}: {reason(cause)}") from error
             cause = cause.__cause__
         raise
 

@@ -12,6 +12,7 @@ FLOORS = [
     [
         "augment",
         "batches",
+        "before",
         "consistency",
         "corruptions",
         "decoders",
