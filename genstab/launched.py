@@ -37,6 +37,9 @@ def check_launcher(words: Sequence[str]) -> None:
             raise InputError(f"{word} needs a plugin of Hydra: pip install 'genstab[slurm]'")
         if name != "basic" and not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words):
             raise InputError(f"{word} starts the jobs of a sweep: add -m, for a single job, too")
+        for size in words if name in OURS else ():
+            if re.match(r"trainer\.(devices|num_nodes)=(?![1-9]\d*$)", size):
+                raise InputError(f"{size}: {word} wants a number, the same for all jobs")
 
 
 def _installed() -> bool:

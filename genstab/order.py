@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from genstab.errors import InputError
+
 
 class EpochOrder(DistributedSampler[int]):
     """A permutation for each epoch, drawn from `seed + epoch` alone; process r of P gets every Pth image from r on.
@@ -41,6 +43,7 @@ class EpochOrder(DistributedSampler[int]):
         self.dealt = len(range(rank, length - self.few, processes))
         self.num_samples = self.dealt + (each if self.even else 1)
         self.batch_size, self.skip = batch_size, 0
+        self.kind = ""  # what else the order depends on
 
     def drawn(self, generator: torch.Generator) -> torch.Tensor:
         """Return all positions of an epoch in their order."""
@@ -85,10 +88,18 @@ class OrderedLoader(DataLoader):
             self.batch += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the seed of the order and the number of batches that were handed out in this epoch."""
-        return {"seed": self.order.seed, "batch": (self.first or self.batch) % len(self)}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed and kind of the order, and the number of batches that were handed out in this epoch."""
+        batch = (self.first or self.batch) % len(self)
+        return {"seed": self.order.seed, "batch": batch, **({"kind": self.order.kind} if self.order.kind else {})}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next pass after that many batches."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next pass after that many batches.
+
+        Raises:
+            InputError: they came in another order than this one.
+        """
+        if state.get("kind", "") != self.order.kind:
+            now, then = self.order.kind or "files", state.get("kind") or "files"
+            raise InputError(f"the training data come in another order than the checkpoint's: {then} → {now}")
         self.order.seed, self.first = state["seed"], state["batch"]

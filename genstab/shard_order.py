@@ -1,5 +1,6 @@
 """The order of training data in shards: mixed over some of them at a time, so that few have to be at hand."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
@@ -77,6 +78,8 @@ class ShardOrder(EpochOrder):
     ) -> None:
         super().__init__(range(sum(lengths)), batch_size, processes, rank, seed)  # type: ignore[arg-type]  # has a length
         self.lengths, self.window = list(lengths), window
+        digest = hashlib.sha256(" ".join(map(str, self.lengths)).encode()).hexdigest()[:8]
+        self.kind = f"{len(self.lengths)} shards {digest}, window {window}"
         self.ends = torch.tensor(list(accumulate(lengths)))
 
     def drawn(self, generator: torch.Generator) -> Tensor:

@@ -73,7 +73,9 @@ class StopSignals:
             return
         if self.at_once or (self.received and signum == signal.SIGINT):
             raise Stopped(signum)
-        self.received = self.received or signum
+        # Where another job wants the place, SIGTERM comes first, and then submitit's own, by which it queues again.
+        queues = by_submitit() and signum == requeue_signal()
+        self.received = signum if queues else self.received or signum
 
 
 def by_submitit() -> bool:

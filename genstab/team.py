@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from genstab.errors import InputError
@@ -170,7 +169,6 @@ def _as_torchrun_would() -> None:
     os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": tasks, "LOCAL_WORLD_SIZE": tasks, "GROUP_RANK": "0"}
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(15000 + int(job) % 10000)  # as Lightning makes it of a SLURM job's number
-    rank_zero_only.rank = int(rank)  # type: ignore[attr-defined]  # it looked for the rank when it was imported
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """`genstab train` on a cluster: what SLURM is asked for, its tasks train as one, and go on when they are requeued."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 
 from genstab import InputError, cli
 from genstab.launched import check_launcher, refusal
+from genstab.stopping import StopSignals
 from genstab.team import free_port
 from tests import fake_slurm
 from tests.killed import TINY, differing, left, run
@@ -132,16 +134,33 @@ def test_a_job_that_cannot_be_done_is_one_line_and_so_is_one_with_too_few_tasks(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     local = [*QUIET, *OPTIONS, "hydra/launcher=submitit_local"]
     with pytest.raises(SystemExit, match=r"^genstab: size=28 is smaller than crop_size=\(64, 64\)$"):
-        train(monkeypatch, *local, "data.crop_size=64")
+        train(monkeypatch, *local, "data.crop_size=64", "trainer=ddp_cpu", "hydra.launcher.tasks_per_node=2")
     with pytest.raises(SystemExit, match=r"^genstab: submitit started 1 process, but trainer.devices=2 and .*make 2"):
         train(monkeypatch, *local, "trainer=ddp_cpu")
 
 
-def test_a_launcher_without_its_sweep_or_its_plugin_or_slurm_is_one_line(monkeypatch):
+def test_submitits_signal_counts_after_sigterm_too_and_only_in_its_jobs(monkeypatch):
+    for signum in (signal.SIGUSR2, signal.SIGTERM):
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signum)
+            assert signals.received == signal.SIGUSR2
+    monkeypatch.delenv("SUBMITIT_EXECUTOR")
+    before = signal.getsignal(signal.SIGUSR2)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGUSR2) == before
+
+
+def test_a_launcher_without_its_sweep_its_numbers_its_plugin_or_slurm_is_one_line(monkeypatch):
     with pytest.raises(InputError, match=r"hydra/launcher=slurm starts the jobs of a sweep: add -m, for a single"):
         check_launcher(["hydra/launcher=slurm", "trainer=ddp"])
     check_launcher(["hydra/launcher=slurm", "hydra.mode=MULTIRUN"])
     check_launcher(["hydra/launcher=basic"])
+    for size in ("trainer.devices=auto", "trainer.devices=-1", "trainer.num_nodes=1,2"):
+        with pytest.raises(InputError, match=rf"^{size}: hydra/launcher=slurm wants a number, the same for all jobs$"):
+            check_launcher(["-m", "hydra/launcher=slurm", "trainer.devices=4", size])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit, match=r'^genstab: Could not detect "srun", are you indeed on a slurm cluster\?$'):
         train(monkeypatch, *QUIET, "hydra/launcher=slurm")

@@ -120,7 +120,7 @@ def test_processes_share_each_step_of_one_and_go_on_where_they_stood(shards, pro
         parts.append(whole)
         for seen in range(len(whole)):
             loader = data.train_dataloader()
-            loader.load_state_dict({"seed": 0, "batch": seen})
+            loader.load_state_dict({**loader.state_dict(), "batch": seen})
             loader.sampler.set_epoch(3)
             assert same(list(loader), whole[seen:])
     assert len({len(part) for part in parts}) == 1  # nobody waits for the others
@@ -153,6 +153,22 @@ def test_a_training_that_was_killed_goes_on_bit_for_bit(tmp_path, shards):
     assert compared(tmp_path, *own, base=BASE) == []
     with pytest.raises(InputError, match=r"does not fit this training: data\.window 3 → 4$"):
         run(tmp_path / "one", *own, "data.window=4", base=BASE)
+
+
+def test_it_does_not_go_on_with_other_shards_or_the_files_themselves(tmp_path, shards):
+    pairs = shards.parent / "pairs"
+    write_shards(pairs, tmp_path / "larger")
+    own = ["data.load_size=28", "trainer.max_steps=11", "trainer.max_epochs=-1"]
+    options = ["data=shards", f"data.root={shards}", *own]
+    base = [option for option in BASE if not option.startswith("trainer.max_epochs")]
+    run(tmp_path / "run", *options, base=base)
+    others = {f"data.root={tmp_path / 'larger'}": r"1 shards \w{8}, window 8", f"data.root={pairs}": "files"}
+    for root, kind in others.items():
+        data = "data=paired" if kind == "files" else "data=shards"
+        said = rf"the training data come in another order than the checkpoint's: 8 shards \w{{8}}, window 8 → {kind}$"
+        with pytest.raises(InputError, match=said):
+            run(tmp_path / "run", data, root, "data.load_size=28", "trainer.max_epochs=3", base=base)
+    run(tmp_path / "run", *options[:3], "trainer.max_epochs=3", base=base)
 
 
 @pytest.mark.ddp
