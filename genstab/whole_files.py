@@ -108,34 +108,13 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; keep the one before it where that fails."""
         try:
-            write_whole(path, lambda file: _save(checkpoint, file))
-        except OSError as error:
+            write_whole(path, lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:
+            # torch's writer answers to a full disk with an error of its own
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
             kept = "the one before it is kept" if Path(path).is_file() else "there is none yet"
-            self.unwritten.note(path, error, f"{kept}, the training goes on, and the next one is tried again")
+            self.unwritten.note(path, cause, f"{kept}, the training goes on, and the next one is tried again")
         else:
             self.unwritten.files.pop(str(path), None)
-
-
-class _Noting:
-    """A file that remembers the error that torch's writer makes a `RuntimeError` without a reason of."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.flush = file, file.flush
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-
-def _save(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    noting = _Noting(file)
-    try:
-        torch.save(checkpoint, noting)  # type: ignore[arg-type]  # all that it needs of a file
-    except RuntimeError:
-        if noting.error is None:
-            raise
-        raise noting.error from None

@@ -73,6 +73,21 @@ def test_a_full_disk_is_one_warning_and_the_old_checkpoint_is_kept(tmp_path, mon
     assert torch.load(path, weights_only=True) == {"step": 3}
 
 
+@pytest.mark.parametrize("world", [True, False])
+def test_what_torch_makes_of_a_full_disk_is_told_from_a_defect(tmp_path, monkeypatch, world):
+    def save(*args):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device") if world else TypeError("a defect")
+        except Exception:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904
+
+    monkeypatch.setattr(whole_files.torch, "save", save)
+    keeper = WholeCheckpoints()
+    with pytest.warns(UserWarning, match="No space left") if world else pytest.raises(RuntimeError, match="pos 704"):
+        keeper.save_checkpoint({}, tmp_path / "a.ckpt")
+    assert list(keeper.unwritten.files.values()) == ["No space left on device"] * world
+
+
 @pytest.mark.filterwarnings("ignore:checkpoint .* could not be written:UserWarning")
 def test_a_training_goes_on_but_says_in_the_end_that_its_weights_are_not_saved(tmp_path, monkeypatch):
     full_disk(monkeypatch, after=1)

@@ -18,7 +18,7 @@ from genstab import InputError, whole_files
 from genstab.csv_log import WholeCSVLogger
 from genstab.loggers import outlive
 from genstab.wandb_service import ends_well
-from genstab.whole_files import check_folder
+from genstab.whole_files import WholeCheckpoints, check_folder
 from tests import world
 from tests.killed import EVERY, STEPS, TINY, differing, left, run
 from tests.test_processes import ROOT, finish, start
@@ -110,6 +110,18 @@ def test_a_disk_that_is_full_to_the_end(disk, whole, capsys, logger):
         world.free(disk)
         assert train(folder, "logger=csv", *SMALL) == (None, [])
         assert differing(left(folder), left(whole)) == []
+
+
+@pytest.mark.parametrize("size", [10, 10**4, 10**6, 10**7])
+def test_a_checkpoint_larger_than_the_disk(disk, size):
+    """Of which torch's writer says only that it failed."""
+    checkpoints = WholeCheckpoints()
+    (disk / "a.ckpt").write_bytes(b"old")
+    world.fill(disk)
+    with pytest.warns(UserWarning, match=r"a\.ckpt could not be written \(No space left on device\); the one before"):
+        checkpoints.save_checkpoint({"weights": torch.zeros(size)}, disk / "a.ckpt")
+    assert {path.name for path in disk.iterdir()} == {"a.ckpt", "filling"}
+    assert (disk / "a.ckpt").read_bytes() == b"old"
 
 
 def test_a_disk_that_has_room_again(disk, whole, capsys):

@@ -4,6 +4,7 @@ Each run is real; the server is one of our own, see `tests.wandb_server`.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from pytorch_lightning.loggers import WandbLogger
 
 from genstab import loggers, wandb_log, wandb_service
 from genstab.loggers import STEP, close, how_to_view, outlive, wandb_logger
@@ -122,6 +124,27 @@ def test_a_server_that_fails_half_way_holds_up_only_the_end_and_that_not_for_eve
     assert values(logger.folders[0]) == list(range(1, 30))
     upload_to(server, command, monkeypatch)
     assert came(server, logger.version) == list(range(1, 30))
+
+
+def test_a_server_that_takes_no_tables_is_asked_once(tmp_path, server, monkeypatch):
+    asked, log_table = [], WandbLogger.log_table
+
+    def asking(logger, key, *arguments, **options):
+        asked.append(key)
+        log_table(logger, key, *arguments, **options)
+
+    monkeypatch.setattr(WandbLogger, "log_table", asking)
+    logger = wandb_logger(tmp_path, mode="online", finish_timeout=1)
+    outlive(logger)
+    logged(logger, 1)
+    server.mode = 401
+    _, said, _ = quietly(lambda: [logger.log_table(key, ["a"], [[1]], step=1) for key in ("one", "two")])
+    assert asked == ["one"]
+    (line,) = said
+    assert re.fullmatch(r"log \S+: tables could not be written \(.*credentials.*\); measurements\.json has them", line)
+    logged(logger, 2)
+    quietly(lambda: close(logger))
+    assert values(logger.folders[0]) == [1, 2]
 
 
 @pytest.mark.slow
