@@ -153,6 +153,7 @@ def test_submitits_signal_counts_after_sigterm_too_and_only_in_its_jobs(monkeypa
         assert signal.getsignal(signal.SIGUSR2) == before
 
 
+@pytest.mark.slow
 def test_a_launcher_without_its_sweep_its_numbers_its_plugin_or_slurm_is_one_line(monkeypatch):
     with pytest.raises(InputError, match=r"hydra/launcher=slurm starts the jobs of a sweep: add -m, for a single"):
         check_launcher(["hydra/launcher=slurm", "trainer=ddp"])
