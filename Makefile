@@ -1,5 +1,5 @@
 # make train    virtual environment, install, train on the embedded data
-# make test     virtual environment, install, lint, types, all tests
+# make test     virtual environment, install, lint, types, all tests (three at a time: many wait for other programs)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/python train.py
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)

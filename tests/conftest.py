@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from genstab import AntiAlias, PatchGAN, Pix2Pix, UNet
 
-# Two test processes with two threads each on two processors would wait for each other most of the time.
+# Several test processes with two threads each on two processors would wait for each other most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
 torch.set_num_threads(1)
 
