@@ -13,6 +13,7 @@ import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from genstab.alone import fresh
 from genstab.composed import one_line
 from genstab.errors import InputError
 from genstab.jobs import run_measure, run_predict, run_report, run_shard, run_workspace
@@ -26,6 +27,7 @@ from genstab.training import WORKER_CONFIG, run_train
 _PACKAGE = Path(__file__).resolve().parent
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
 PATHS = {"model.checkpoint", "data.root", "input", "output", "output_dir", "corruptions.baseline"}
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 

@@ -1,5 +1,6 @@
 """From which checkpoint a training goes on, and whether the two fit together."""
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FREE = (
 )  # fmt: skip
 FIXED = ("trainer.precision",)
 MOST = 8
+SKEW = 60.0  # seconds by which the clock of a file server may be ahead
 
 
 def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
@@ -58,6 +60,14 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
     if not path.is_file():
         raise InputError(f"ckpt_path={wanted} does not exist" + (f": no {path}" if str(path) != wanted else ""))
     return path
+
+
+def dated(path: Path) -> str:
+    """Return a file with the date of its last change, and a doubt where that is to come: `last` goes by dates."""
+    changed = path.stat().st_mtime
+    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed))
+    doubt = ", in the future: was a clock set back? ckpt_path=RUN names another"
+    return f"{path} of {date}{doubt if changed > time.time() + SKEW else ''}"
 
 
 def read_place(path: Path) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from genstab.alone import alone_in, check_unused
 from genstab.composed import input_errors, quieten
 from genstab.continued import continue_logs
 from genstab.devices import check_devices
@@ -21,7 +23,8 @@ from genstab.errors import InputError
 from genstab.last_checkpoint import RESUME
 from genstab.loggers import close, outlive
 from genstab.provenance import provenance
-from genstab.resume import LAST, changes, check_fit, find_checkpoint, is_over, read_place, summary_of
+from genstab.results import SUMMARY
+from genstab.resume import CHECKPOINT, LAST, changes, check_fit, dated, find_checkpoint, is_over, read_place, summary_of
 from genstab.summary import RunSummary, devices_of
 from genstab.team import Team
 from genstab.whole_files import check_folder
@@ -41,9 +44,10 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     quieten()
     check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
     wanted, say = config.ckpt_path, rank_zero_only(print)
-    config.ckpt_path = path = _checkpoint_of(config)
+    path = _checkpoint_of(config)
+    config.ckpt_path = None if path is None else str(path)
     with input_errors():
-        checkpoint = read_place(Path(path)) if path else None
+        checkpoint = read_place(path) if path else None
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
@@ -51,8 +55,9 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
         if checkpoint and summary and not changes(checkpoint.get("config", {}), plain):
             say(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
             return summary.get("val/shift_psnr")
+        rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
         if wanted:
-            say(f"Goes on from {path}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
+            say(f"Goes on from {dated(path)}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
@@ -66,46 +71,49 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
         data.setup("fit")  # what is wrong with the data is said before a run is logged
         if checkpoint:
             step = data.batch_size * trainer.world_size
-            check_fit(Path(path), checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
+            check_fit(path, checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
             del checkpoint  # Lightning reads it again
         # the weights, and Adam's two means of each
         check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
-        if wanted:
-            again = over or place.get("pending", False)
-            continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
-        if trainer.is_global_zero:  # the state of the code now, not when the training ends
-            ending.provenance = provenance(devices_of(trainer))
-        for each in trainer.loggers:
-            outlive(each)
-            each.log_hyperparams({**plain, **ending.provenance})
-        try:
-            with _workers_follow(config, processes):
-                trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-        finally:
+        with alone_in(config.output_dir) if trainer.is_global_zero else nullcontext():
+            if wanted:
+                again = over or place.get("pending", False)
+                continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
+            if trainer.is_global_zero:  # the state of the code now, not when the training ends
+                ending.provenance = provenance(devices_of(trainer))
             for each in trainer.loggers:
-                close(each)
+                outlive(each)
+                each.log_hyperparams({**plain, **ending.provenance})
+            try:
+                with _workers_follow(config, processes):
+                    trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+            finally:
+                for each in trainer.loggers:
+                    close(each)
     measured = trainer.callback_metrics.get("val/shift_psnr")
     return None if measured is None else measured.item()
 
 
-def _checkpoint_of(config: DictConfig) -> str | None:
+def _job(config: DictConfig) -> HydraConf | None:
+    """Return Hydra's part of the config; None where the program's earlier job was Hydra's and this one is not."""
+    if not HydraConfig.initialized():
+        return None
+    hydra: Any = HydraConfig.get()
+    return hydra if OmegaConf.select(hydra, "runtime.output_dir") == config.output_dir else None
+
+
+def _checkpoint_of(config: DictConfig) -> Path | None:
     """Return the file that `ckpt_path` means, None for a training from the start."""
     if not config.ckpt_path:
         return None
     fixed = True
-    if HydraConfig.initialized() and _is_of(hydra := HydraConfig.get(), config.output_dir):
+    if hydra := _job(config):
         sweep = hydra.mode == RunMode.MULTIRUN
         name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
         if sweep and not fixed and config.ckpt_path == LAST:
             raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
-    path = find_checkpoint(config.ckpt_path, config.output_dir, fixed)
-    return None if path is None else str(path)
-
-
-def _is_of(hydra: Any, folder: str) -> bool:
-    """Whether Hydra's configuration is that of this job: that of an earlier one stays where this one is not Hydra's."""
-    return not OmegaConf.is_missing(hydra.runtime, "output_dir") and hydra.runtime.output_dir == folder
+    return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
 
 
 @contextmanager

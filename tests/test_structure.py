@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "genstab"
 FLOORS = [
     ["errors"],
     [
+        "alone",
         "augment",
         "batches",
         "before",

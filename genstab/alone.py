@@ -1,0 +1,85 @@
+"""The folder of a run belongs to one training: a second one is refused, at the same time as well as afterwards."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from genstab.errors import InputError
+
+LOCK = ".lock"
+
+
+def fresh(folder: str) -> str:
+    """Make a folder that was not there before, `folder` or `folder`-2, `folder`-3, …, and return it.
+
+    Names made of the time alone are equal for two runs that start in the same second, or after a clock was set back.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as runs:
+    ...     [Path(fresh(f"{runs}/10-00-00")).name for _ in range(3)]
+    ['10-00-00', '10-00-00-2', '10-00-00-3']
+    """
+    for number in count(1):
+        path = folder if number == 1 else f"{folder}-{number}"
+        try:
+            os.makedirs(path)
+        except FileExistsError:
+            continue
+        except OSError:
+            return folder  # whoever writes there first says what is wrong with it
+        return path
+    raise AssertionError
+
+
+def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path, ...]) -> None:
+    """Check that a training that goes on from `checkpoint` writes over no other one.
+
+    Args:
+        folder: of the run.
+        checkpoint: one in `folder` means the same training.
+        signs: files, relative to `folder`, that a training leaves there.
+
+    Raises:
+        InputError: there is one of them.
+    """
+    folder = Path(folder)
+    if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
+        return
+    found = next((sign for sign in signs if (folder / sign).exists()), None)
+    if found is not None:
+        raise InputError(
+            f"{folder} already holds a training ({found}): go on with it by ckpt_path=last, or name another folder by "
+            "hydra.run.dir or hydra.sweep.dir"
+        )
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Keep other trainings out of a folder, until this context or the process ends, however it does.
+
+    Where the file system or the operating system has no locks, nobody is kept out.
+
+    Raises:
+        InputError: another process is in.
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        _lock(file.fileno(), folder)
+        yield
+
+
+def _lock(descriptor: int, folder: str | Path) -> None:
+    if os.name != "posix":
+        return
+    import fcntl
+
+    try:
+        # Not flock: forked workers of a loader would hold it for a while after the process was killed.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise InputError(f"another training runs in {folder}: wait for its end, or name another folder") from error
+    except OSError:  # no locks here
+        return
