@@ -97,6 +97,11 @@ TRAINED = [
 TRAINED.append({**TRAINED[2], "own_loader": True})
 
 
+def furthest(found, expected):
+    """Return the largest difference of a weight."""
+    return max((found["weights"][name] - weight).abs().max().item() for name, weight in expected["weights"].items())
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
@@ -106,11 +111,13 @@ def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all
     for case, found, *others in zip(TRAINED, *ranks, strict=True):
         expected = train(**{**case, "batch_size": case["batch_size"] * processes})
         exact = case["precision"] == "64-true"
-        apart = [(found["weights"][name] - weight).abs().flatten() for name, weight in expected["weights"].items()]
-        # In float32 Adam makes of the rounding of a gradient that is almost zero up to a share of its step of 2e-4.
-        *_, third, _, first = torch.cat(apart).sort().values.tolist()
-        assert first < (1e-12 if exact else 5e-5)
-        assert third < 1e-6
+        if exact:
+            assert furthest(found, expected) < 1e-12
+        else:
+            # Adam makes of the rounding of a gradient that is almost zero up to a share of its step, 2e-4. Where that
+            # is more than 1e-5, one process is as far from what it would be without rounding.
+            precise = train(**{**case, "batch_size": case["batch_size"] * processes, "precision": "64-true"})
+            assert furthest(found, expected) < max(1e-5, furthest(expected, precise))
         for name, weight in found["weights"].items():
             assert all(torch.equal(other["weights"][name], weight) for other in others)
         assert all(other["losses"] == found["losses"] for other in others)
