@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
@@ -18,6 +19,7 @@ from genstab.composed import one_line
 from genstab.errors import InputError
 from genstab.jobs import run_measure, run_predict, run_report, run_shard, run_workspace
 from genstab.launched import check_launcher, refusal, run_wherever
+from genstab.lost import SpokenFor
 from genstab.stopping import SIGNALLED, Stopped, by_submitit
 from genstab.streams import spared_streams
 from genstab.surviving import DISK
@@ -129,6 +131,11 @@ def _any_model_key() -> None:
     sys.argv[1:] = [re.sub(r"^(?=model\.[^=]+=)", "++", argument) for argument in sys.argv[1:]]
 
 
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """End in order, as torchrun asks for where another process failed: the first one may have something to say."""
+    raise Stopped(signum)
+
+
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
     with spared_streams():
@@ -137,15 +144,18 @@ def train() -> None:
 
 def _train() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        # Lightning kills rank 0 while it ends its logs where another process ended with a code.
-        with _one_line_errors(), suppress(Stopped):
+        with _one_line_errors():
             run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
         return
     with _one_line_errors():
         processes = team()
+        if processes is not None:
+            signal.signal(signal.SIGTERM, _stop)
         if processes is not None and processes.rank:
-            for config in processes.configs():
-                run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
+            with processes.following():
+                for config in processes.configs():
+                    with suppress(SpokenFor):  # the first one says whether there is another job
+                        run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
             return
     with nullcontext() if processes is None else processes.leading():
         _hydra("train", partial(run_wherever, processes=processes))

@@ -21,6 +21,7 @@ from genstab.synthetic import SyntheticFacades
 CHECKS = ("fast", "full", "off")
 SSIM_WINDOW = 6  # pixels of a side, below which it cannot be reflected at the border
 CACHE = "~/.cache/genstab"
+PATIENCE = 600  # seconds without a batch, after which a disk or a loader's worker is given up
 
 
 def as_size(name: str, size: int | Iterable[int]) -> Size:
@@ -87,6 +88,7 @@ class PairData(LightningDataModule):
             "collate_fn": _collate,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "timeout": PATIENCE if self.num_workers else 0,
         }
 
     def train_dataloader(self) -> OrderedLoader:

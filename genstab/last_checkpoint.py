@@ -128,10 +128,6 @@ class LastCheckpoint(Checkpoint):
                 cure = f"those from before are whole: see to the disk and go on with {again}"
             raise InputError(f"the final weights could not be saved: {self.path}: {why}; {cure}")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
-        self.signals.stop()
-
     def _save_or_stop(self, trainer: Trainer, due: bool, clock: bool = True) -> None:
         """Let all processes agree on what the first one's clock and anybody's signal want, and do it."""
         due = due or (clock and time.monotonic() - self.saved_at >= self.seconds)

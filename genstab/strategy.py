@@ -12,6 +12,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from genstab.errors import InputError
+from genstab.launcher import Launcher
 from genstab.sync_norm import SyncBatchNorms
 
 
@@ -36,6 +37,10 @@ class NetworksDDP(DDPStrategy):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.networks: list[DistributedDataParallel] = []
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup(self, trainer: Any) -> None:
         """Set up as Lightning's, with batch norm that is synchronised on CPUs too."""

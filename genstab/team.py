@@ -1,23 +1,27 @@
 """Processes that torchrun, SLURM or submitit started: the first makes the config of a run, the others get it."""
 
 import json
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TypeVar
 
-import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from genstab.errors import InputError
+from genstab.waiting import connect, in_time, reach
 
+T = TypeVar("T")
 # Seconds that the processes wait for each other at the start; those of one launcher come within a few.
 PATIENCE = 300.0
 # Seconds that the first process waits at its end for the others to hear of it.
 FAREWELL = 10.0
+POLL = 0.25  # seconds from one question to the next
 
 
 class Team:
@@ -40,22 +44,31 @@ class Team:
         self.rank, self.size = environment.global_rank(), environment.world_size()
         self.store: Store | None = None
         if self.size > 1:
-            self.store = self._join(environment.main_address, environment.main_port)
-            self.store.add("here", 1)
+            self.address, self.port = environment.main_address, environment.main_port
+            self.store = self._join()
 
-    def _join(self, address: str, port: int) -> Store:
+    def _join(self) -> Store:
         # torchrun keeps a store itself. Otherwise the first process does, and torch's process group shares it later.
         keeps = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
-        patience = timedelta(seconds=PATIENCE)
+        prefix = f"genstab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+        def join() -> Store:
+            patience = timedelta(seconds=PATIENCE)
+            made = TCPStore(self.address, self.port, None, keeps, patience, wait_for_workers=False, multi_tenant=True)
+            store = PrefixStore(prefix, made)
+            store.add("here", 1)
+            return store
+
         try:
-            store = TCPStore(address, port, None, keeps, patience, wait_for_workers=False, multi_tenant=True)
-        except RuntimeError as error:  # torch's errors of the network, too
+            # torch waits, too, but prints its stack meanwhile.
+            reach(self.address, self.port, PATIENCE, listening=not keeps)
+            return in_time(join, PATIENCE)
+        except (OSError, RuntimeError) as error:  # torch's errors of the network, too
             what = "cannot listen" if keeps else f"cannot reach the first process within {PATIENCE:.0f} s"
             reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{self.launcher}: {what} at {address}:{port} (MASTER_ADDR, MASTER_PORT): {reason}"
+                f"{self.launcher}: {what} at {self.address}:{self.port} (MASTER_ADDR, MASTER_PORT): {reason}"
             ) from error
-        return PrefixStore(f"genstab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def check(self, devices: int, nodes: int) -> None:
         """Check that a trainer is made for as many processes as there are.
@@ -91,16 +104,23 @@ class Team:
         """Yield the configs that the first process hands out, until it ends.
 
         Raises:
-            InputError: it ended without a word.
+            InputError: it ended without a word, or stands still.
             SystemExit: it failed, and said why.
         """
-        assert self.store is not None
         while "config" in (heard := self._listen()):
             _meet_at(heard["port"])
             yield heard["config"]
-        self.store.add("gone", 1)
         if heard["failed"]:
             raise SystemExit(1)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Let the first process know when this one leaves the context."""
+        try:
+            yield
+        finally:
+            with suppress(InputError):
+                self._ask(lambda store: store.add("gone", 1), FAREWELL)
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -117,6 +137,17 @@ class Team:
                 self._say({"failed": failed})
                 self._wait_for("gone", self.size - 1, FAREWELL)
 
+    def speak(self) -> None:
+        """Let the others know that this job failed and that the first process says why."""
+        if self.store is not None:
+            self.store.set(f"spoke{self.jobs}", "")
+
+    def first_speaks(self, seconds: float) -> bool:
+        """Return whether the first process says, within so many seconds, that this job failed."""
+        with suppress(InputError):
+            return self._hear(f"spoke{self.jobs}", seconds)
+        return False
+
     def _say(self, message: dict) -> None:
         assert self.store is not None
         self.store.set(f"job{self.jobs}", json.dumps(message))
@@ -124,17 +155,39 @@ class Team:
 
     def _listen(self) -> dict:
         """Wait as long as the first process lives: it may have data to download and to check."""
-        assert self.store is not None
         key = f"job{self.jobs}"
         self.jobs += 1
-        while True:
-            try:
-                self.store.wait([key], timedelta(seconds=PATIENCE))
-                return json.loads(self.store.get(key))
-            except torch.distributed.DistNetworkError as error:
-                raise InputError(f"{self.launcher}: the first process ended without a word") from error
-            except torch.distributed.DistStoreError:
-                continue
+        self._hear(key)
+        return json.loads(self._ask(lambda store: store.get(key), PATIENCE))
+
+    def _hear(self, key: str, seconds: float = math.inf) -> bool:
+        """Return whether the store has this key within so many seconds."""
+        until = time.monotonic() + seconds
+        while not (heard := self._ask(lambda store: store.check([key]), min(seconds, PATIENCE))):
+            if time.monotonic() >= until:
+                break
+            time.sleep(POLL)
+        return heard
+
+    def _ask(self, question: Callable[[Store], T], seconds: float) -> T:
+        """Return the store's answer; torch alone would wait for ever for a process that stands still.
+
+        Raises:
+            InputError: no answer within so many seconds, or nobody is there.
+        """
+        store = self.store
+        assert store is not None
+
+        def ask() -> T:
+            connect(self.address, self.port, seconds)  # torch prints its stack where nobody listens any more
+            return question(store)
+
+        try:
+            return in_time(ask, seconds)
+        except TimeoutError as error:
+            raise InputError(f"{self.launcher}: the first process gave no answer for {seconds:.0f} s") from error
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{self.launcher}: the first process ended without a word") from error
 
     def _wait_for(self, key: str, number: int, seconds: float) -> int:
         assert self.store is not None

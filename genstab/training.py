@@ -1,6 +1,7 @@
 """The job of `genstab train`: from a composed config to a training, alone or in a team of processes."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from genstab.devices import check_devices
 from genstab.errors import InputError
 from genstab.last_checkpoint import RESUME
 from genstab.loggers import close, outlive
+from genstab.lost import losses_noticed
 from genstab.provenance import provenance
 from genstab.results import SUMMARY
 from genstab.resume import CHECKPOINT, LAST, changes, check_fit, dated, find_checkpoint, is_over, read_place, summary_of
@@ -85,7 +87,7 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
                 outlive(each)
                 each.log_hyperparams({**plain, **ending.provenance})
             try:
-                with _workers_follow(config, processes):
+                with _workers_follow(config, processes), losses_noticed(trainer, _to_go_on(config), processes):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:
                 for each in trainer.loggers:
@@ -114,6 +116,14 @@ def _checkpoint_of(config: DictConfig) -> Path | None:
         if sweep and not fixed and config.ckpt_path == LAST:
             raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
     return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
+
+
+def _to_go_on(config: DictConfig) -> str:
+    """Return what makes the same command go on from this run's last checkpoint."""
+    hydra = _job(config)
+    if hydra and hydra.mode == RunMode.MULTIRUN:
+        return f"ckpt_path=last hydra.sweep.dir={shlex.quote(hydra.sweep.dir)}"
+    return f"ckpt_path=last hydra.run.dir={shlex.quote(config.output_dir)}"
 
 
 @contextmanager

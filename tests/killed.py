@@ -1,6 +1,7 @@
 """Train one tiny run again and again in forked children, and kill them: `killed.py FOLDER KILLS SEED`."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -37,15 +38,21 @@ class Killed(BaseException):
 
 
 class Killer(Callback):
-    """Strike at a place of one training step: with a signal to the own process, or `Killed` for 0."""
+    """Strike at a place of one training step: with a signal to the own process, or `Killed` for 0.
 
-    def __init__(self, step, place, signum=signal.SIGKILL):
-        self.step, self.place, self.signum = step, place, signum
+    With a `rank`, only one of several processes; with `worker`, not itself, but a worker of its loader.
+    """
+
+    def __init__(self, step, place, signum=signal.SIGKILL, rank=None, worker=False):
+        self.step, self.place, self.signum, self.rank, self.worker = step, place, signum, rank, worker
 
     def hit(self, trainer, place):
-        if (place, trainer.global_step) != (self.place, self.step):
+        if (place, trainer.global_step) != (self.place, self.step) or self.rank not in (None, trainer.global_rank):
             return
         self.place = None
+        if self.worker:
+            os.kill(multiprocessing.active_children()[0].pid, self.signum)
+            return
         if self.signum == 0:
             raise Killed
         os.kill(os.getpid(), self.signum)

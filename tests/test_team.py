@@ -1,6 +1,9 @@
 """Processes of torchrun and SLURM: who makes the config, who gets it, and what is said when one is missing."""
 
 import os
+import re
+import signal
+import socket
 import threading
 import time
 
@@ -43,8 +46,10 @@ class Follower(threading.Thread):
 
     def run(self):
         try:
-            for config in Team("SLURM", self.environment).configs():
-                self.heard.append(config)
+            processes = Team("SLURM", self.environment)
+            with processes.following():
+                for config in processes.configs():
+                    self.heard.append(config)
         except (InputError, SystemExit) as error:
             self.error = error
 
@@ -118,3 +123,66 @@ def test_slurm_and_torchrun_are_known_by_their_variables(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     assert team.team().launcher == "torchrun"  # also inside SLURM
+
+
+@pytest.mark.parametrize(
+    ("joined", "message"),
+    [
+        (False, r"SLURM: cannot reach the first process within 2 s at 127\.0\.0\.1:\d+ .*: no answer for 2 s"),
+        (True, "SLURM: the first process gave no answer for 2 s"),
+    ],
+)
+def test_a_first_process_that_stands_still_is_given_up(port, monkeypatch, joined, message):
+    monkeypatch.setattr(team, "PATIENCE", 2.0)
+    child = os.fork()
+    if child == 0:
+        first = Team("SLURM", Environment(0, 2, port))
+        while joined and first.store.add("here", 0) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if not joined:
+        os.waitpid(child, os.WUNTRACED)  # the kernel still accepts for it
+    follower = Follower(1, 2, port)
+    follower.join(10)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert re.fullmatch(message, str(follower.error))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_address_that_nobody_knows_is_named(port, monkeypatch, rank):
+    monkeypatch.setattr(team, "PATIENCE", 0.3)
+    environment = Environment(rank, 2, port)
+    environment.main_address = "no-such-host.invalid"
+    with pytest.raises(InputError, match=rf"no-such-host\.invalid:{port} \(MASTER_ADDR, MASTER_PORT\): .*[Nn]ame"):
+        Team("SLURM", environment)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(InputError, match=rf"SLURM: cannot listen at 127\.0\.0\.1:{port} .*address already in use"):
+            Team("SLURM", Environment(0, 2, port))
+
+
+def test_the_others_hear_that_the_first_one_speaks_for_them(port, monkeypatch):
+    class Failing(Follower):
+        def run(self):
+            processes = Team("SLURM", self.environment)
+            with processes.following():
+                for config in processes.configs():
+                    self.heard += [(config, processes.first_speaks(0.2), processes.first_speaks(5))]
+
+    follower = Failing(1, 2, port)
+    first = Team("SLURM", Environment(0, 2, port))
+    with first.leading():
+        first.publish("a: 1")
+        time.sleep(1)
+        first.speak()
+        first.publish("a: 2")  # the next job of a sweep
+        first.speak()
+    follower.join(10)
+    assert [(config, at_last) for config, _, at_last in follower.heard] == [("a: 1", True), ("a: 2", True)]
+    assert follower.heard[0][1] is False
