@@ -1,4 +1,4 @@
-"""The benchmark: `python -m genstab.bench layers` and `python -m genstab.bench step`."""
+"""The benchmark: `python -m genstab.bench layers`, `… step` and `… guards`."""
 
 import argparse
 import json
@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
+from genstab.bench_guards import LOOK
+from genstab.bench_guards import race as race_guards
 from genstab.bench_layers import DTYPES, KINDS, LAYOUTS, OTHERS, layer_cases, other_blurs, race, versions
 from genstab.bench_step import EVERY, OPTIONS, contest
 from genstab.bench_step import race as race_steps
-from genstab.bench_tables import Sheet, key_ratios, layer_details, step_table
+from genstab.bench_tables import Sheet, guards_table, key_ratios, layer_details, step_table
 from genstab.errors import InputError, check_counts
 from genstab.filters import BINOMIAL, FILTERS
 from genstab.timing import machine
@@ -31,6 +33,7 @@ EXAMPLES = """examples:
   python -m genstab.bench layers --only blur --dtype float32      the blurs alone
   python -m genstab.bench step                                    a training step for every antialias option
   python -m genstab.bench step --antialias tri3xpre --batch 4     one option beside none
+  python -m genstab.bench guards                                  a training with all of its checks beside one without
   python -m genstab.bench layers --device cuda --compile --json layers.json --markdown layers.md
 """
 
@@ -38,9 +41,10 @@ EXAMPLES = """examples:
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m genstab.bench", None, DESCRIPTION, EXAMPLES, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="layers|step")
-    defaults = (("layers", [1], 0.25, list(LAYOUTS)), ("step", [1, 4], 60.0, ["channels_last"]))
-    for name, batches, seconds, layouts in defaults:
+    commands = parser.add_subparsers(dest="command", required=True, metavar="layers|step|guards")
+    last = ["channels_last"]
+    defaults = (("layers", [1], 256, 64, 0.25, list(LAYOUTS)), ("step", [1, 4], 256, 64, 60.0, last))
+    for name, batches, size, channels, seconds, layouts in (*defaults, ("guards", [4], 128, 32, 120.0, last)):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
         add = command.add_argument
         add("--json", type=Path, metavar="FILE", help="write everything that was measured")
@@ -48,11 +52,15 @@ def _parser() -> argparse.ArgumentParser:
         add("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: cpu")
         add("--threads", type=int, help="of torch on the CPU; default: torch's choice")
         add("--batch", type=int, nargs="+", default=batches, help=f"default: {_listed(batches)}")
+        add("--size", type=int, default=size, help=f"side of the images, a power of two; default: {size}")
+        add("--channels", type=int, default=channels, help=f"of the U-Net's first layer; default: {channels}")
+        add("--seconds", type=float, default=seconds, help=f"for the rounds of one comparison; default: {seconds}")
+        if name == "guards":
+            add("--steps", type=int, default=LOOK, help=f"batches of a block, a multiple of {LOOK}; default: {LOOK}")
+            command.set_defaults(compile=False)
+            continue
         add("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help=f"default: {_listed(DTYPES)}")
         add("--layout", choices=LAYOUTS, nargs="+", default=layouts, help=f"default: {_listed(layouts)}")
-        add("--size", type=int, default=256, help="side of the images, a power of two; default: 256")
-        add("--channels", type=int, default=64, help="of the U-Net's first layer; default: 64")
-        add("--seconds", type=float, default=seconds, help=f"for the rounds of one comparison; default: {seconds}")
         add("--compile", action="store_true", help="run everything through torch.compile")
         if name == "layers":
             filters = [filter for filter in FILTERS if filter != "none"]
@@ -68,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 HELP = {
     "layers": "the blur beside other libraries' and the blurred layers beside the plain ones",
     "step": "a whole training step of pix2pix for every antialias option beside none",
+    "guards": "the trainer's loop with all checks (on_nan, collapse, signals, data.check) beside the same with none",
 }
 
 
@@ -131,7 +140,20 @@ def _steps(options: argparse.Namespace, device: torch.device) -> Report:
     return {"missing": {}, "left_out": [], "results": results}
 
 
-RUN = {"layers": _layers, "step": _steps}
+def _guards(options: argparse.Namespace, device: torch.device) -> Report:
+    check_counts(steps=options.steps)
+    if options.steps % LOOK:
+        raise InputError(f"steps={options.steps} is not a multiple of {LOOK}: the losses are looked at so often")
+    results: list[dict[str, Any]] = []
+    with tqdm(unit="block", disable=None) as bar:
+        for batch in options.batch:
+            place = (batch, options.size, options.channels, options.steps, options.seconds, device)
+            found, checking = race_guards(*place, bar.update)
+            results += found
+    return {"missing": {}, "left_out": [], "results": results, "seconds_to_check_1000_pairs": checking}
+
+
+RUN = {"layers": _layers, "step": _steps, "guards": _guards}
 
 
 def _every_compilation() -> AbstractContextManager[None]:
@@ -153,6 +175,8 @@ def _notes(report: Report) -> list[str]:
     if report["settings"]["compile"]:
         lines.append("Compiled with torch.compile")
     lines.append(", ".join(f"{name} {version}" for name, version in report["versions"].items() if version))
+    if "seconds_to_check_1000_pairs" in report:
+        lines.append(f"data.check=fast takes {report['seconds_to_check_1000_pairs']:.2f} s for 1000 pairs, once")
     lines += [f"Not compared: {name}, {reason}" for name, reason in report["missing"].items()]
     reasons: dict[str, list[str]] = {}
     for entry in report["left_out"]:
@@ -164,6 +188,8 @@ def _notes(report: Report) -> list[str]:
 
 def sheets(report: Report) -> list[Sheet]:
     """Return the tables of a report, the short one first."""
+    if report["settings"]["command"] == "guards":
+        return [guards_table(report["results"])]
     if report["settings"]["command"] == "step":
         return [step_table(report["results"])]
     return [key_ratios(report["results"]), layer_details(report["results"])]

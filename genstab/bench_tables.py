@@ -178,6 +178,21 @@ def step_table(results: Sequence[Result]) -> Sheet:
     return Sheet(f"One training step; × is over {first['contestant'] if first else 'none'}", header, rows)
 
 
+def guards_table(results: Sequence[Result]) -> Sheet:
+    """Return the batches of a training with and without its checks; the throughput is that over the one with none."""
+    rows = []
+    for result in results:
+        ms, iqr, _ = _time(result["times"]["step"], "")
+        first = results[0]["contestant"]
+        low, high = (1 / q for q in reversed(result["times"]["step"]["ratio_quartiles"].get(first, (1.0, 1.0))))
+        spread = f"{low:.3f} to {high:.3f}" if result["contestant"] != first else "–"
+        throughput = f"{result['throughput']:.3f}"
+        rounds = str(result["times"]["step"]["rounds"])
+        rows.append([str(result["shape"][0]), result["contestant"], ms, iqr, rounds, throughput, spread])
+    header = ("batch", "checks", "ms", "IQR", "rounds", "throughput", "quartiles")
+    return Sheet("One batch of a training, data and callbacks included; throughput over none", header, rows)
+
+
 def _map(result: Result) -> str:
     return "×".join(map(str, result["shape"][1:]))
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
+from zipfile import ZipFile
 
 import torch
 from torch import nn
@@ -26,6 +27,12 @@ def read_checkpoint(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head != b"PK" and head[:1] != b"\x80":  # an archive, or pickle alone as before torch 1.6
+        what = "not a file of torch.save" if head else "empty"
+        raise InputError(f"{path} cannot be read as a checkpoint: it is {what}; nothing in it was run")
+    check_archive(path)
     try:
         with catch_warnings():
             simplefilter("ignore")  # on old or odd protocols of pickle, before it refuses them
@@ -39,6 +46,26 @@ def read_checkpoint(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError):
             reason = "it is damaged or holds more than weights; nothing in it was run"
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def check_archive(path: Path, kind: str = "a checkpoint") -> None:
+    """Compare each part of an archive with its checksum, which torch does not; other files are left alone.
+
+    Raises:
+        InputError: some part is damaged, or the end is missing.
+
+    >>> check_archive(Path(__file__))
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # as a damaged one has it, NotImplementedError and zlib.error too
+        damaged = str(error)
+    if damaged:
+        raise InputError(f"{path} cannot be read as {kind}: it is cut off or damaged ({damaged})")
 
 
 def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
@@ -59,7 +86,7 @@ def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
     path = Path(path)
     checkpoint = read_checkpoint(path)
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
-    if not isinstance(config, dict) or "state_dict" not in checkpoint:
+    if not isinstance(config, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         return foreign_generator(path, checkpoint, norm).eval()
     if norm not in (None, config.get("norm")):
         raise InputError(f"norm={norm!r} does not fit {path}: its generator has {config.get('norm')}")

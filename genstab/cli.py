@@ -13,6 +13,7 @@ from types import FrameType
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from genstab.alone import fresh
 from genstab.composed import one_line
@@ -30,7 +31,10 @@ _PACKAGE = Path(__file__).resolve().parent
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
-PATHS = {"model.checkpoint", "data.root", "input", "output", "output_dir", "corruptions.baseline"}
+PATHS = {
+    "ckpt_path", "corruptions.baseline", "data.root", "hydra.run.dir", "hydra.sweep.dir", "input", "model.checkpoint",
+    "output", "output_dir",
+}  # fmt: skip
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 
 usage: genstab COMMAND [key=value …]
@@ -51,12 +55,11 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        # From a loader's worker the message comes with the worker's traceback before it.
-        sys.exit(f"genstab: {str(error).strip().splitlines()[-1].removeprefix('genstab.errors.InputError: ')}")
+        sys.exit(f"genstab: {error}")
     except KeyboardInterrupt:
         print("genstab: stopped", file=sys.stderr)
         sys.exit(SIGNALLED + signal.SIGINT)
-    except CompactHydraException as error:
+    except (CompactHydraException, InterpolationResolutionError, GrammarParseError) as error:
         if isinstance(error, InstantiationException):
             raise
         sys.exit(f"genstab: {one_line(error)}")
@@ -118,11 +121,11 @@ def _plain_paths() -> None:
     for i, word in enumerate(sys.argv[1:], 1):
         key, is_override, value = word.partition("=")
         special = (
-            re.search(r"[\s,=:()\[\]{}'\"]", value)
+            re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII)
             and not value.startswith(("'", '"'))
             and not re.search(r"\$\{|\\", value)
         )
-        if is_override and key in PATHS and special and (not sweep or Path(value).exists()):
+        if is_override and key in PATHS and special and (not sweep or key[:6] == "hydra." or Path(value).exists()):
             sys.argv[i] = f"{key}={_quoted(value)}"
 
 
@@ -157,6 +160,7 @@ def _train() -> None:
                     with suppress(SpokenFor):  # the first one says whether there is another job
                         run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
             return
+    _plain_paths()
     with nullcontext() if processes is None else processes.leading():
         _hydra("train", partial(run_wherever, processes=processes))
 

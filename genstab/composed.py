@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import extract_tb
 
+import torch
+from hydra.errors import InstantiationException
 from omegaconf import MissingMandatoryValue
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -18,6 +20,7 @@ from genstab.surviving import DISK, reason
 def quieten() -> None:
     """Leave out Lightning's hints about hardware and products that the user did not ask for."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file, our own line says
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on in place
@@ -42,7 +45,24 @@ def input_errors() -> Iterator[None]:
                 where = cause.filename or f"{last.name} of {Path(last.filename).name}"
                 raise InputError(f"{where}: {reason(cause)}") from error
             cause = cause.__cause__
+        if isinstance(error, InstantiationException):
+            root = _root(error)
+            if isinstance(root, TypeError | ValueError | ImportError | MisconfigurationException):
+                raise InputError(f"{_key(error)}: {one_line(root)}") from error
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            said = (str(error).strip().splitlines() or ["no more"])[0]
+            raise InputError(f"out of memory: smaller batches or images need less ({said})") from error
         raise
+
+
+def _root(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _key(error: InstantiationException) -> str:
+    """Return the group of options of which something could not be made."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    return found[1] if found else "an option"
 
 
 def one_line(error: BaseException) -> str:

@@ -88,7 +88,7 @@ def pillow_header(file: BinaryIO, formats: tuple[str, ...] = ("JPEG", "BMP", "WE
 
 def png_header(file: BinaryIO) -> Header:
     """Read a PNG's chunks: depth, EXIF wherever it lies, and whether the file is whole."""
-    exif, kind, start = Image.Exif(), b"", file.read(33)
+    exif, kind, kinds, start = Image.Exif(), b"", set(), file.read(33)
     truncated = InputError(f"cannot read {file.name}: truncated, it ends before its IEND chunk")
     if len(start) < 33:
         raise truncated
@@ -98,11 +98,14 @@ def png_header(file: BinaryIO) -> Header:
         if len(head) < 8:
             raise truncated
         length, kind = struct.unpack(">I4s", head)
+        kinds.add(kind)
         if kind == b"eXIf" and length <= _EXIF:
             exif.load(file.read(length))
             file.seek(4, io.SEEK_CUR)
         else:
             file.seek(length + 4, io.SEEK_CUR)
+    if colour == 3 and b"PLTE" not in kinds:  # Pillow would make one up
+        raise InputError(f"cannot read {file.name}: its colours are those of a palette, which it does not have")
     orientation = _orientation(exif)
     file.seek(0)
     header = pillow_header(file, ("PNG",))  # checks the header chunk too

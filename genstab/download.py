@@ -90,6 +90,8 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
     archive, folder = Path(archive), Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"cannot unpack {archive}: {folder} exists; remove it first")
+    if archive.exists() and not archive.is_file():
+        raise InputError(f"cannot unpack {archive}: it is a folder, a device or a pipe")  # which might never end
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, for a rename to another file system is no rename.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:

@@ -4,17 +4,25 @@ from collections.abc import Collection
 
 
 class InputError(ValueError):
-    """Bad input: the message names the thing, its value and what is allowed.
+    """Bad input: the message names the thing, its value and what is allowed, in one line.
 
-    The command line prints it as one line, without a traceback; everything else that goes wrong is a defect and
-    keeps its traceback.
+    The command line prints it without a traceback; everything else that goes wrong is a defect and keeps its traceback.
+    Names with line breaks or with a terminal's control characters in them appear with escapes.
 
     >>> from genstab.filters import taps
     >>> taps("tri9")
     Traceback (most recent call last):
     ...
     genstab.errors.InputError: filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7, kaiser, ideal
+    >>> print(InputError("cannot read two\\nlines.png"))
+    cannot read two\\nlines.png
     """
+
+    def __init__(self, message: object = "") -> None:
+        text = str(message)
+        if text.startswith("Caught ") and "\nOriginal Traceback" in text:  # torch, of an error in a loader's worker
+            text = text.rstrip("\n").rpartition("\n")[2].partition(": ")[2]
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:

@@ -155,6 +155,8 @@ def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
     file.seek(0)
     if not magic:
         raise InputError(f"cannot read {name}: the file is empty")
+    if magic == b"version ":
+        raise InputError(f"cannot read {name}: it is a pointer of Git LFS; git lfs pull fetches the image")
     return png_header(file) if magic == PNG else tiff_header(file) if magic[:4] in TIFF else pillow_header(file)
 
 

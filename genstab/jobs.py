@@ -24,6 +24,7 @@ from genstab.listing import shortened
 from genstab.loggers import close
 from genstab.measure import measure
 from genstab.models import load_model, place
+from genstab.options import check_options, check_seed
 from genstab.page import write_page
 from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
@@ -48,10 +49,12 @@ def run_measure(config: DictConfig) -> float | None:
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         _range(config.value_range)
+        check_options({key: group for key, group in plain.items() if key != "model"})  # of which `model_of` knows more
         plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
         check_folder(config.output_dir)
         model = model_of(config.model)
         device = place(model, config.device)
+        check_seed(config.seed)
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
             config.data.check = "off"  # what is measured is read anyway, and named if it cannot be

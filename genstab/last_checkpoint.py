@@ -68,6 +68,7 @@ class LastCheckpoint(Checkpoint):
         self.random: dict[str, Any] = {}  # the random states before it
         self.resumed: dict[str, Any] | None = None
         self.limits: tuple[int | None, int] | None = None
+        self.epochs: int | None = None
 
     # ------------------------------------------------------------------ when it is written
 
@@ -186,6 +187,9 @@ class LastCheckpoint(Checkpoint):
         if 0 <= (limits[0] or -1) <= self.resumed["epoch"] or 0 <= limits[1] <= self.resumed["steps"]:
             self.limits = limits
             fit.max_epochs, fit.epoch_loop.max_steps = -1, -1
+        elif self.resumed["batch"] and trainer.max_epochs == self.resumed["epoch"] + 1:
+            # The last epoch, ended early by max_steps, is over to Lightning, which would leave without a word.
+            self.epochs, fit.max_epochs = trainer.max_epochs, self.resumed["epoch"] + 2
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go to the place, make up for a validation that did not end, and end what has no batches left."""
@@ -195,6 +199,8 @@ class LastCheckpoint(Checkpoint):
             return
         place, self.resumed = self.resumed, None
         go_to(trainer, place)
+        if self.epochs:
+            trainer.fit_loop.max_epochs, self.epochs = self.epochs, None
         trainer._logger_connector._callback_metrics.update(place["metrics"])
         rank = trainer.global_rank
         if rank < len(place["random"]):

@@ -84,8 +84,9 @@ def run_wherever(config: DictConfig, processes: Team | None = None) -> float | N
 def _follow(processes: Team) -> None:
     """Train as the first task says. Where that failed it says why, and nothing is to be added here."""
     try:
-        for config in processes.configs():
-            run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
+        with processes.following():
+            for config in processes.configs():
+                run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
     except Stopped:
         raise
     except SystemExit:

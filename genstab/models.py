@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genstab.checkpoints import load_generator, read_checkpoint
+from genstab.checkpoints import check_archive, load_generator, read_checkpoint
 from genstab.errors import InputError
 from genstab.programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
 
@@ -55,6 +55,7 @@ def load_model(checkpoint: str | Path | None, network: nn.Module | None = None, 
     if kind in (TORCHSCRIPT, EXPORTED, ONNX):
         if network is not None:
             raise InputError(f"{path} is {kind}, which has its network: leave out model._target_")
+        check_archive(path, kind)
         return load_program(path, kind)
     if network is None:
         if kind == SAFETENSORS:

@@ -1,5 +1,6 @@
 """pix2pix as a LightningModule with two optimizers (Isola 2017, arXiv 1611.07004, sections 3 and 6.2)."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,7 @@ class Pix2Pix(LightningModule):
         compile: run both networks through `torch.compile`.
 
     Raises:
-        InputError: an unknown loss, a negative weight or learning rate.
+        InputError: an unknown loss, a negative weight or learning rate, betas that are none.
 
     >>> from genstab import PatchGAN, UNet
     >>> Pix2Pix(UNet(channels=4, levels=3), PatchGAN(channels=4))(torch.zeros(1, 3, 32, 32)).shape
@@ -60,8 +61,10 @@ class Pix2Pix(LightningModule):
     ) -> None:
         super().__init__()
         check_choice("gan_loss", gan_loss, GAN_LOSSES)
-        if l1_weight < 0 or lr <= 0:
-            raise InputError(f"l1_weight={l1_weight} must not be negative and lr={lr} must be positive")
+        if not (0 <= l1_weight < math.inf and 0 < lr < math.inf):
+            raise InputError(f"l1_weight={l1_weight} must not be negative and lr={lr} must be positive; both finite")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"betas={list(betas)} are not two numbers from 0 to below 1")
         self.automatic_optimization = False
         self.generator, self.discriminator = generator, discriminator
         self.gan_loss, self.l1_weight, self.lr = gan_loss, l1_weight, lr
@@ -80,7 +83,7 @@ class Pix2Pix(LightningModule):
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Adam], list[LambdaLR]]:
         """Return an Adam each for discriminator and generator, with the linear decay over the second half."""
-        total = float(self.trainer.estimated_stepping_batches)
+        total = float(self.trainer.estimated_stepping_batches) or 1.0  # none at all with max_steps=0
 
         def decay(step: int) -> float:
             return max(0.0, min(1.0, 2 - 2 * step / total))

@@ -1,10 +1,10 @@
 """From which checkpoint a training goes on, and whether the two fit together."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 from pytorch_lightning import LightningModule
 
@@ -25,6 +25,13 @@ FREE = (
 FIXED = ("trainer.precision",)
 MOST = 8
 SKEW = 60.0  # seconds by which the clock of a file server may be ahead
+# What a checkpoint must have, and of what is kept of the place.
+KEYS = {
+    "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
+    "pytorch-lightning_version": str, RESUME: dict,
+}  # fmt: skip
+PLACE = {"epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
+         "optimizers", "wandb"}  # fmt: skip
 
 
 def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
@@ -77,18 +84,26 @@ def read_place(path: Path) -> dict[str, Any]:
         InputError: it is damaged, cut off, or of something else.
     """
     checkpoint = read_checkpoint(path)
-    try:
-        with ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch reads past a wrong checksum
-    except (BadZipFile, OSError, EOFError) as error:
-        damaged = str(error)
-    if damaged:
-        raise InputError(f"{path} cannot be read as a checkpoint: it is damaged ({damaged})")
-    keys = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", RESUME)
-    missing = keys if not isinstance(checkpoint, dict) else [key for key in keys if key not in checkpoint]
+    missing = KEYS if not isinstance(checkpoint, dict) else [key for key in KEYS if key not in checkpoint]
     if missing:
         raise InputError(f"{path} is no checkpoint to go on from: it has no {', '.join(missing)}")
+    if wrong := _odd(checkpoint):
+        raise InputError(f"{path} is no checkpoint to go on from: it has an odd {', '.join(wrong)}")
     return checkpoint
+
+
+def _odd(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a checkpoint whose values are not what Lightning and `LastCheckpoint` write there."""
+    wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint[key], kind)]
+    if wrong:
+        return wrong
+    fine = {
+        "loops": "fit_loop" in checkpoint["loops"],
+        "optimizer_states": all(isinstance(each, dict) for each in checkpoint["optimizer_states"]),
+        "pytorch-lightning_version": re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]),
+        RESUME: checkpoint[RESUME].keys() >= PLACE,
+    }
+    return [key for key, good in fine.items() if not good]
 
 
 def is_over(place: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -176,9 +176,7 @@ def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: li
     """
     try:
         return generate(source)
-    except InputError:
-        raise
-    except Exception as error:  # the code is not ours
+    except Exception as error:  # the code need not be ours
         raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {_said(error)}") from error
 
 

@@ -52,7 +52,7 @@ class RunSummary(Callback):
         self.unwritten = Unwritten("file", "all else is done")
         self.images = 0
         self.skipped: list[str] = []
-        self.batches: int | float = float("inf")
+        self.batches: int | float | None = None
         self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -61,14 +61,12 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
-        self.fit_began = time.perf_counter()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the training will end."""
-        self.batches = trainer.estimated_stepping_batches
+        self.fit_began, self.batches = time.perf_counter(), None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Have Lightning validate after the last batch, wherever in an epoch: the summary is of the final weights."""
+        if self.batches is None:  # not before every callback has had its on_train_start
+            self.batches = trainer.estimated_stepping_batches
         if trainer.global_step + 1 >= self.batches:
             trainer.check_val_every_n_epoch = 1
             trainer.val_check_batch = batch_idx + 1

@@ -12,8 +12,8 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf, read_write
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, seed_everything
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.alone import alone_in, check_unused
@@ -24,6 +24,7 @@ from genstab.errors import InputError
 from genstab.last_checkpoint import RESUME
 from genstab.loggers import close, outlive
 from genstab.lost import losses_noticed
+from genstab.options import check_options, check_training
 from genstab.provenance import provenance
 from genstab.results import SUMMARY
 from genstab.resume import CHECKPOINT, LAST, changes, check_fit, dated, find_checkpoint, is_over, read_place, summary_of
@@ -45,12 +46,15 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     """
     quieten()
     check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
+    config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
     wanted, say = config.ckpt_path, rank_zero_only(print)
     path = _checkpoint_of(config)
     config.ckpt_path = None if path is None else str(path)
     with input_errors():
         checkpoint = read_place(path) if path else None
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        check_options(plain)
+        check_training(plain)
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
         summary = summary_of(config.output_dir, place) if over else None
@@ -64,6 +68,9 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         logger = instantiate(config.logger) if config.get("logger") else False
+        for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
+            if not isinstance(made, kind):
+                raise InputError(f"what the config makes a {type(made).__name__} of must be a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
         if processes is not None:
@@ -139,6 +146,9 @@ def _workers_follow(config: DictConfig, processes: Team | None) -> Iterator[None
     try:
         if processes is None:
             os.environ[WORKER_CONFIG] = text
+            if hydra := _job(config):  # which Lightning writes into the command line; in a sweep it is another folder
+                with read_write(hydra):  # type: ignore[arg-type]  # a config
+                    hydra.run.dir = config.output_dir
         elif processes.rank == 0:
             processes.publish(text)
         yield

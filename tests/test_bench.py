@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from genstab import BlurPool2d, InputError
 from genstab.bench import _every_compilation, main, markdown, run
+from genstab.bench_guards import Turns
 from genstab.bench_layers import blur_bytes, layer_cases, other_blurs, race, unet_shapes
 from genstab.bench_step import EVERY, contest
 from genstab.bench_step import race as race_steps
 from genstab.bench_tables import copy_ratio, geometric_mean, key_ratios
 from genstab.timing import FEWEST, compare, interleave, peak_memory, storage_bytes
+from tests.conftest import pairs_loader, tiny_pix2pix
+from tests.test_pix2pix import QUIET
 
 CPU = torch.device("cpu")
 TINY = ["--size", "32", "--channels", "2", "--seconds", "0", "--threads", "1"]
@@ -497,3 +501,52 @@ def test_the_readme_names_the_commands():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for command in ("layers", "step"):
         assert f"python -m genstab.bench {command}" in readme
+
+
+def test_guards_take_turns_in_one_training_and_are_timed_by_blocks(capsys, tmp_path):
+    run(["guards", *TINY, "--batch", "1", "--json", str(tmp_path / "guards.json")])
+    report = json.loads((tmp_path / "guards.json").read_text())
+    results = {result["contestant"]: result for result in report["results"]}
+    assert list(results) == ["none", "all, on_nan=stop", "all, on_nan=skip"]
+    for name, result in results.items():
+        step = result["times"]["step"]
+        assert step["rounds"] == FEWEST
+        assert result["images_per_second"] == pytest.approx(1 / step["seconds"])
+        if name == "none":
+            assert result["throughput"] == 1
+        else:
+            assert result["throughput"] == results["none"]["times"]["step"]["ratio"][name]
+    assert report["seconds_to_check_1000_pairs"] > 0
+    printed = capsys.readouterr().out
+    assert "data.check=fast takes" in printed
+    assert f"{results['all, on_nan=stop']['throughput']:.3f}" in printed
+
+
+def test_only_the_callbacks_of_a_block_hear_of_its_batches():
+    heard = {name: [] for name in "abc"}
+
+    class Listener(Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            heard[self.name].append(batch_idx)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            heard[self.name].append(-batch_idx)
+
+    others = {"a": [], "b": [Listener("b")], "c": [Listener("c")]}
+    turns = Turns(others, 2, 0.0, lambda: None)
+    trainer = Trainer(max_steps=1000, callbacks=[turns], **QUIET)
+    trainer.fit(tiny_pix2pix(), pairs_loader(100, 1))
+    # the first block warms up; then abc, bca, cab
+    assert "".join(turns.name(block) for block in range(9)) == "abcbcacab"
+    assert heard["b"] == [4, -4, 5, -5, 8, -8, 9, -9, 18, -18, 19, -19]
+    assert heard["c"][:8] == [6, -6, 7, -7, 10, -10, 11, -11]
+    assert {name: len(times) for name, times in turns.times.items()} == dict.fromkeys("abc", FEWEST)
+    assert trainer.global_step == 2 * (1 + 9) + 1
+
+
+def test_blocks_must_have_a_look_at_the_losses(capsys):
+    with pytest.raises(InputError, match="steps=15 is not a multiple of 10"):
+        run(["guards", *TINY, "--steps", "15"])

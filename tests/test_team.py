@@ -133,12 +133,14 @@ def test_slurm_and_torchrun_are_known_by_their_variables(monkeypatch):
     ],
 )
 def test_a_first_process_that_stands_still_is_given_up(port, monkeypatch, joined, message):
+    monkeypatch.setattr(team, "FAREWELL", 0.5)
     monkeypatch.setattr(team, "PATIENCE", 2.0)
     child = os.fork()
     if child == 0:
         first = Team("SLURM", Environment(0, 2, port))
         while joined and first.store.add("here", 0) < 2:
             time.sleep(0.01)
+        time.sleep(0.3)  # for the store to answer the last one
         os.kill(os.getpid(), signal.SIGSTOP)
     if not joined:
         os.waitpid(child, os.WUNTRACED)  # the kernel still accepts for it
