@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pytorch_lightning import Callback
 
+from genstab.alone import LOCK
+
 
 def fill(folder):
     """Leave no room on the disk of a folder."""
@@ -26,6 +28,10 @@ def free(folder):
 
 
 def protect(folder):
+    # Not by hand while a file is open for writing there, as a failing disk does it.
+    for descriptor in Path("/proc/self/fd").iterdir():
+        if descriptor.exists() and descriptor.resolve().name == LOCK:
+            os.dup2(os.open(os.devnull, os.O_RDWR), int(descriptor.name))
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
 
 
