@@ -1,5 +1,6 @@
 """Every option of every group composes, and every experiment trains."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from genstab import AntiAlias, Pix2Pix
+from genstab import AntiAlias, Pix2Pix, cli
 from genstab.cli import CONF
 from genstab.training import run_train as run
 
@@ -26,7 +27,19 @@ TINY = [
 ]
 TINY_SYNTHETIC = [*TINY, "data.train_images=4", "data.val_images=2", "data.size=32", "data.crop_size=32"]
 GROUPS = {
-    "antialias": ["none", "rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "kaiser", "ideal", "polyphase"],
+    "antialias": [
+        "none",
+        "rect2",
+        "tri3",
+        "bin4",
+        "bin5",
+        "bin6",
+        "bin7",
+        "kaiser",
+        "ideal",
+        "polyphase",
+        "polyphase_tri3",
+    ],
     "data": ["synthetic", "paired", "facades", "folder", "classes", "shards"],
     "model": ["pix2pix"],
     "trainer": ["default", "cpu", "gpu", "ddp", "ddp_cpu"],
@@ -64,7 +77,7 @@ def test_defaults(tmp_path):
     assert config.logger._target_ == "genstab.loggers.wandb_logger"
 
 
-@pytest.mark.parametrize("filter", [option for option in GROUPS["antialias"] if option != "polyphase"])
+@pytest.mark.parametrize("filter", [option for option in GROUPS["antialias"] if not option.startswith("polyphase")])
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_every_filter_reaches_the_generator(tmp_path, filter, placement):
     config = composed(tmp_path, f"antialias={filter}", f"antialias.placement={placement}", *TINY_SYNTHETIC)
@@ -96,6 +109,7 @@ def test_polyphase_reaches_the_generator_with_and_without_a_filter(tmp_path, fil
         ([], "tri3-pre-seed1"),
         (["antialias=none", "antialias.placement=post", "seed=2"], "none-post-seed2"),
         (["antialias=polyphase"], "polyphase-none-pre-seed1"),
+        (["antialias=polyphase_tri3"], "polyphase-tri3-pre-seed1"),
         (["antialias=polyphase", "antialias.filter=tri3"], "polyphase-tri3-pre-seed1"),
     ],
 )
@@ -125,6 +139,22 @@ def test_every_experiment_trains(tmp_path, facades, experiment):
         )
     )
     assert (tmp_path / "summary.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_an_experiment_goes_on_where_it_ended(tmp_path, facades, monkeypatch):
+    def sweep(options):
+        arguments = ["train", "-m", "experiment=facades_small", f"data.root={facades}", *TINY, "logger=csv", "seed=3"]
+        arguments += ["ckpt_path=last", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+        monkeypatch.setattr(sys, "argv", ["genstab", *arguments, f"antialias={options}"])
+        cli.main()
+        return {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/summary.json")}
+
+    first = sweep("none")
+    assert list(first) == ["none-pre-seed3"]
+    both = sweep("none,polyphase_tri3")
+    assert sorted(both) == ["none-pre-seed3", "polyphase-tri3-pre-seed3"]
+    assert both["none-pre-seed3"] == first["none-pre-seed3"]  # it was not trained again
 
 
 def test_experiments_say_how_to_run_them():

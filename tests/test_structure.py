@@ -20,6 +20,7 @@ FLOORS = [
         "depthwise",
         "devices",
         "download",
+        "estimate",
         "filters",
         "image_writing",
         "inference",
