@@ -163,7 +163,7 @@ def test_a_process_that_stands_still_is_waited_for_no_longer_than_said(tmp_path)
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_and_the_training_goes_on(tmp_path, whole):
+def test_sigterm_to_torchrun_saves(tmp_path):
     folder = tmp_path / "run"
     running = Started("torchrun", folder, killer(7, "start", 1, signal.SIGSTOP))  # so that it comes in time
     while len(running.living()) < 3 or not any(_stands(process) for process in running.living()):
@@ -179,9 +179,6 @@ def test_sigterm_to_torchrun_saves_and_the_training_goes_on(tmp_path, whole):
     assert "Stopped after 8 batches." in printed
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["resume"]["batches"] == 8
     assert running.all_gone(within=10)
-    codes, printed = Started("torchrun", folder, "ckpt_path=last").end()
-    assert codes == [0], printed
-    assert differing(left(folder), whole) == []
 
 
 def _stands(process):
