@@ -42,13 +42,15 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
         signs: files, relative to `folder`, that a training leaves there.
 
     Raises:
-        InputError: there is one of them.
+        InputError: there is one of them, or another training runs there.
     """
     folder = Path(folder)
     if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
         return
     found = next((sign for sign in signs if (folder / sign).exists()), None)
     if found is not None:
+        with alone_in(folder):  # or else it is not over
+            pass
         raise InputError(
             f"{folder} already holds a training ({found}): go on with it by ckpt_path=last, or name another folder by "
             "hydra.run.dir or hydra.sweep.dir"

@@ -38,7 +38,8 @@ def input_errors() -> Iterator[None]:
                 raise cause from error.__cause__
             # An argument that a constructor does not have is a misspelt option.
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
-            if misspelt or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
+            late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known when the data are
+            if misspelt or late or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(one_line(cause)) from error
             if isinstance(cause, OSError) and cause.errno in DISK:
                 last = extract_tb(cause.__traceback__)[-1]

@@ -65,6 +65,10 @@ def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
         ):
             run(tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        (tmp_path / "run" / "summary.json").touch()
+        with pytest.raises(InputError, match="another training runs in"):
+            run(tmp_path / "run", "ckpt_path=null")
+        (tmp_path / "run" / "summary.json").unlink()
         other.kill()
     run(tmp_path / "run", base=ONCE)  # a killed one keeps nobody out
 
