@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
         return
     found = next((sign for sign in signs if (folder / sign).exists()), None)
     if found is not None:
-        with alone_in(folder):  # or else it is not over
+        with suppress(OSError), alone_in(folder):  # or else it is not over
             pass
         raise InputError(
             f"{folder} already holds a training ({found}): go on with it by ckpt_path=last, or name another folder by "

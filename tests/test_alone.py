@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from genstab import InputError, cli
-from genstab.alone import alone_in, fresh
+from genstab.alone import alone_in, check_unused, fresh
 from genstab.resume import dated, find_checkpoint
 from tests.killed import TINY, run
 from tests.test_processes import ROOT
@@ -71,6 +71,13 @@ def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
         (tmp_path / "run" / "summary.json").unlink()
         other.kill()
     run(tmp_path / "run", base=ONCE)  # a killed one keeps nobody out
+
+
+def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    (tmp_path / "summary.json").touch()
+    with pytest.raises(InputError, match=r"already holds a training \(summary\.json\)"):
+        check_unused(tmp_path, None, (Path("summary.json"),))
 
 
 def test_file_systems_without_locks(tmp_path, monkeypatch):

@@ -90,15 +90,7 @@ def said(monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Three training pairs and one for validation, in two folders, in the folder where the program runs."""
-    for split, names in {"train": "123", "val": "4"}.items():
-        for side in "AB":
-            (tmp_path / "data" / f"{split}{side}").mkdir(parents=True)
-            for name in names:
-                noise().save(tmp_path / "data" / f"{split}{side}" / f"{name}.png")
-    return tmp_path / "data"
+root = known.root  # the fixture
 
 
 @pytest.fixture(scope="module")

@@ -129,8 +129,8 @@ def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all
 
 @pytest.mark.ddp
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [3])
-def test_synchronised_batch_norm_is_that_of_all_images_on_one_process(tmp_path, processes):
+def test_synchronised_batch_norm_is_that_of_all_images_on_one_process(tmp_path):
+    processes = 3
     program(ROOT / "tests" / "norm_on_some.py", processes, tmp_path / "of")
     ranks = [torch.load(f"{tmp_path / 'of'}.{rank}", weights_only=True) for rank in range(processes)]
     for number, case in enumerate(norm_on_some.CASES):
