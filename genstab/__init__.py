@@ -23,6 +23,8 @@ from genstab.polyphase import PolyphaseUp2d as PolyphaseUp2d
 from genstab.pooling import BlurAvgPool2d as BlurAvgPool2d
 from genstab.pooling import MaxBlurPool2d as MaxBlurPool2d
 from genstab.resnet import ResNetGenerator as ResNetGenerator
+from genstab.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
+from genstab.spectrum import SpectrumError as SpectrumError
 from genstab.surgery import antialias as antialias
 from genstab.surgery import remove_antialias as remove_antialias
 from genstab.unet import UNet as UNet

@@ -54,6 +54,8 @@ COLUMNS = (
     Column("val/tv", "total variation", "", "quality", "", 3),
     Column("val/tv_target", "of targets", "", "quality", "", 3),
     Column("tv_ratio", "ratio", "×", "quality", "one", 2),
+    Column("val/spectrum_error", "spectrum off by", "dB", "quality", "min"),
+    Column("val/swd", "sliced Wasserstein", "", "quality", "min"),
     Column("images_per_second", "speed", "images/s", "cost", "max"),
     Column("parameters", "parameters", "million", "cost", "", 2),
     Column("seconds", "time", "s", "cost", "", 0),

@@ -17,6 +17,8 @@ from genstab.errors import InputError, check_choice
 from genstab.losses import GAN_LOSSES, adversarial_loss
 from genstab.metrics import image_quality
 from genstab.shares import share
+from genstab.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
+from genstab.spectrum import SpectrumError
 
 Batch = dict[str, Any]
 Optimizer = torch.optim.Optimizer | LightningOptimizer
@@ -28,7 +30,8 @@ class Pix2Pix(LightningModule):
 
     One generator forward a step serves both updates. `global_step` and every logged step count batches.
     Logs `train/loss_d`, `train/loss_g`, `train/loss_g_gan`, `train/loss_g_l1`, and in validation the per-image means
-    `val/l1`, `val/psnr`, `val/ssim`, `val/tv`, `val/tv_target`, each image counted once on any number of processes.
+    `val/l1`, `val/psnr`, `val/ssim`, `val/tv`, `val/tv_target`, and of the outputs as a set `val/spectrum_error` (dB)
+    and `val/swd` (of the first 256 images); each image counted once on any number of processes.
 
     Args:
         generator: source (N, C, H, W) in [−1, 1] → output (N, C', H, W) in [−1, 1].
@@ -72,6 +75,7 @@ class Pix2Pix(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.validated = 0  # images of this validation that this process has seen
         self.quality = nn.ModuleDict({key: MeanMetric(nan_strategy="disable") for key in QUALITY})
+        self.quality.update({"spectrum_error": SpectrumError(), "swd": SlicedWasserstein()})
         for network in (generator, discriminator):
             network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # not in its stub
             if compile:
@@ -178,8 +182,12 @@ class Pix2Pix(LightningModule):
         output = self(batch["source"])
         if counted.any():
             counted = counted.to(output.device)
-            for key, values in image_quality(output[counted], batch["target"][counted]).items():
+            shown, target = output[counted], batch["target"][counted]
+            for key, values in image_quality(shown, target).items():
                 self.quality[key].update(values)  # type: ignore[operator]  # a Metric
+            self.quality["spectrum_error"].update(shown, target)  # type: ignore[operator]
+            if patched := int((positions[positions >= 0] < MOST_PATCHED).sum()):  # they come in order
+                self.quality["swd"].update(shown[:patched], target[:patched])  # type: ignore[operator]
         return output
 
     def on_validation_epoch_end(self) -> None:

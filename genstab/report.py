@@ -27,6 +27,8 @@ RESULTS = (
     ("val/ssim", "SSIM", ""),
     ("val/tv", "total variation", ""),
     ("val/tv_target", "total variation of the targets", ""),
+    ("val/spectrum_error", "power spectrum, off the targets' by", "dB"),
+    ("val/swd", "sliced Wasserstein distance", ""),
     ("val/feature_distance", "feature distance, mean of the layers", ""),
     ("val/corruption_psnr", "corrupted inputs, mean", "dB"),
     ("val/corruption_relative", "corruption error over the baseline's", ""),

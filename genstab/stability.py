@@ -19,6 +19,8 @@ from genstab.protocols import shift_pairs
 from genstab.reading import Batch, keep
 from genstab.report import Picture
 from genstab.shift import Shift, window, window_size
+from genstab.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
+from genstab.spectrum import SpectrumError
 
 
 @dataclass
@@ -78,6 +80,7 @@ def measure_stability(
     errors: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     quality: dict[str, list[Tensor]] = defaultdict(list)
     outputs = OutputSpread()
+    as_a_set = SetQuality()
     names: list[str] = []
     kept: Batch | None = None
     multiples: dict[tuple[str, torch.Size], int | str] = {}
@@ -106,6 +109,7 @@ def measure_stability(
             errors[protocol].append((nothing, nothing))
         for key, values in _quality(output, batch.target, found.notes).items():
             quality[key].append(values)
+        as_a_set.add(output, batch.target)
         names += batch.names
         kept = keep(kept, batch, wanted)
     assert kept is not None  # `batches` yields at least one
@@ -118,7 +122,7 @@ def measure_stability(
     columns = {key: each for key, each in columns.items() if not each.isnan().all()}
     found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
     found.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
-    found.summary |= outputs.summary()
+    found.summary |= outputs.summary() | as_a_set.summary(found.notes)
     found.summary["images"] = len(names)
     return kept
 
@@ -197,6 +201,33 @@ def _add_protocol(found: Measured, protocol: str, plan: Plan, names: list[str], 
     if protocol == "circular":
         found.summary["val/shift_psnr_worst"] = decibels[:, measured].min().item()
         found.summary["val/shift_psnr_pooled"] = decibel(error.nansum() / count.nansum()).item()
+
+
+class SetQuality:
+    """Whether the outputs, as a set, have such detail as the targets: by power spectrum and by patches."""
+
+    def __init__(self) -> None:
+        self.by_shape: dict[tuple[int, ...], list[Any]] = {}
+
+    def add(self, output: Tensor, target: Tensor | None) -> None:
+        """Add a batch, each (N, C, H, W); nothing where there is no target to compare with."""
+        if target is None or target.shape != output.shape:
+            return
+        output = output.float().cpu()
+        entry = self.by_shape.setdefault(output.shape[1:], [0, SpectrumError(), SlicedWasserstein()])
+        entry[1].update(output, target)
+        if (room := MOST_PATCHED - entry[0]) > 0:
+            entry[2].update(output[:room], target[:room])
+        entry[0] += len(output)
+
+    def summary(self, notes: list[str]) -> dict[str, float]:
+        """Return both numbers, of the images of the most frequent size; add a note where there are others."""
+        if not self.by_shape:
+            return {}
+        shape, (number, spectrum, patches) = max(self.by_shape.items(), key=lambda item: item[1][0])
+        if len(self.by_shape) > 1:
+            notes.append(f"spectrum_error, swd: of the {number} images of {'×'.join(map(str, shape))} alone")
+        return {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
 
 
 class OutputSpread:

@@ -20,6 +20,7 @@ from genstab.plan import Plan
 from genstab.reading import batches
 from genstab.results import read_json
 from genstab.shift import grid_shifts
+from genstab.sliced_wasserstein import SlicedWasserstein
 from genstab.slides import read_frames
 from genstab.stability import fitting_multiple
 from genstab.tables import per_image_rows
@@ -105,6 +106,17 @@ def test_quality_is_that_of_each_image(tmp_path):
     assert found.measurements["quality"]["l1"] == pytest.approx(expected)
     assert found.measurements["quality"]["images"] == ["0.png", "1.png"]
     assert found.summary["val/l1"] == pytest.approx(np.mean(expected))
+
+
+def test_quality_as_a_set_is_of_the_most_frequent_size(tmp_path):
+    sources = [noise(3, 32, 32), noise(3, 40, 36, seed=1), noise(3, 32, 32, seed=2)]
+    targets = [source.flip(-1) / 2 for source in sources]
+    found = measure(nn.Identity(), Items(*sources, targets=targets), tmp_path, Plan(**SMALL, batch_size=2))
+    assert "spectrum_error, swd: of the 2 images of 3×32×32 alone" in found.notes
+    of_two = SlicedWasserstein()
+    of_two.update(torch.stack(sources[::2]), torch.stack(targets[::2]))
+    assert found.summary["val/swd"] == pytest.approx(of_two.compute().item(), rel=1e-5)
+    assert found.summary["val/spectrum_error"] == pytest.approx(20 * math.log10(2), rel=0.05)
 
 
 def test_quality_is_of_the_images_whose_targets_have_the_outputs_size(tmp_path):

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from genstab import InputError, load_generator
 from genstab.losses import adversarial_loss
+from genstab.sliced_wasserstein import SlicedWasserstein
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
 
 QUIET = {
@@ -121,7 +122,7 @@ def test_every_log_key_on_one_axis_of_batches(tmp_path):
     trainer.fit(tiny_pix2pix(), pairs_loader(6, 2), pairs_loader(3, 2))
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     keys = {f"train/{key}" for key in ("loss_d", "loss_g", "loss_g_gan", "loss_g_l1")}
-    keys |= {f"val/{key}" for key in ("l1", "psnr", "ssim", "tv", "tv_target")}
+    keys |= {f"val/{key}" for key in ("l1", "psnr", "ssim", "tv", "tv_target", "spectrum_error", "swd")}
     header = lines[0].split(",")
     assert keys <= set(header)
     rows = [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
@@ -143,6 +144,17 @@ def test_validation_is_the_mean_over_images_at_any_batch_size(batch_size):
     with torch.no_grad():
         expected = [(model(s[None]) - t[None]).abs().mean() for s, t in zip(pairs.source, pairs.target, strict=True)]
     assert trainer.callback_metrics["val/l1"].item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-6)
+
+
+def test_patches_are_compared_of_the_first_images_only(monkeypatch):
+    monkeypatch.setattr("genstab.pix2pix.MOST_PATCHED", 3)
+    few, many = tiny_pix2pix(), Trainer(**QUIET)
+    many.validate(few, pairs_loader(5, 2), verbose=False)
+    found = many.callback_metrics["val/swd"].item()
+    pairs, expected = Pairs(5), SlicedWasserstein()
+    with torch.no_grad():
+        expected.update(few.eval()(pairs.source[:3]), pairs.target[:3])
+    assert found == pytest.approx(expected.compute().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [{"gan_loss": "lsgan"}, {"channels_last": False}])
