@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from genstab.errors import InputError
+from genstab.padding import pad2d
 
 Size = tuple[int, int]
 
@@ -18,8 +19,10 @@ class PairAugment(nn.Module):
         crop_size: (height, width) of the result.
         load_size: (height, width) before the crop, 286×286 for 256×256 in the paper; None crops at native size.
         flip: whether half of the pairs are mirrored left to right.
+        room: pixels that the result is higher and wider than `crop_size`; where the image has not so many, its border
+            is reflected.
 
-    Shape: (N, C, H, W) and (N, C', H, W) → (N, C, *crop_size) and (N, C', *crop_size).
+    Shape: (N, C, H, W) and (N, C', H, W) → (N, C, *crop_size) and (N, C', *crop_size), each side longer by `room`.
 
     Raises:
         InputError: load_size is smaller than crop_size, or a batch is.
@@ -29,13 +32,14 @@ class PairAugment(nn.Module):
     (torch.Size([2, 1, 8, 8]), torch.Size([2, 3, 8, 8]))
     """
 
-    def __init__(self, crop_size: Size, load_size: Size | None = None, flip: bool = True) -> None:
+    def __init__(self, crop_size: Size, load_size: Size | None = None, flip: bool = True, room: int = 0) -> None:
         super().__init__()
         if load_size is not None and (load_size[0] < crop_size[0] or load_size[1] < crop_size[1]):
             raise InputError(f"load_size={load_size} is smaller than crop_size={crop_size}")
         self.crop_size, self.load_size = crop_size, load_size
+        self.size = crop_size[0] + room, crop_size[1] + room
         self.resize = K.Resize(load_size, antialias=True) if load_size is not None else nn.Identity()
-        self.crop = K.RandomCrop(crop_size)
+        self.crop = K.RandomCrop(self.size)
         self.flip = K.RandomHorizontalFlip(p=0.5 if flip else 0.0)
 
     @torch.no_grad()
@@ -47,7 +51,10 @@ class PairAugment(nn.Module):
         height, width = pair.shape[-2:]
         if height < self.crop_size[0] or width < self.crop_size[1]:
             raise InputError(f"an image of {height}×{width} is smaller than crop_size={self.crop_size}")
-        if (height, width) != self.crop_size:
+        below, beside = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        if below or beside:
+            pair = pad2d(pair, (beside // 2, beside - beside // 2, below // 2, below - below // 2), "reflect")
+        if pair.shape[-2:] != self.size:
             pair = self.crop(pair)
         pair = self.flip(pair)
         return pair[:, : source.shape[1]], pair[:, source.shape[1] :]

@@ -1,13 +1,14 @@
-"""What a validation batch holds: the source images, their names, and which count on several processes."""
+"""What a batch holds: pairs of one size, the source images, their names, and which count on several processes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, default_collate
 
 from genstab.errors import InputError
+from genstab.listing import hxw
 
 
 def source_of(batch: Any, key: str = "source") -> Tensor:
@@ -93,3 +94,17 @@ def first_loader(loaders: Any) -> Any:
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     return loaders[0] if isinstance(loaders, Sequence) else loaders
+
+
+def stacked(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack a batch; where sizes differ, which only `check=off` lets through, name two that do.
+
+    Raises:
+        InputError: pairs of two sizes.
+    """
+    first = items[0]["source"].shape
+    for item in items[1:]:
+        if (other := item["source"].shape) != first:
+            names = f"{items[0]['name']!r} is {hxw(first[1:])} but {item['name']!r} is {hxw(other[1:])}"
+            raise InputError(f"pairs of two sizes in one batch: {names}; set data.load_size")
+    return default_collate(items)

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from genstab.augment import PairAugment, Size
+from genstab.batches import stacked
 from genstab.download import FACADES_URL, facades
 from genstab.errors import InputError, check_choice, check_counts
-from genstab.listing import hxw
 from genstab.order import EpochOrder, OrderedLoader
 from genstab.pairs import DIRECTIONS, ON_ERROR, PairedImages, Wanted, check_pairs, check_readable, find_pairs
 from genstab.synthetic import SyntheticFacades
+from genstab.twins import twins
 
 CHECKS = ("fast", "full", "off")
 SSIM_WINDOW = 6  # pixels of a side, below which it cannot be reflected at the border
@@ -53,9 +54,11 @@ class PairData(LightningDataModule):
         val_batch_size: pairs a validation batch, per process; no metric depends on it.
         num_workers: loader processes; None: two less than the processors, at most 8. (On two processors a worker
             would take more from the training than it gives.)
+        twin_reach: more than 0: half of each training batch in two windows, up to so many pixels apart, instead of all
+            of it in one; see `genstab.twins`.
 
     Raises:
-        InputError: a size or count that is not positive, load_size smaller than crop_size.
+        InputError: a size or count that is not positive, load_size smaller than crop_size, twins in batches of one.
     """
 
     train_set: Dataset
@@ -69,14 +72,20 @@ class PairData(LightningDataModule):
         batch_size: int = 1,
         val_batch_size: int = 8,
         num_workers: int | None = None,
+        twin_reach: int = 0,
     ) -> None:
         super().__init__()
         check_counts(batch_size=batch_size, val_batch_size=val_batch_size)
+        if twin_reach:
+            check_counts(twin_reach=twin_reach)
+            if batch_size < 2:
+                raise InputError(f"twin_reach={twin_reach} needs a batch_size of at least 2, not {batch_size}")
         if num_workers is not None and num_workers < 0:
             raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
-        self.augment = PairAugment(self.crop_size, self.load_size, flip)
+        self.twin_reach = twin_reach
+        self.augment = PairAugment(self.crop_size, self.load_size, flip, room=twin_reach)
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
@@ -85,7 +94,7 @@ class PairData(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "collate_fn": _collate,
+            "collate_fn": stacked,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "timeout": PATIENCE if self.num_workers else 0,
@@ -120,21 +129,9 @@ class PairData(LightningDataModule):
         """Augment a training batch on its device; leave a validation batch as it is."""
         if self.trainer is not None and self.trainer.training:
             batch["source"], batch["target"] = self.augment(batch["source"], batch["target"])
+            if self.twin_reach:
+                batch |= twins(batch["source"], batch["target"], self.twin_reach)._asdict()
         return batch
-
-
-def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack a batch; where sizes differ, which only `check=off` lets through, name two that do.
-
-    Raises:
-        InputError: pairs of two sizes.
-    """
-    first = items[0]["source"].shape
-    for item in items[1:]:
-        if (other := item["source"].shape) != first:
-            names = f"{items[0]['name']!r} is {hxw(first[1:])} but {item['name']!r} is {hxw(other[1:])}"
-            raise InputError(f"pairs of two sizes in one batch: {names}; set data.load_size")
-    return default_collate(items)
 
 
 class SyntheticData(PairData):
@@ -145,7 +142,7 @@ class SyntheticData(PairData):
         val_images: pairs for validation; none of them is in the training set.
         size: pixels of a side before the random crop.
         seed: draws another town.
-        crop_size, flip, batch_size, val_batch_size, num_workers: see `PairData`.
+        crop_size, flip, batch_size, val_batch_size, num_workers, twin_reach: see `PairData`.
 
     Raises:
         InputError: a count or size that is not positive, size smaller than crop_size.
@@ -162,8 +159,9 @@ class SyntheticData(PairData):
         batch_size: int = 4,
         val_batch_size: int = 8,
         num_workers: int | None = None,
+        twin_reach: int = 0,
     ) -> None:
-        super().__init__(crop_size, None, flip, batch_size, val_batch_size, num_workers)
+        super().__init__(crop_size, None, flip, batch_size, val_batch_size, num_workers, twin_reach)
         if min(self.crop_size) > size or max(self.crop_size) > size:
             raise InputError(f"size={size} is smaller than crop_size={self.crop_size}")
         self.train_set = SyntheticFacades(train_images, size, seed=seed)
@@ -180,8 +178,8 @@ class PairedData(PairData):
         check: before training, `fast` reads every file's header, `full` decodes every file once, `off` does nothing.
         on_error: at a file that can't be read or used, before training or in it, `raise` an error that names it, or
             `skip`: the next readable pair takes its place, also in validation, where it then counts twice.
-        crop_size, load_size, flip, batch_size, val_batch_size, num_workers: see `PairData`. Validation images are
-            resized to crop_size; with `load_size=None` they keep their size.
+        crop_size, load_size, flip, batch_size, val_batch_size, num_workers, twin_reach: see `PairData`. Validation
+            images are resized to crop_size; with `load_size=None` they keep their size.
 
     Raises:
         InputError: the folder is missing, empty or unpaired, a file is unreadable, too small, or has other channels.
@@ -201,8 +199,9 @@ class PairedData(PairData):
         batch_size: int = 1,
         val_batch_size: int = 8,
         num_workers: int | None = None,
+        twin_reach: int = 0,
     ) -> None:
-        super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers)
+        super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers, twin_reach)
         check_choice("direction", direction, DIRECTIONS)
         check_choice("check", check, CHECKS)
         check_choice("on_error", on_error, ON_ERROR)

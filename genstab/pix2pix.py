@@ -19,9 +19,11 @@ from genstab.metrics import image_quality
 from genstab.shares import share
 from genstab.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.spectrum import SpectrumError
+from genstab.twins import equivariance_loss
 
 Batch = dict[str, Any]
 Optimizer = torch.optim.Optimizer | LightningOptimizer
+MARGIN = 8  # pixels at the border of the overlap of twins that the equivariance loss leaves out
 QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
 
 
@@ -29,15 +31,18 @@ class Pix2Pix(LightningModule):
     """Train a generator against a discriminator on pairs: adversarial loss + λ · L1.
 
     One generator forward a step serves both updates. `global_step` and every logged step count batches.
-    Logs `train/loss_d`, `train/loss_g`, `train/loss_g_gan`, `train/loss_g_l1`, and in validation the per-image means
-    `val/l1`, `val/psnr`, `val/ssim`, `val/tv`, `val/tv_target`, and of the outputs as a set `val/spectrum_error` (dB)
-    and `val/swd` (of the first 256 images); each image counted once on any number of processes.
+    Logs `train/loss_d`, `train/loss_g` and its parts `train/loss_g_gan`, `train/loss_g_l1` and, where it has a weight,
+    `train/loss_g_shift`; in validation the per-image means `val/l1`, `val/psnr`, `val/ssim`, `val/tv`, `val/tv_target`,
+    and of the outputs as a set `val/spectrum_error` (dB) and `val/swd` (of the first 256 images); each image counted
+    once on any number of processes.
 
     Args:
         generator: source (N, C, H, W) in [−1, 1] → output (N, C', H, W) in [−1, 1].
         discriminator: (source, image) → logits of any shape.
         gan_loss: `bce` or `lsgan`.
         l1_weight: λ, 100 in the paper.
+        equivariance_weight: of a third loss, `train/loss_g_shift`: how far the outputs for the `genstab.twins` of a
+            batch differ where they overlap.
         lr: learning rate of both Adam optimizers, constant for the first half and falling linearly to 0 in the second.
         betas: Adam's.
         channels_last: keep images channel by channel in memory; faster on CPUs and on GPUs with half precision.
@@ -57,6 +62,7 @@ class Pix2Pix(LightningModule):
         discriminator: nn.Module,
         gan_loss: str = "bce",
         l1_weight: float = 100.0,
+        equivariance_weight: float = 0.0,
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         channels_last: bool = True,
@@ -64,13 +70,17 @@ class Pix2Pix(LightningModule):
     ) -> None:
         super().__init__()
         check_choice("gan_loss", gan_loss, GAN_LOSSES)
-        if not (0 <= l1_weight < math.inf and 0 < lr < math.inf):
-            raise InputError(f"l1_weight={l1_weight} must not be negative and lr={lr} must be positive; both finite")
+        for name, value in {"l1_weight": l1_weight, "equivariance_weight": equivariance_weight}.items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name}={value} must not be negative, and finite")
+        if not 0 < lr < math.inf:
+            raise InputError(f"lr={lr} must be positive and finite")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise InputError(f"betas={list(betas)} are not two numbers from 0 to below 1")
         self.automatic_optimization = False
         self.generator, self.discriminator = generator, discriminator
         self.gan_loss, self.l1_weight, self.lr = gan_loss, l1_weight, lr
+        self.equivariance_weight = equivariance_weight
         self.betas = (betas[0], betas[1])  # a tuple, also where a config gives a list
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.validated = 0  # images of this validation that this process has seen
@@ -130,6 +140,7 @@ class Pix2Pix(LightningModule):
         counted, weight = share(trainer.train_dataloader, batch_idx, length, trainer.world_size, trainer.global_rank)
         if not counted.all():
             batch = {**batch, **{key: batch[key][counted.to(batch[key].device)] for key in ("source", "target")}}
+            batch |= {"shift": None} if "shift" in batch else {}  # what is left need not be twins
         return batch, weight
 
     def update(
@@ -139,7 +150,11 @@ class Pix2Pix(LightningModule):
         optimizer_g: Optimizer,
         backward: Callable[[Tensor], None] = Tensor.backward,
     ) -> dict[str, Tensor]:
-        """Do what a training step does, without a trainer; return the losses `loss_d`, `loss_g` and its two parts."""
+        """Do what a training step does, without a trainer; return the losses `loss_d`, `loss_g` and its parts.
+
+        Raises:
+            InputError: an `equivariance_weight`, but a batch without twins.
+        """
         source, target = batch["source"], batch["target"].contiguous(memory_format=self.memory_format)
         output = self(source)
 
@@ -155,10 +170,14 @@ class Pix2Pix(LightningModule):
             loss_g_gan = adversarial_loss(self.discriminator(source, output), True, self.gan_loss)
             loss_g_l1 = (output - target).abs().mean()
             loss_g = loss_g_gan + self.l1_weight * loss_g_l1
+            parts = {"loss_g_gan": loss_g_gan, "loss_g_l1": loss_g_l1}
+            if self.equivariance_weight:
+                parts["loss_g_shift"] = equivariance_loss(output, _shift_of(batch), MARGIN)
+                loss_g = loss_g + self.equivariance_weight * parts["loss_g_shift"]
             optimizer_g.zero_grad()
             backward(loss_g)
             optimizer_g.step()
-        losses = {"loss_d": loss_d, "loss_g": loss_g, "loss_g_gan": loss_g_gan, "loss_g_l1": loss_g_l1}
+        losses = {"loss_d": loss_d, "loss_g": loss_g, **parts}
         return {key: loss.detach() for key, loss in losses.items()}
 
     def on_validation_start(self) -> None:
@@ -197,6 +216,12 @@ class Pix2Pix(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what builds the generator again, for `genstab.load_generator`."""
         checkpoint["generator"] = getattr(self.generator, "config", None)
+
+
+def _shift_of(batch: Batch) -> tuple[int, int] | None:
+    if "shift" not in batch:
+        raise InputError("equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
+    return batch["shift"]
 
 
 @contextmanager

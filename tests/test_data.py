@@ -1,11 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import Trainer
+from torch.utils.data import default_collate
 
 from genstab import InputError
 from genstab.augment import PairAugment
 from genstab.data import FacadesData, PairedData, SyntheticData
+from genstab.twins import equivariance_loss
 from tests.conftest import tiny_pix2pix
 from tests.test_pix2pix import QUIET
 
@@ -156,3 +160,25 @@ def test_unpaired_files_are_named(folder):
 def test_synthetic_size_must_hold_the_crop():
     with pytest.raises(InputError, match="size=32 is smaller than crop_size"):
         SyntheticData(size=32, crop_size=64)
+
+
+@pytest.mark.parametrize(("size", "crop_size"), [(40, 32), (34, 32), (32, 32)])
+def test_twins_are_windows_of_the_crops_size_also_of_pictures_without_room(size, crop_size):
+    data = SyntheticData(6, 2, size=size, crop_size=crop_size, batch_size=4, twin_reach=5, num_workers=0)
+    data.trainer = SimpleNamespace(training=True)
+    item = default_collate([data.train_set[i] for i in range(4)])
+    batch = data.on_after_batch_transfer(item, 0)
+    assert batch["source"].shape == batch["target"].shape == (4, 3, 32, 32)
+    assert equivariance_loss(batch["source"], batch["shift"]).item() == 0
+    assert equivariance_loss(batch["target"], batch["shift"]).item() == 0
+    dy, dx = batch["shift"]
+    assert equivariance_loss(batch["source"], (dy + (1 if dy < 5 else -1), dx)).item() > 0
+    data.trainer = SimpleNamespace(training=False)
+    assert "shift" not in data.on_after_batch_transfer(default_collate([data.val_set[0]]), 0)
+
+
+def test_twins_need_two_pictures_and_a_reach():
+    with pytest.raises(InputError, match="twin_reach=8 needs a batch_size of at least 2, not 1"):
+        SyntheticData(batch_size=1, twin_reach=8)
+    with pytest.raises(InputError, match="twin_reach=-1"):
+        SyntheticData(twin_reach=-1)

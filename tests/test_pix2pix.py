@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import pytest
 import torch
@@ -6,9 +7,10 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from genstab import InputError, load_generator
+from genstab import InputError, PatchGAN, Pix2Pix, SlicedWasserstein, UNet, load_generator, shift_psnr
+from genstab.data import SyntheticData
 from genstab.losses import adversarial_loss
-from genstab.sliced_wasserstein import SlicedWasserstein
+from genstab.twins import twins
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
 
 QUIET = {
@@ -146,6 +148,42 @@ def test_validation_is_the_mean_over_images_at_any_batch_size(batch_size):
     assert trainer.callback_metrics["val/l1"].item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-6)
 
 
+def small_pix2pix(**options):
+    torch.manual_seed(0)
+    generator = UNet(channels=4, levels=3, dropout=0.0, antialias="tri3")
+    return Pix2Pix(generator, PatchGAN(channels=4), **options)
+
+
+def test_the_equivariance_loss_is_the_twins_difference_and_moves_the_generator():
+    model = small_pix2pix(equivariance_weight=10.0)
+    whole = torch.rand(4, 3, 36, 36) * 2 - 1
+    batch = twins(whole, whole, reach=4)._asdict()
+    output = model(batch["source"])
+    dy, dx = batch["shift"]
+    expected = [
+        (output[i, :, y, x] - output[2 + i, :, y + dy, x + dx]).abs().mean()
+        for i, y, x in itertools.product(range(2), range(32), range(32))
+        if all(8 + max(0, -by) <= at < 24 - max(0, by) for at, by in ((y, dy), (x, dx)))
+    ]
+    losses = model.update(batch, *model.adams())
+    assert losses["loss_g_shift"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    total = losses["loss_g_gan"] + 100 * losses["loss_g_l1"] + 10 * losses["loss_g_shift"]
+    assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
+    with pytest.raises(InputError, match=r"equivariance_weight needs batches of twins: set data\.twin_reach"):
+        model.update({"source": whole, "target": whole}, *model.adams())
+
+
+def test_twins_teach_a_network_to_move_with_its_input():
+    def difference(weight):
+        model = small_pix2pix(equivariance_weight=weight)
+        data = SyntheticData(8, 2, size=40, crop_size=32, batch_size=4, twin_reach=4, num_workers=0)
+        Trainer(max_steps=60, limit_val_batches=0, **QUIET).fit(model, datamodule=data)
+        images = torch.stack([data.val_set[i]["source"] for i in range(2)])
+        return shift_psnr(model.generator, images, [(0, 1), (3, 0)], "crop").mean().item()
+
+    assert difference(300.0) > difference(0.0) + 1
+
+
 def test_patches_are_compared_of_the_first_images_only(monkeypatch):
     monkeypatch.setattr("genstab.pix2pix.MOST_PATCHED", 3)
     few, many = tiny_pix2pix(), Trainer(**QUIET)
@@ -211,6 +249,7 @@ def test_foreign_files_are_refused(tmp_path):
     [
         ({"gan_loss": "hinge"}, "gan_loss='hinge' is not one of bce, lsgan"),
         ({"lr": 0}, "lr=0 must be positive"),
+        ({"equivariance_weight": float("nan")}, "equivariance_weight=nan must not be negative"),
         ({"l1_weight": -1}, "l1_weight=-1 must not be negative"),
     ],
 )

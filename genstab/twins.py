@@ -1,0 +1,80 @@
+"""Twins: half of a batch's pictures, each in two windows that overlap, so that a loss can compare the outputs."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genstab.errors import InputError
+
+
+class Twins(NamedTuple):
+    """A batch of pairs whose rows i and ⌊N / 2⌋ + i show one scene, and by how much it moved between the two.
+
+    `source` and `target` are (N, C, H, W); `shift` is (dy, dx) in pixels, down and right positive, never zero.
+    """
+
+    source: Tensor
+    target: Tensor
+    shift: tuple[int, int]
+
+
+def twins(source: Tensor, target: Tensor, reach: int) -> Twins:
+    """Cut two windows out of each picture in the first half of a batch, and one out of the last of an odd number.
+
+    The other pictures are left out, so that the batch, and the cost of a training step, stays as it is. The places of
+    the two windows are drawn anew in every call, from torch's random state, and are the same for all pictures.
+
+    Shape: (N, C, H + reach, W + reach) and (N, C', H + reach, W + reach) → (N, C, H, W), (N, C', H, W) and the shift.
+
+    Raises:
+        InputError: a reach below 1, or one that leaves nothing of the pictures.
+
+    >>> pictures = torch.rand(4, 1, 9, 9)
+    >>> source, target, shift = twins(pictures, pictures, reach=2)
+    >>> source.shape, equivariance_loss(source, shift).item()
+    (torch.Size([4, 1, 7, 7]), 0.0)
+    """
+    height, width = source.shape[-2:]
+    if not 1 <= reach < min(height, width):
+        raise InputError(f"reach={reach} is not from 1 to below the {height}×{width} of the pictures")
+    places = (reach + 1) ** 2
+    first, step = torch.randint(places, ()).item(), torch.randint(1, places, ()).item()
+    corners = [divmod(int(place) % places, reach + 1) for place in (first, first + step)]
+    half = len(source) // 2
+
+    def windows(images: Tensor) -> Tensor:
+        one, two = (images[..., top : top + height - reach, left : left + width - reach] for top, left in corners)
+        return torch.cat((one[:half], two[:half], one[half : len(images) - half]))
+
+    (top, left), (other_top, other_left) = corners
+    # a window further down shows the scene further up
+    return Twins(windows(source), windows(target), (top - other_top, left - other_left))
+
+
+def equivariance_loss(output: Tensor, shift: tuple[int, int] | None, margin: int = 0) -> Tensor:
+    """Return how far the outputs for twins differ where they show the same: the mean of |S G(x) − G(S x)|, a scalar.
+
+    Zero where there is no overlap to compare, or no pair. (Zhou 2025, arXiv 2503.09419, trains with such a loss on
+    latents; here it is one between crops, on images.)
+
+    Args:
+        output: for the source of `Twins`, (N, C, H, W).
+        shift: theirs; None: there are none, and the loss is zero.
+        margin: pixels left out on each side of the overlap: a network must guess what lies beyond its border.
+
+    >>> output = torch.zeros(2, 1, 4, 4)
+    >>> output[1, :, 1:] = 0.5
+    >>> equivariance_loss(output, (1, 0))
+    tensor(0.5000)
+    """
+    if shift is None:
+        return output.new_zeros(())
+    half = len(output) // 2
+    first, second = [], []
+    for by, size in zip(shift, output.shape[-2:], strict=True):
+        length = max(0, size - abs(by) - 2 * margin)
+        first.append(slice(margin + max(-by, 0), margin + max(-by, 0) + length))
+        second.append(slice(margin + max(by, 0), margin + max(by, 0) + length))
+    still, moved = output[:half, :, *first], output[half : 2 * half, :, *second]
+    return (still - moved).abs().mean() if still.numel() else output.new_zeros(())
