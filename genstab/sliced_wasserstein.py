@@ -13,7 +13,7 @@ from genstab.filters import taps
 
 PATCH = 7  # pixels of a side
 PATCHES = 128  # an image and level
-DIRECTIONS = 512
+DIRECTIONS = 128
 MOST_PATCHED = 256  # images of which a validation compares patches: they stay in memory, 2.4 MB of each at 256 pixels
 COARSEST = 16  # pixels of the smallest level's shorter side
 
@@ -51,7 +51,7 @@ def patches(band: Tensor) -> Tensor:
 
 
 def sliced_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return the mean 1-D Wasserstein distance of two sets of patches over 512 random directions, times 1000.
+    """Return the mean 1-D Wasserstein distance of two sets of patches over 128 random directions, times 1000.
 
     Both sets are first brought to where `theirs` has mean 0 and standard deviation 1 in each channel. Departure from
     the paper's code, which gives each set its own: so a band that lost its contrast is far from one that kept it.

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from genstab.errors import InputError, check_counts
 
 RINGS = 16
+FAINT = 1e-9  # power, far below what 8 bits resolve: a logarithm needs some
 LEAST = 1e-10  # of the target's power; a constant output has none, and is then off by 100 dB
 
 
@@ -43,6 +44,22 @@ def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
     ring = (torch.hypot(down[:, None], right) * 2 * rings).floor().long().clamp(max=rings)
     sums = power.new_zeros(len(power), rings + 1).index_add_(1, ring.flatten(), power.flatten(1))
     return (sums / torch.bincount(ring.flatten(), minlength=rings + 1).clamp(min=1))[:, :rings]
+
+
+def spectrum_loss(output: Tensor, target: Tensor, rings: int = RINGS) -> Tensor:
+    """Return how far the mean power spectra of two batches are apart: the mean |ln ratio| over the rings, a scalar.
+
+    A loss for detail of the right strength, wherever it is. (Durall 2020, arXiv 2003.01826, adds such a loss to a
+    generator's; here it is the difference of logarithms, so that the weak high frequencies count as much as others.)
+
+    Shape: two (N, C, H, W).
+
+    >>> noise = torch.rand(4, 3, 32, 32)
+    >>> spectrum_loss(0.5 * noise, noise) / 2  # half the contrast, a quarter of the power
+    tensor(0.6931)
+    """
+    powers = [radial_power(images, rings).mean(0) + FAINT for images in (output, target)]
+    return (powers[0].log() - powers[1].log()).abs().mean().float()
 
 
 class SpectrumError(Metric):

@@ -1,7 +1,7 @@
 """The pix2pix U-Net generator (Isola 2017, arXiv 1611.07004, section 6.1.1), with a blur at every resampling step."""
 
 from math import gcd
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,31 @@ class Up(nn.Module):
         return self.dropout(self.norm(x))
 
 
+class Head(nn.Module):
+    """Draw the detail that the blurs took: two 3×3 convolutions at full resolution, which see the source as well.
+
+    Nothing in it subsamples or upsamples, so it adds no aliasing.
+    """
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int, wrap: bool) -> None:
+        super().__init__()
+        mode: Literal["circular", "zeros"] = "circular" if wrap else "zeros"
+        self.mix = nn.Conv2d(channels + in_channels, channels, 3, padding=1, padding_mode=mode)
+        self.draw = nn.Conv2d(channels, out_channels, 3, padding=1, padding_mode=mode)
+
+    def init(self) -> None:
+        """Draw weights by what comes in (He 2015), small in the last layer; N(0, 0.02) would nearly close it."""
+        for conv, gain in ((self.mix, 1.0), (self.draw, 0.3)):
+            nn.init.kaiming_normal_(conv.weight, 0.2)
+            with torch.no_grad():
+                conv.weight.mul_(gain)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        """(N, channels, H, W) and the source (N, in_channels, H, W) → (N, out_channels, H, W)."""
+        x = self.mix(torch.cat((F.leaky_relu(x, 0.2), source), dim=1))
+        return self.draw(F.leaky_relu(x, 0.2))
+
+
 class UNet(nn.Module):
     """Translate images with the pix2pix U-Net; any input size, any number of channels.
 
@@ -144,6 +169,7 @@ class UNet(nn.Module):
         norm: `batch`, `instance`, `group` or `none`.
         dropout: probability, on as long as the module is in training mode.
         antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
+        head: channels of a `Head` after the last layer of the decoder; 0: none, as in the paper.
 
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
@@ -163,6 +189,7 @@ class UNet(nn.Module):
         norm: str = "batch",
         dropout: float = 0.5,
         antialias: AntiAlias | str | None = None,
+        head: int = 0,
     ) -> None:
         super().__init__()
         counts = {
@@ -174,6 +201,8 @@ class UNet(nn.Module):
         check_counts(**counts)
         if levels > MOST_LEVELS:
             raise InputError(f"levels={levels} is more than {MOST_LEVELS}: maps are padded to a multiple of 2^levels")
+        if head:
+            check_counts(head=head)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} is not in [0, 1)")
         if not isinstance(antialias, AntiAlias):
@@ -184,6 +213,7 @@ class UNet(nn.Module):
             "norm": norm,
             "dropout": dropout,
             "antialias": dict(vars(antialias)),
+            "head": head,
         }
         self.levels = levels
         widths = [in_channels, *(channels * min(2**i, 8) for i in range(levels))]
@@ -194,17 +224,20 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for i in reversed(range(levels)):
             width_in = widths[i + 1] * (1 if i == innermost else 2)  # the skip connection doubles it
-            width_out = widths[i] if i else out_channels
+            width_out = widths[i] if i else head or out_channels
             drop = dropout if innermost - i < levels - 5 else 0.0
             self.decoder.append(Up((width_in, width_out), norm if i else "none", drop, antialias))
+        self.head = Head(in_channels, head, out_channels, antialias.padding_mode == "circular") if head else None
         self.apply(init_normal)
+        if self.head is not None:
+            self.head.init()
 
     def forward(self, source: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
         if source.ndim != 4 or source.shape[1] != self.config["in_channels"]:
             raise InputError(f"UNet: in_channels={self.config['in_channels']}, not a source of {tuple(source.shape)}")
         height, width = source.shape[-2:]
-        x = pad_to_multiple(source, 2**self.levels)
+        x = padded = pad_to_multiple(source, 2**self.levels)
         skips, grids = [], []
         for down in self.encoder:
             x, phases = down(x)
@@ -214,4 +247,6 @@ class UNet(nn.Module):
         for up in self.decoder[1:]:
             # The same grid for both: `up` before put its output where the input of the level below it was.
             x = up(torch.cat((skips.pop(), x), dim=1), grids.pop())
+        if self.head is not None:
+            x = self.head(x, padded)
         return crop(torch.tanh(x), height, width)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from genstab import AntiAlias, InputError, PatchGAN, UNet
+from genstab import AntiAlias, InputError, PatchGAN, UNet, shift_psnr
 from genstab.filters import FILTERS, PLACEMENTS
 from genstab.losses import adversarial_loss
 
@@ -31,6 +32,31 @@ def test_plain_and_antialiased_networks_share_their_keys():
     for filter in FILTERS:
         for placement in PLACEMENTS:
             UNet(channels=4, levels=3, antialias=AntiAlias(filter, placement)).load_state_dict(plain.state_dict())
+
+
+def test_a_head_is_two_convolutions_of_the_decoders_map_and_the_source():
+    torch.manual_seed(0)
+    network = UNet(2, 3, channels=4, levels=3, antialias="tri3", head=5).eval()
+    source, seen = torch.randn(1, 2, 16, 24), []
+    network.decoder[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
+    with torch.no_grad():
+        output = network(source)
+        first, last = (getattr(network.head, name) for name in ("mix", "draw"))
+        assert (first.weight.shape, last.weight.shape) == ((5, 7, 3, 3), (3, 5, 3, 3))
+        x = F.conv2d(torch.cat((F.leaky_relu(seen[0], 0.2), source), 1), first.weight, first.bias, padding=1)
+        expected = torch.tanh(F.conv2d(F.leaky_relu(x, 0.2), last.weight, last.bias, padding=1))
+    torch.testing.assert_close(output, expected)
+    same = UNet(**{**network.config, "antialias": AntiAlias(**network.config["antialias"])})
+    same.load_state_dict(network.state_dict())
+    torch.testing.assert_close(same.eval()(source), output)
+
+
+def test_with_a_head_polyphase_follows_every_shift():
+    torch.manual_seed(0)
+    antialias = AntiAlias("tri3", padding_mode="circular", polyphase=True)
+    network = UNet(channels=4, levels=3, antialias=antialias, head=4).double().eval()
+    decibels = shift_psnr(network, torch.rand(2, 3, 16, 24).double(), [(0, 1), (3, -5)], dtype=torch.float64)
+    assert decibels.min() == 100
 
 
 def test_dropout_is_in_the_first_decoder_layers_only():

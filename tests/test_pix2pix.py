@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from genstab import InputError, PatchGAN, Pix2Pix, SlicedWasserstein, UNet, load_generator, shift_psnr
 from genstab.data import SyntheticData
 from genstab.losses import adversarial_loss
+from genstab.spectrum import spectrum_loss
 from genstab.twins import twins
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
 
@@ -171,6 +172,16 @@ def test_the_equivariance_loss_is_the_twins_difference_and_moves_the_generator()
     assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
     with pytest.raises(InputError, match=r"equivariance_weight needs batches of twins: set data\.twin_reach"):
         model.update({"source": whole, "target": whole}, *model.adams())
+
+
+def test_the_spectrum_loss_is_added_with_its_weight():
+    model = small_pix2pix(spectrum_weight=3.0)
+    source, target = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    output = model(source)
+    losses = model.update({"source": source, "target": target}, *model.adams())
+    assert losses["loss_g_spectrum"].item() == pytest.approx(spectrum_loss(output, target).item(), rel=1e-4)
+    total = losses["loss_g_gan"] + 100 * losses["loss_g_l1"] + 3 * losses["loss_g_spectrum"]
+    assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
 def test_twins_teach_a_network_to_move_with_its_input():

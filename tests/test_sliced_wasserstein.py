@@ -54,7 +54,7 @@ def test_patches_are_squares_of_the_image_at_the_same_places():
 def test_distance_is_scipys_wasserstein_along_each_direction():
     ours, theirs = torch.randn(50, 2, 9).double() * 3 + 1, torch.randn(50, 2, 9).double()
     random = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(18, 512, generator=random).double(), dim=0)
+    directions = torch.nn.functional.normalize(torch.randn(18, 128, generator=random).double(), dim=0)
     mean, std = theirs.mean((0, 2), keepdim=True), theirs.std((0, 2), keepdim=True, correction=0)
     sets = [((each - mean) / std).flatten(1).numpy() for each in (ours, theirs)]
     distances = [
