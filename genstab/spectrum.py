@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -42,8 +43,9 @@ def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
     power = torch.fft.fft2(faded).abs().square().mean(1) / window.square().sum()
     down, right = (torch.fft.fftfreq(n, dtype=torch.float64, device=images.device) for n in (height, width))
     ring = (torch.hypot(down[:, None], right) * 2 * rings).floor().long().clamp(max=rings)
-    sums = power.new_zeros(len(power), rings + 1).index_add_(1, ring.flatten(), power.flatten(1))
-    return (sums / torch.bincount(ring.flatten(), minlength=rings + 1).clamp(min=1))[:, :rings]
+    # a product, not `bincount` and `index_add_`, which CUDA does not repeat to the last bit
+    members = F.one_hot(ring.flatten(), rings + 1)[:, :rings].to(power)
+    return power.flatten(1) @ members / members.sum(0).clamp(min=1)
 
 
 def spectrum_loss(output: Tensor, target: Tensor, rings: int = RINGS) -> Tensor:

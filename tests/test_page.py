@@ -51,18 +51,18 @@ def data_of(page):
 
 def test_the_table_has_units_best_values_and_what_is_missing(tmp_path):
     first = make_run(tmp_path / "first", 1, l1=0.25, psnr=15.04, shift_psnr=30, ssim=None)
-    second = make_run(tmp_path / "second", 2, l1=0.2, psnr=15, shift_psnr=33.333, ssim=float("nan"), swd=0.5)
+    second = make_run(tmp_path / "second", 2, l1=0.2, psnr=15, shift_psnr=33.333, ssim=float("nan"), sharpness=0.5)
     page = compare(first, second)
     (_, headings, *rows), *_ = Page(page).tables
     table = {row[0]: dict(zip(headings[1:], row[1:], strict=True)) for row in rows}
     assert table["first"]["L1"] == "0.250"
     assert table["first"]["PSNR dB"] == "15.0"
     assert table["second"]["mean dB"] == "33.3"
-    assert (table["first"]["swd"], table["second"]["swd"]) == ("–", "0.5000")
+    assert (table["first"]["sharpness"], table["second"]["sharpness"]) == ("–", "0.5000")
     assert table["first"]["parameters million"] == "1.50"
     assert "SSIM" not in headings  # no run has it
     assert not {"noise floor dB", "accuracy"} & set(headings)
-    assert "– in the table: swd" in page
+    assert "– in the table: sharpness" in page
     best = re.findall(r'class="number best" data-value="([^"]*)"', page)
     assert {"0.2", "15.04", "33.333"} <= set(best)
     assert not {"0.25", "15", "30", "0.5"} & set(best)
