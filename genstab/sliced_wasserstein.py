@@ -14,7 +14,7 @@ from genstab.filters import taps
 PATCH = 7  # pixels of a side
 PATCHES = 128  # an image and level
 DIRECTIONS = 128
-MOST_PATCHED = 256  # images of which a validation compares patches: they stay in memory, 2.4 MB of each at 256 pixels
+MOST_PATCHED = 256  # images of which a validation compares patches: they stay in memory, 0.75 MB of each at 256 pixels
 COARSEST = 16  # pixels of the smallest level's shorter side
 
 
