@@ -185,7 +185,7 @@ def test_a_sweep_on_two_processes_makes_one_folder_and_one_wandb_run_a_job(tmp_p
         trainer = Trainer(callbacks=[instantiate(config.callbacks.stability)], **QUIET)
         trainer.validate(model, datamodule=instantiate(config.data), verbose=False)
         for key, value in trainer.callback_metrics.items():
-            assert summary[key] == pytest.approx(value.item(), abs=1e-4), key
+            assert summary[key] == pytest.approx(value.item(), rel=1e-6, abs=1e-4), key  # val/swd is of hundreds
 
 
 @pytest.mark.ddp
