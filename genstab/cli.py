@@ -32,8 +32,8 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
 PATHS = {
-    "ckpt_path", "corruptions.baseline", "data.root", "hydra.run.dir", "hydra.sweep.dir", "input", "model.checkpoint",
-    "output", "output_dir",
+    "ckpt_path", "corruptions.baseline", "costs", "data.root", "hydra.run.dir", "hydra.sweep.dir", "input",
+    "model.checkpoint", "output", "output_dir", "plot", "table",
 }  # fmt: skip
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 

@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
@@ -26,14 +26,17 @@ from genstab.measure import measure
 from genstab.models import load_model, place
 from genstab.options import check_options, check_seed
 from genstab.page import write_page
+from genstab.pareto import pareto_picture
 from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.provenance import provenance
 from genstab.publish import publish
+from genstab.report import save_picture
 from genstab.results import SUMMARY
-from genstab.runs import unfinished
+from genstab.runs import read_runs, unfinished
+from genstab.seeds import options_among, options_table, read_costs
 from genstab.shard_writing import write_shards
-from genstab.whole_files import check_folder
+from genstab.whole_files import check_folder, write_whole
 from genstab.workspace import publish as save_workspace
 
 
@@ -118,17 +121,36 @@ def _range(given: Any) -> tuple[float, float]:
 
 
 def run_report(config: DictConfig) -> None:
-    """Write the page that `config` describes.
+    """Write the page that `config` describes, and the table and the plot of its options.
 
     Raises:
-        InputError: a folder holds no run, or the output is a folder.
+        InputError: a folder holds no run, an output cannot be written, the costs are none, or nothing is to be drawn.
     """
     if not config.runs:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
-    output = write_page(list(config.runs), config.output, config.title)
-    print(f"Page: {output}")
+    costs = read_costs(config.costs) if config.costs else {}
+    print(f"Page: {write_page(config.runs, config.output, config.title)}")
+    options = options_among(read_runs(config.runs), costs)
+    if config.table:
+        text = f"{options_table(options)}\n"
+        with writing("table", config.table) as path:
+            write_whole(path, lambda file: file.write(text.encode()))
+    if config.plot:
+        picture = pareto_picture(options, config.title or "")
+        with writing("plot", config.plot) as path:
+            save_picture(picture, path)
     if left := unfinished(config.runs):
         print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
+
+
+@contextmanager
+def writing(key: str, path: str) -> Iterator[Path]:
+    """Say where a file of the option `key` went; raise an `InputError` where it cannot be written."""
+    try:
+        yield Path(path)
+    except OSError as error:
+        raise InputError(f"{key}={path} cannot be written: {error.strerror or error}") from error
+    print(f"{key.capitalize()}: {path}")
 
 
 def run_shard(config: DictConfig) -> None:

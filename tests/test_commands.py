@@ -60,12 +60,15 @@ def test_a_measurement_gives_the_numbers_of_the_training(trained, monkeypatch):
 
 def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch, capsys):
     shutil.copytree(trained, "it's a run, lr=1")
-    genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", "output=both.html", "title=Two runs: a, b [c]")
+    outputs = "output=both.html", "table=new/table.md", "plot=plot.png"
+    genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", *outputs, "title=Two runs: a, b [c]")
+    assert Path("new/table.md").read_text().splitlines()[2].startswith("| tiny | 2 |")  # a copy is like a seed
+    assert Image.open("plot.png").size == (1200, 520)
     page = Path("both.html").read_text()
     assert "<title>Two runs: a, b [c]" in page
     assert "tiny" in page
     assert "Page: both.html" in capsys.readouterr().out
-    assert sorted(path.name for path in Path().iterdir()) == ["both.html", "it's a run, lr=1"]
+    assert sorted(path.name for path in Path().iterdir()) == ["both.html", "it's a run, lr=1", "new", "plot.png"]
 
 
 def test_a_network_of_ones_own_is_measured_with_its_weights(monkeypatch):
@@ -153,6 +156,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", "model.pt"], "'model.pt' is not key=value, as in model.checkpoint=FILE"),
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
+        (["report", "nowhere", "costs=none.json"], "cannot read none.json: "),
         (["workspace"], "Missing mandatory value: entity"),
         (["mesure"], "'mesure' is not one of train, measure, predict, report, shard, workspace"),
     ],
