@@ -62,7 +62,7 @@ def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch
     shutil.copytree(trained, "it's a run, lr=1")
     outputs = "output=both.html", "table=new/table.md", "plot=plot.png"
     genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", *outputs, "title=Two runs: a, b [c]")
-    assert Path("new/table.md").read_text().splitlines()[2].startswith("| tiny | 2 |")  # a copy is like a seed
+    assert Path("new/table.md").read_text().splitlines()[2].startswith("| tri3-pre (tiny) | 2 |")  # a copy counts
     assert Image.open("plot.png").size == (1200, 520)
     page = Path("both.html").read_text()
     assert "<title>Two runs: a, b [c]" in page
