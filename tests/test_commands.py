@@ -63,7 +63,8 @@ def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch
     outputs = "output=both.html", "table=new/table.md", "plot=plot.png"
     genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", *outputs, "title=Two runs: a, b [c]")
     assert Path("new/table.md").read_text().splitlines()[2].startswith("| tri3-pre (tiny) | 2 |")  # a copy counts
-    assert Image.open("plot.png").size == (1200, 520)
+    with Image.open("plot.png") as plot:
+        assert plot.size == (1200, 520)
     page = Path("both.html").read_text()
     assert "<title>Two runs: a, b [c]" in page
     assert "tiny" in page
