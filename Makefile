@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := genstab tests train.py
+SOURCES := genstab tests notebooks train.py
 
 .PHONY: train test lint format clean
 
