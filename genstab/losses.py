@@ -1,4 +1,4 @@
-"""Adversarial losses (Goodfellow 2014, arXiv 1406.2661; least squares: Mao 2017, arXiv 1611.04076)."""
+"""Losses: adversarial ones, and one on the contrast of fine detail."""
 
 import math
 
@@ -11,12 +11,14 @@ from genstab.errors import check_choice
 GAN_LOSSES = ("bce", "lsgan")
 CHANCE = {"bce": math.log(2), "lsgan": 0.25}
 """The least loss of a discriminator that answers the same to everything."""
+FAINT = 1e-8  # a root has no slope at zero
 
 
 def adversarial_loss(logits: Tensor, real: bool, kind: str = "bce") -> Tensor:
     """Return how far a discriminator's logits are from calling all patches `real`: the mean, a scalar.
 
-    `bce` is the binary cross-entropy with logits, `lsgan` the squared distance to 1 (real) or 0.
+    `bce` is the binary cross-entropy with logits (Goodfellow 2014, arXiv 1406.2661), `lsgan` the squared distance to 1
+    (real) or 0 (Mao 2017, arXiv 1611.04076).
 
     Raises:
         InputError: the kind is unknown.
@@ -27,3 +29,24 @@ def adversarial_loss(logits: Tensor, real: bool, kind: str = "bce") -> Tensor:
     check_choice("gan_loss", kind, GAN_LOSSES)
     wanted = torch.full_like(logits, float(real))
     return F.mse_loss(logits, wanted) if kind == "lsgan" else F.binary_cross_entropy_with_logits(logits, wanted)
+
+
+def detail_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return how far the contrast of the fine detail is from the targets': the mean |difference| over images, a scalar.
+
+    Fine detail is what an image has beyond the mean of each pixel's 3×3 neighbours, its contrast the root of the mean
+    square. Wherever an output has its detail, it has enough of it, and no more than its target: an equivariance loss
+    alone is least for outputs without any.
+
+    Shape: two (N, C, H, W), H and W at least 3.
+
+    >>> chequered = (torch.arange(64.0) + torch.arange(64.0)[:, None])[None, None] % 2  # black and white
+    >>> detail_loss(chequered, 0.5 * chequered).item(), detail_loss(chequered, 0 * chequered).item()
+    (0.2222..., 0.4444...)
+    """
+    contrasts = [_detail(images).square().mean((1, 2, 3)).add(FAINT).sqrt() for images in (output, target)]
+    return (contrasts[0] - contrasts[1]).abs().mean()
+
+
+def _detail(images: Tensor) -> Tensor:
+    return images[..., 1:-1, 1:-1] - F.avg_pool2d(images, 3, stride=1)

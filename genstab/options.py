@@ -29,8 +29,8 @@ def check_training(config: Mapping[str, Any]) -> None:
     """Check what a training's config must have beside arguments of the right kinds.
 
     Raises:
-        InputError: a seed that is none, a folder that is no text, a strategy for one network, a callback that is no
-            group of keys, validations after less than a batch.
+        InputError: a seed that is none, a folder that is no text, a strategy for one network, an equivariance loss
+            without twins, a callback that is no group of keys, validations after less than a batch.
 
     >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
     Traceback (most recent call last):
@@ -42,6 +42,8 @@ def check_training(config: Mapping[str, Any]) -> None:
         raise InputError(f"output_dir={_written(folder)} is not text")
     if (strategy := config.get("trainer", {}).get("strategy")) in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"):
         raise InputError(f"trainer.strategy={strategy} cannot train two networks in turn: trainer=ddp or ddp_cpu can")
+    if config.get("model", {}).get("equivariance_weight") and not config.get("data", {}).get("twin_reach"):
+        raise InputError("model.equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
     for name, callback in config.get("callbacks", {}).items():
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={_written(callback)} is neither null nor a group of keys")

@@ -14,11 +14,11 @@ from torchmetrics import MeanMetric
 
 from genstab.batches import dataset_positions
 from genstab.errors import InputError, check_choice
-from genstab.losses import GAN_LOSSES, adversarial_loss
+from genstab.losses import GAN_LOSSES, adversarial_loss, detail_loss
 from genstab.metrics import image_quality
 from genstab.shares import share
 from genstab.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
-from genstab.spectrum import SpectrumError, spectrum_loss
+from genstab.spectrum import SpectrumError
 from genstab.twins import equivariance_loss
 
 Batch = dict[str, Any]
@@ -32,7 +32,7 @@ class Pix2Pix(LightningModule):
 
     One generator forward a step serves both updates. `global_step` and every logged step count batches.
     Logs `train/loss_d`, `train/loss_g` and its parts `train/loss_g_gan`, `train/loss_g_l1` and, where they have a
-    weight, `train/loss_g_shift` and `train/loss_g_spectrum`; in validation the per-image means `val/l1`, `val/psnr`,
+    weight, `train/loss_g_shift` and `train/loss_g_detail`; in validation the per-image means `val/l1`, `val/psnr`,
     `val/ssim`, `val/tv`, `val/tv_target`, and of the outputs as a set `val/spectrum_error` (dB) and `val/swd` (of the
     first 256 images); each image counted once on any number of processes.
 
@@ -43,7 +43,7 @@ class Pix2Pix(LightningModule):
         l1_weight: λ, 100 in the paper.
         equivariance_weight: of a third loss, `train/loss_g_shift`: how far the outputs for the `genstab.twins` of a
             batch differ where they overlap.
-        spectrum_weight: of a fourth, `train/loss_g_spectrum`, see `genstab.spectrum.spectrum_loss`.
+        detail_weight: of a fourth, `train/loss_g_detail`, see `genstab.losses.detail_loss`.
         lr: learning rate of both Adam optimizers, constant for the first half and falling linearly to 0 in the second.
         betas: Adam's.
         channels_last: keep images channel by channel in memory; faster on CPUs and on GPUs with half precision.
@@ -64,7 +64,7 @@ class Pix2Pix(LightningModule):
         gan_loss: str = "bce",
         l1_weight: float = 100.0,
         equivariance_weight: float = 0.0,
-        spectrum_weight: float = 0.0,
+        detail_weight: float = 0.0,
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
         channels_last: bool = True,
@@ -75,7 +75,7 @@ class Pix2Pix(LightningModule):
         weights = {
             "l1_weight": l1_weight,
             "equivariance_weight": equivariance_weight,
-            "spectrum_weight": spectrum_weight,
+            "detail_weight": detail_weight,
         }
         for name, value in weights.items():
             if not 0 <= value < math.inf:
@@ -87,7 +87,7 @@ class Pix2Pix(LightningModule):
         self.automatic_optimization = False
         self.generator, self.discriminator = generator, discriminator
         self.gan_loss, self.l1_weight, self.lr = gan_loss, l1_weight, lr
-        self.equivariance_weight, self.spectrum_weight = equivariance_weight, spectrum_weight
+        self.equivariance_weight, self.detail_weight = equivariance_weight, detail_weight
         self.betas = (betas[0], betas[1])  # a tuple, also where a config gives a list
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.validated = 0  # images of this validation that this process has seen
@@ -181,9 +181,9 @@ class Pix2Pix(LightningModule):
             if self.equivariance_weight:
                 parts["loss_g_shift"] = equivariance_loss(output, _shift_of(batch), MARGIN)
                 loss_g = loss_g + self.equivariance_weight * parts["loss_g_shift"]
-            if self.spectrum_weight:
-                parts["loss_g_spectrum"] = spectrum_loss(output, target)
-                loss_g = loss_g + self.spectrum_weight * parts["loss_g_spectrum"]
+            if self.detail_weight:
+                parts["loss_g_detail"] = detail_loss(output, target)
+                loss_g = loss_g + self.detail_weight * parts["loss_g_detail"]
             optimizer_g.zero_grad()
             backward(loss_g)
             optimizer_g.step()

@@ -10,7 +10,6 @@ from torchmetrics import Metric
 from genstab.errors import InputError, check_counts
 
 RINGS = 16
-FAINT = 1e-9  # power, far below what 8 bits resolve: a logarithm needs some
 LEAST = 1e-10  # of the target's power; a constant output has none, and is then off by 100 dB
 
 
@@ -46,22 +45,6 @@ def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
     # a product, not `bincount` and `index_add_`, which CUDA does not repeat to the last bit
     members = F.one_hot(ring.flatten(), rings + 1)[:, :rings].to(power)
     return power.flatten(1) @ members / members.sum(0).clamp(min=1)
-
-
-def spectrum_loss(output: Tensor, target: Tensor, rings: int = RINGS) -> Tensor:
-    """Return how far the mean power spectra of two batches are apart: the mean |ln ratio| over the rings, a scalar.
-
-    A loss for detail of the right strength, wherever it is. (Durall 2020, arXiv 2003.01826, adds such a loss to a
-    generator's; here it is the difference of logarithms, so that the weak high frequencies count as much as others.)
-
-    Shape: two (N, C, H, W).
-
-    >>> noise = torch.rand(4, 3, 32, 32)
-    >>> spectrum_loss(0.5 * noise, noise) / 2  # half the contrast, a quarter of the power
-    tensor(0.6931)
-    """
-    powers = [radial_power(images, rings).mean(0) + FAINT for images in (output, target)]
-    return (powers[0].log() - powers[1].log()).abs().mean().float()
 
 
 class SpectrumError(Metric):

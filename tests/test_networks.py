@@ -5,7 +5,7 @@ from torch import nn
 
 from genstab import AntiAlias, InputError, PatchGAN, UNet, shift_psnr
 from genstab.filters import FILTERS, PLACEMENTS
-from genstab.losses import adversarial_loss
+from genstab.losses import adversarial_loss, detail_loss
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
@@ -167,6 +167,20 @@ def test_adversarial_losses_by_hand():
     assert adversarial_loss(logits, False, "lsgan").item() == pytest.approx(2.0)
     with pytest.raises(InputError, match="gan_loss='wgan' is not one of bce, lsgan"):
         adversarial_loss(logits, True, "wgan")
+
+
+def test_the_detail_loss_asks_for_contrast_wherever_it_is():
+    torch.manual_seed(0)
+    target = torch.rand(2, 3, 16, 16)
+    assert detail_loss(target, target).item() == 0
+    assert detail_loss(target.flip(-1) + 0.5, target).item() == pytest.approx(0, abs=1e-6)  # elsewhere, and brighter
+    flat = torch.zeros(2, 3, 16, 16, requires_grad=True)
+    detail_loss(flat, target).backward()
+    assert flat.grad.isfinite().all()
+    faint = (0.3 * target).requires_grad_()
+    before = detail_loss(faint, target)
+    before.backward()
+    assert detail_loss(faint.detach() - faint.grad, target) < before
 
 
 @pytest.mark.parametrize(

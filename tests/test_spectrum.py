@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genstab import InputError
-from genstab.spectrum import SpectrumError, radial_power, spectrum_loss
+from genstab.spectrum import SpectrumError, radial_power
 
 
 def by_loops(image, rings):
@@ -83,17 +83,3 @@ def test_what_is_no_batch_of_images_is_refused():
         radial_power(torch.zeros(3, 8, 8))
     with pytest.raises(InputError, match="rings=0"):
         SpectrumError(rings=0)
-
-
-def test_the_loss_is_the_metric_in_nats_and_pulls_towards_the_targets_contrast():
-    target = torch.rand(3, 2, 32, 40)
-    output = (0.3 * torch.rand(3, 2, 32, 40)).requires_grad_()
-    metric = SpectrumError()
-    metric.update(output.detach(), target)
-    loss = spectrum_loss(output, target)
-    assert loss.item() == pytest.approx(metric.compute().item() * math.log(10) / 10, rel=1e-4)
-    loss.backward()
-    step = output.detach() - 0.1 * output.grad / output.grad.norm()
-    assert spectrum_loss(step, target) < loss
-    assert spectrum_loss(target, target).item() == 0
-    assert spectrum_loss(torch.zeros(1, 1, 8, 8), target[:1, :1]).isfinite()  # nothing at all, and empty rings
