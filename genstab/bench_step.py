@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genstab.bench_layers import unet_levels
 from genstab.errors import check_choice
@@ -24,16 +24,20 @@ EVERY |= {
     "polyphase": AntiAlias(NONE, "pre", "circular", True),
     "polyphasextri3": AntiAlias("tri3", "pre", "circular", True),
 }
+STABLE, TWINS_APART = "stable", (3, -5)  # pixels: what the losses of random images are does not matter
+STABLE_HEAD = 8  # as in conf/antialias/stable.yaml, and so are its losses
+STABLE_LOSSES = {"l1_weight": 30.0, "equivariance_weight": 30.0, "detail_weight": 30.0}
+EVERY[STABLE] = AntiAlias("tri3")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
 
 
 @dataclass(frozen=True)
 class Contest:
-    """Models that share every parameter, and the optimizers of those."""
+    """Models that share their parameters, those of a head excepted, and the optimizers of each."""
 
     models: dict[str, Pix2Pix]
-    optimizers: Adams
+    optimizers: dict[str, Adams]
 
 
 def contest(
@@ -42,7 +46,8 @@ def contest(
     """Return a pix2pix for each option, `none` first.
 
     An anti-aliased network has the parameters of the plain one, so all of them train the same tensors: they fit into
-    memory together and can run in turn, and one fused Adam for each of the two networks has the state.
+    memory together and can run in turn, and one fused Adam for each of the two networks has the state. `stable`, whose
+    generator has a head, is by itself.
 
     Raises:
         InputError: an unknown option.
@@ -52,11 +57,14 @@ def contest(
     discriminator = PatchGAN(channels=channels).to(device)
     models: dict[str, Pix2Pix] = {}
     for name in dict.fromkeys([NONE, *names]):
-        generator = UNet(channels=channels, levels=unet_levels(size), antialias=OPTIONS[name]).to(device)
-        if models:
+        head, losses = (STABLE_HEAD, STABLE_LOSSES) if name == STABLE else (0, {})
+        generator = UNet(channels=channels, levels=unet_levels(size), antialias=OPTIONS[name], head=head).to(device)
+        if models and not head:
             generator.load_state_dict(models[NONE].generator.state_dict(keep_vars=True), assign=True)
-        models[name] = Pix2Pix(generator, discriminator, channels_last=layout == "channels_last", compile=compiled)
-    return Contest(models, models[NONE].adams())
+        settings = {"channels_last": layout == "channels_last", "compile": compiled}
+        models[name] = Pix2Pix(generator, discriminator, **losses, **settings)  # type: ignore[arg-type]  # all fit
+    shared = models[NONE].adams()
+    return Contest(models, {name: model.adams() if name == STABLE else shared for name, model in models.items()})
 
 
 def race(
@@ -72,23 +80,25 @@ def race(
 ) -> list[dict[str, Any]]:
     """Time training steps of that many random images; return a result for each model.
 
-    A step is `Pix2Pix.update`: generator forward, discriminator update, generator update. `bfloat16` is what Lightning
+    A step is `Pix2Pix.update`: generator forward, discriminator update, generator update; for `stable` the halves of
+    the batch are twins. `bfloat16` is what Lightning
     calls bf16-mixed. The peak memory has parameters, Adam's state, gradients, images, activations and temporaries.
     """
     if compiled:
         torch.compiler.reset()  # or the second batch size would get dynamic code
     torch.manual_seed(0)
     source, target = (torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2))
-    images = {"source": source, "target": target}
+    images = {"source": source, "target": target, "shift": TWINS_APART}
     steps: dict[str, Run] = {}
     peaks: dict[str, int | None] = {}
     for name, model in contest.models.items():
-        steps[name] = partial(_step, model, contest.optimizers, images, dtype, device)
+        optimizers = contest.optimizers[name]
+        steps[name] = partial(_step, model, optimizers, images, dtype, device)
         steps[name]()  # makes Adam's state and what the blur keeps, compiles, lets CUDA choose its algorithms
-        states = [state for optimizer in contest.optimizers for state in optimizer.state.values()]
+        states = [state for optimizer in optimizers for state in optimizer.state.values()]
         moments = [value for state in states for value in state.values()]
         resident = [*model.parameters(), *model.buffers(), *moments, source, target]
-        for optimizer in contest.optimizers:
+        for optimizer in optimizers:
             optimizer.zero_grad()
         peaks[name] = peak_memory(partial(_in_training, steps[name], list(model.parameters())), device, resident)
         tick()
@@ -114,7 +124,7 @@ def race(
 def _step(
     model: Pix2Pix,
     optimizers: Adams,
-    images: dict[str, Tensor],
+    images: dict[str, Any],
     dtype: str,
     device: torch.device,
 ) -> None:

@@ -90,12 +90,14 @@ def bench_name(config: Mapping[str, Any]) -> str:
     >>> bench_name({"antialias": {"filter": "tri3", "placement": "post"}})
     'tri3xpost'
     """
+    if config.get("run_prefix") == "stable-":
+        return "stable"
     antialias = config.get("antialias") or {}
     filter, placement = antialias.get("filter"), antialias.get("placement")
     if not isinstance(filter, str):
         return ""
     if antialias.get("polyphase"):
-        return f"polyphase{'' if filter == 'none' else filter}" + ("" if placement == "pre" else f"x{placement}")
+        return "" if placement != "pre" else "polyphase" if filter == "none" else f"polyphasex{filter}"
     return filter if filter == "none" else f"{filter}x{placement}"
 
 

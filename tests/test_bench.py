@@ -281,7 +281,7 @@ def test_steps_of_every_option_beside_none(steps):
     report, text = steps
     filters = ["rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "kaiser", "ideal"]
     options = ["none", *(f"{filter}x{placement}" for filter in filters for placement in ("pre", "post"))]
-    options += ["polyphase", "polyphasextri3"]
+    options += ["polyphase", "polyphasextri3", "stable"]
     found = {}
     for result in report["results"]:
         place = (result["shape"][0], result["layout"], result["dtype"])
@@ -315,9 +315,25 @@ def test_models_of_a_contest_share_every_tensor_and_are_what_their_names_say():
     for model in made.models.values():
         pairs = zip(none.parameters(), model.parameters(), strict=True)
         assert all(a is b for a, b in pairs)
-    trained = [p for optimizer in made.optimizers for group in optimizer.param_groups for p in group["params"]]
+    trained = [p for optimizer in made.optimizers["none"] for group in optimizer.param_groups for p in group["params"]]
     assert set(trained) == set(none.parameters())
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in trained if p.dim() == 4)
+
+
+def test_the_option_with_a_head_has_a_generator_and_optimizers_of_its_own():
+    made = contest(["stable", "tri3xpre"], 32, 2, "channels_last", False, CPU)
+    none, stable = made.models["none"], made.models["stable"]
+    assert stable.generator.head is not None
+    assert not set(none.generator.parameters()) & set(stable.generator.parameters())
+    trained = [
+        p for optimizer in made.optimizers["stable"] for group in optimizer.param_groups for p in group["params"]
+    ]
+    assert set(trained) == set(stable.parameters())
+    seen = []
+    stable.generator.register_forward_hook(lambda *args: seen.append(1))
+    results = race_steps(made, 2, 64, "channels_last", "float32", CPU, 0)
+    assert [result["contestant"] for result in results] == ["none", "stable", "tri3xpre"]
+    assert seen
 
 
 def test_a_step_trains_both_networks_and_has_its_memory_at_least():
@@ -340,14 +356,16 @@ def test_peak_memory_of_a_step_is_that_of_a_step_amid_a_training():
     model = made.models["tri3xpre"]
     measured = race_steps(made, 1, 32, "channels_last", "float32", CPU, 0)[1]["peak_bytes"]
     images = {"source": torch.rand(1, 3, 32, 32), "target": torch.rand(1, 3, 32, 32)}
-    moments = [value for optimizer in made.optimizers for state in optimizer.state.values() for value in state.values()]
+    moments = [
+        value for optimizer in made.optimizers["none"] for state in optimizer.state.values() for value in state.values()
+    ]
     resident = [*model.parameters(), *model.buffers(), *moments, *images.values()]
 
     def three_steps():
         for _ in range(3):
-            model.update(images, *made.optimizers)
+            model.update(images, *made.optimizers["none"])
 
-    for optimizer in made.optimizers:
+    for optimizer in made.optimizers["none"]:
         optimizer.zero_grad()
     assert measured == peak_memory(three_steps, CPU, resident)
 

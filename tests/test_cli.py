@@ -30,7 +30,7 @@ def genstab(monkeypatch, *arguments):
         (
             ["antialias=tri9"],
             "genstab: .*Could not find 'antialias/tri9'.*bin4 bin5 bin6 bin7 ideal kaiser none polyphase "
-            "polyphase_tri3 rect2 tri3",
+            "polyphase_tri3 rect2 stable tri3",
         ),
         (["+antialias.foo=1"], "genstab: .*unexpected keyword argument 'foo'"),
         (["data.sise=32"], "genstab: Could not override 'data.sise'"),
@@ -104,7 +104,7 @@ def test_help_has_examples_and_every_group(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "genstab train data=paired data.root=DIR" in printed
     for group in (
-        "antialias: bin4, bin5, bin6, bin7, ideal, kaiser, none, polyphase, polyphase_tri3, rect2, tri3",
+        "antialias: bin4, bin5, bin6, bin7, ideal, kaiser, none, polyphase, polyphase_tri3, rect2, stable, tri3",
         "trainer: cpu, ddp, ddp_cpu, default, gpu",
     ):
         assert group in printed

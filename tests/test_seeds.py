@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from genstab import AntiAlias
+from genstab.bench_step import EVERY, STABLE, STABLE_HEAD, STABLE_LOSSES
 from genstab.errors import InputError
 from genstab.pareto import pareto_picture
 from genstab.runs import Run
 from genstab.seeds import Option, bench_name, options_among, options_table, read_costs
+from tests.test_config import composed
 
 
 def run(name, seed, filter="tri3", **numbers):
@@ -97,18 +101,22 @@ def test_costs_of_two_batch_sizes_or_of_another_file_are_refused(tmp_path):
         read_costs(tmp_path / "nothing.json")
 
 
-@pytest.mark.parametrize(
-    ("antialias", "name"),
-    [
-        ({"filter": "none", "placement": "post"}, "none"),
-        ({"filter": "bin5", "placement": "post"}, "bin5xpost"),
-        ({"filter": "none", "placement": "pre", "polyphase": True}, "polyphase"),
-        ({"filter": "tri3", "placement": "pre", "polyphase": True}, "polyphasetri3"),
-        (None, ""),
-    ],
-)
-def test_names_of_the_benchmark(antialias, name):
-    assert bench_name({"antialias": antialias}) == name
+def test_names_of_the_benchmark():
+    for name, antialias in EVERY.items():
+        if name != STABLE:
+            assert bench_name({"antialias": vars(antialias)}) == name
+    assert bench_name({"antialias": {"filter": "none", "placement": "post"}}) == "none"  # the same network
+    assert bench_name({"antialias": {"filter": "none", "placement": "post", "polyphase": True}}) == ""
+    assert bench_name({"antialias": None}) == ""
+
+
+def test_the_benchmark_knows_the_option_that_is_more_than_a_blur(tmp_path):
+    config = OmegaConf.to_container(composed(tmp_path, "antialias=stable"), resolve=True)
+    assert bench_name(config) == STABLE
+    assert config["model"]["generator"]["head"] == STABLE_HEAD
+    assert {key: config["model"][key] for key in STABLE_LOSSES} == STABLE_LOSSES
+    assert AntiAlias(config["antialias"]["filter"], config["antialias"]["placement"]) == EVERY[STABLE]
+    assert set(STABLE_LOSSES) == {key for key in config["model"] if key.endswith("_weight")}
 
 
 def test_the_picture_shows_each_option_and_its_cost():
