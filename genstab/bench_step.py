@@ -25,8 +25,8 @@ EVERY |= {
     "polyphasextri3": AntiAlias("tri3", "pre", "circular", True),
 }
 STABLE, TWINS_APART = "stable", (3, -5)  # pixels: what the losses of random images are does not matter
-STABLE_HEAD = 8  # as in conf/antialias/stable.yaml, and so are its losses
-STABLE_LOSSES = {"l1_weight": 30.0, "equivariance_weight": 30.0, "detail_weight": 30.0}
+STABLE_HEAD = 16  # as in conf/antialias/stable.yaml, and so are its losses
+STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
 EVERY[STABLE] = AntiAlias("tri3")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator

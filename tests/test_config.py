@@ -158,7 +158,8 @@ def test_a_sweep_of_an_experiment_goes_on_where_it_ended(tmp_path, facades, monk
     both = sweep("none,stable")
     assert sorted(both) == ["none-pre-seed3", "stable-tri3-pre-seed3"]
     summary = json.loads((tmp_path / "sweep/stable-tri3-pre-seed3/summary.json").read_text())
-    parts = [30 * summary[f"train/loss_g_{part}"] for part in ("l1", "shift", "detail")]
+    weights = {"l1": 100, "shift": 60, "detail": 60}
+    parts = [weight * summary[f"train/loss_g_{part}"] for part, weight in weights.items()]
     assert summary["train/loss_g"] == pytest.approx(summary["train/loss_g_gan"] + sum(parts), rel=1e-5)
     assert min(parts) > 0
     assert both["none-pre-seed3"] == first["none-pre-seed3"]  # it was not trained again
