@@ -1,0 +1,48 @@
+"""The README's table of results is what the stored summaries of its runs say."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from genstab.runs import read_runs
+from genstab.seeds import options_among, options_table, read_costs
+
+RESULTS = Path(__file__).parent / "results"
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+RUNS = read_runs([RESULTS / "facades_small"])
+OPTIONS = {option.name: option for option in options_among(RUNS, read_costs(RESULTS / "step.json"))}
+
+
+def of_seed(key):
+    """Return {option: {seed: value}}."""
+    found = defaultdict(dict)
+    for name, option in OPTIONS.items():
+        for run in option.runs:
+            found[name][run.config["seed"]] = run.summary[key]
+    return found
+
+
+def test_the_table_in_the_readme_is_made_of_the_stored_runs():
+    assert options_table(list(OPTIONS.values())) in README
+
+
+def test_every_run_is_of_the_same_training():
+    assert {run.summary["steps"] for run in RUNS} == {1000}
+    assert {run.config["data"]["crop_size"] for run in RUNS} == {128}
+    assert len({run.summary["val/tv_target"] for run in RUNS}) == 1  # the same held-out images
+    for option in OPTIONS.values():
+        assert len({run.config["seed"] for run in option.runs}) == len(option.runs)
+
+
+def test_every_option_is_stabler_than_none_with_every_seed():
+    for key in ("val/shift_psnr", "val/shift_psnr_crop"):
+        values = of_seed(key)
+        none = values.pop("none-pre")
+        for option, by_seed in values.items():
+            for seed, value in by_seed.items():
+                assert value > max(none.values()), (option, seed, key)
+
+
+def test_polyphase_stays_at_the_cap():
+    for option, by_seed in of_seed("val/shift_psnr").items():
+        if option.startswith("polyphase"):
+            assert min(by_seed.values()) >= 99.99
