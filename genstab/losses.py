@@ -42,7 +42,7 @@ def detail_loss(output: Tensor, target: Tensor) -> Tensor:
 
     >>> chequered = (torch.arange(64.0) + torch.arange(64.0)[:, None])[None, None] % 2  # black and white
     >>> detail_loss(chequered, 0.5 * chequered).item(), detail_loss(chequered, 0 * chequered).item()
-    (0.2222..., 0.4444...)
+    (0.222..., 0.444...)
     """
     contrasts = [_detail(images).square().mean((1, 2, 3)).add(FAINT).sqrt() for images in (output, target)]
     return (contrasts[0] - contrasts[1]).abs().mean()
