@@ -27,7 +27,7 @@ EVERY |= {
 STABLE, TWINS_APART = "stable", (3, -5)  # pixels: what the losses of random images are does not matter
 STABLE_HEAD = 16  # as in conf/antialias/stable.yaml, and so are its losses
 STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
-EVERY[STABLE] = AntiAlias("tri3")
+EVERY[STABLE] = AntiAlias("kaiser")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
 
