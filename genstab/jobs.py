@@ -31,11 +31,12 @@ from genstab.plan import Plan
 from genstab.predict import predict as predict_folder
 from genstab.provenance import provenance
 from genstab.publish import publish
-from genstab.report import save_picture
+from genstab.report import save_film, save_picture
 from genstab.results import SUMMARY
 from genstab.runs import read_runs, unfinished
 from genstab.seeds import options_among, options_table, read_costs
 from genstab.shard_writing import write_shards
+from genstab.side_by_side import films_beside
 from genstab.whole_files import check_folder, write_whole
 from genstab.workspace import publish as save_workspace
 
@@ -121,7 +122,7 @@ def _range(given: Any) -> tuple[float, float]:
 
 
 def run_report(config: DictConfig) -> None:
-    """Write the page that `config` describes, and the table and the plot of its options.
+    """Write the page that `config` describes, the table and the plot of its options, and the film of its runs.
 
     Raises:
         InputError: a folder holds no run, an output cannot be written, the costs are none, or nothing is to be drawn.
@@ -130,7 +131,8 @@ def run_report(config: DictConfig) -> None:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     costs = read_costs(config.costs) if config.costs else {}
     print(f"Page: {write_page(config.runs, config.output, config.title)}")
-    options = options_among(read_runs(config.runs), costs)
+    runs = read_runs(config.runs)
+    options = options_among(runs, costs)
     if config.table:
         text = f"{options_table(options)}\n"
         with writing("table", config.table) as path:
@@ -139,6 +141,10 @@ def run_report(config: DictConfig) -> None:
         picture = pareto_picture(options, config.title or "")
         with writing("plot", config.plot) as path:
             save_picture(picture, path)
+    if config.film:
+        frames = films_beside(runs)
+        with writing("film", config.film) as path:
+            save_film(frames, path)
     if left := unfinished(config.runs):
         print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
 

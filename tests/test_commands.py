@@ -60,16 +60,24 @@ def test_a_measurement_gives_the_numbers_of_the_training(trained, monkeypatch):
 
 def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch, capsys):
     shutil.copytree(trained, "it's a run, lr=1")
-    outputs = "output=both.html", "table=new/table.md", "plot=plot.png"
+    outputs = "output=both.html", "table=new/table.md", "plot=plot.png", "film=film.gif"
     genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", *outputs, "title=Two runs: a, b [c]")
     assert Path("new/table.md").read_text().splitlines()[2].startswith("| tri3-pre (tiny) | 2 |")  # a copy counts
     with Image.open("plot.png") as plot:
         assert plot.size == (1200, 520)
+    with Image.open("film.gif") as film:
+        assert film.n_frames == 16
     page = Path("both.html").read_text()
     assert "<title>Two runs: a, b [c]" in page
     assert "tiny" in page
     assert "Page: both.html" in capsys.readouterr().out
-    assert sorted(path.name for path in Path().iterdir()) == ["both.html", "it's a run, lr=1", "new", "plot.png"]
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "both.html",
+        "film.gif",
+        "it's a run, lr=1",
+        "new",
+        "plot.png",
+    ]
 
 
 def test_a_network_of_ones_own_is_measured_with_its_weights(monkeypatch):

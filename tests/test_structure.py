@@ -83,6 +83,7 @@ FLOORS = [
         "pooling",
         "shard_files",
         "shares",
+        "side_by_side",
         "stability",
         "unet",
         "watch",
