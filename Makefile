@@ -9,7 +9,7 @@ SOURCES := genstab tests notebooks train.py
 .PHONY: train test lint format clean
 
 train: $(VENV)/installed
-	$(BIN)/python train.py
+	$(BIN)/python train.py antialias=stable
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest -n 3 --dist worksteal
