@@ -1,5 +1,6 @@
 """Every notebook runs, in a fast mode: a cell's `fast` metadata takes the place of its source."""
 
+import base64
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,12 @@ def test_every_notebook_runs(path, tmp_path):
     )
     client.execute()
     assert pictures(notebook)
+
+
+def test_the_picture_in_the_readme_is_one_of_a_notebook():
+    picture = (NOTEBOOKS[0].parents[1] / ".github/pictures/aliasing.png").read_bytes()
+    made = pictures(nbformat.read(NOTEBOOKS[1], as_version=4))
+    assert picture in [base64.b64decode(output["data"]["image/png"]) for output in made]
 
 
 def pictures(notebook):
