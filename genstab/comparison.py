@@ -56,6 +56,8 @@ COLUMNS = (
     Column("tv_ratio", "ratio", "×", "quality", "one", 2),
     Column("val/spectrum_error", "spectrum off by", "dB", "quality", "min"),
     Column("val/swd", "sliced Wasserstein", "", "quality", "min"),
+    Column("val/fid", "FID", "", "quality", "min"),
+    Column("val/lpips", "LPIPS", "", "quality", "min", 3),
     Column("images_per_second", "speed", "images/s", "cost", "max"),
     Column("parameters", "parameters", "million", "cost", "", 2),
     Column("seconds", "time", "s", "cost", "", 0),

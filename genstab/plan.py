@@ -8,6 +8,7 @@ import torch
 
 from genstab.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.errors import InputError, check_choice, check_counts
+from genstab.perceptual import METRICS as PERCEPTUAL
 from genstab.protocols import PROTOCOLS
 from genstab.reading import ON_ERROR
 from genstab.shift import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, FractionalShift, Shift, grid_shifts, parse_shifts
@@ -45,6 +46,7 @@ class Plan:
         multiple: windows of `crop` are cut to a multiple of so many pixels; None finds what the generator needs.
         precision: of weights and images, `float32`, `float64`, `bfloat16` or `float16`.
         value_range: the least and the greatest value of the generator's images; they are brought to [−1, 1].
+        perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.perceptual.Perceptual`.
         seed: of the noise among the corruptions, and of a classifier's shifts.
         on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
         map: reach, images, protocol of the shift map; None leaves it out.
@@ -70,6 +72,7 @@ class Plan:
     multiple: int | None = None
     precision: str = "float32"
     value_range: Sequence[float] = (-1.0, 1.0)
+    perceptual: Sequence[str] = ()
     seed: int = 1
     on_error: str = "raise"
     map: Mapping[str, Any] | None = _part("map")
@@ -79,8 +82,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         protocols = [self.protocols] if isinstance(self.protocols, str) else list(dict.fromkeys(self.protocols))
+        perceptual = [self.perceptual] if isinstance(self.perceptual, str) else list(dict.fromkeys(self.perceptual))
         for protocol in protocols:
             check_choice("protocols", protocol, PROTOCOLS)
+        for metric in perceptual:
+            check_choice("perceptual", metric, PERCEPTUAL)
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
         check_choice("precision", self.precision, PRECISIONS)
@@ -95,6 +101,7 @@ class Plan:
             self._check_part(name, defaults)
         shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
         object.__setattr__(self, "protocols", protocols)
+        object.__setattr__(self, "perceptual", perceptual)
         object.__setattr__(self, "shifts", shifts)
         object.__setattr__(self, "fractional_shifts", parse_shifts(self.fractional_shifts, fractional=True))
 

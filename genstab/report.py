@@ -29,6 +29,8 @@ RESULTS = (
     ("val/tv_target", "total variation of the targets", ""),
     ("val/spectrum_error", "power spectrum, off the targets' by", "dB"),
     ("val/swd", "sliced Wasserstein distance", ""),
+    ("val/fid", "FID", ""),
+    ("val/lpips", "LPIPS", ""),
     ("val/feature_distance", "feature distance, mean of the layers", ""),
     ("val/corruption_psnr", "corrupted inputs, mean", "dB"),
     ("val/corruption_relative", "corruption error over the baseline's", ""),

@@ -15,7 +15,7 @@ from genstab.runs import Run
 COST = Column("cost", "step", "×", "cost", "", 2)
 SHOWN = (
     "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_crop", "val/shift_psnr_fractional", "val/l1", "val/ssim",
-    "val/tv", "val/tv_target", "val/spectrum_error", "val/swd",
+    "val/tv", "val/tv_target", "val/spectrum_error", "val/swd", "val/fid", "val/lpips",
 )  # fmt: skip
 
 

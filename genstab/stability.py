@@ -14,6 +14,7 @@ from genstab.exhibits import shift_table
 from genstab.inference import inference
 from genstab.listing import shortened
 from genstab.metrics import decibel, image_quality, shift_errors, total_variation
+from genstab.perceptual import Perceptual
 from genstab.plan import Plan
 from genstab.protocols import shift_pairs
 from genstab.reading import Batch, keep
@@ -66,7 +67,7 @@ def measure_stability(
     Args:
         generator: see `genstab.measure.measure`.
         reading: see `genstab.reading.batches`; at least one.
-        plan: of it protocols, shifts, margin, multiple, batch_size and precision.
+        plan: of it protocols, shifts, margin, multiple, batch_size, precision and perceptual.
         device: the generator's.
         wanted: how many images to return.
         found: gets the numbers, and a note where a protocol cannot be measured.
@@ -75,12 +76,14 @@ def measure_stability(
         The first images of one size, at most `wanted`.
 
     Raises:
-        InputError: the generator cannot take the images, or gives something that is not finite.
+        InputError: the generator cannot take the images, or gives something that is not finite; what `perceptual` needs
+            is missing.
     """
     errors: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     quality: dict[str, list[Tensor]] = defaultdict(list)
     outputs = OutputSpread()
     as_a_set = SetQuality()
+    perceptual = Perceptual(plan.perceptual, device)
     names: list[str] = []
     kept: Batch | None = None
     multiples: dict[tuple[str, torch.Size], int | str] = {}
@@ -109,6 +112,8 @@ def measure_stability(
             errors[protocol].append((nothing, nothing))
         for key, values in _quality(output, batch.target, found.notes).items():
             quality[key].append(values)
+        if (distances := perceptual.add(output, batch.target, found.notes)) is not None:
+            quality["lpips"].append(distances)
         as_a_set.add(output, batch.target)
         names += batch.names
         kept = keep(kept, batch, wanted)
@@ -122,7 +127,7 @@ def measure_stability(
     columns = {key: each for key, each in columns.items() if not each.isnan().all()}
     found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
     found.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
-    found.summary |= outputs.summary() | as_a_set.summary(found.notes)
+    found.summary |= outputs.summary() | as_a_set.summary(found.notes) | perceptual.summary(found.notes)
     found.summary["images"] = len(names)
     return kept
 

@@ -62,3 +62,19 @@ def nobody(tmp_path, monkeypatch):
     if wandb.run is not None:
         wandb.finish()
     wandb.teardown()
+
+
+class Items(Dataset):
+    def __init__(self, *sources, targets=None):
+        self.sources, self.targets = sources, targets
+
+    def __len__(self):
+        return len(self.sources)
+
+    def __getitem__(self, index):
+        item = {"source": self.sources[index], "name": f"{index}.png"}
+        return item if self.targets is None else {**item, "target": self.targets[index]}
+
+
+def noise(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
 
 from genstab import AntiAlias, InputError, UNet, shift_psnr
 from genstab.exhibits import measure_map
@@ -24,26 +23,10 @@ from genstab.sliced_wasserstein import SlicedWasserstein
 from genstab.slides import read_frames
 from genstab.stability import fitting_multiple
 from genstab.tables import per_image_rows
-from tests.conftest import Pairs
+from tests.conftest import Items, Pairs, noise
 
 SMALL = {"map": {"reach": 1}, "features": None, "corruptions": None, "margin": 2, "shifts": [(0, 1), (2, 0)]}
 WHOLE = {**SMALL, "protocols": ["circular", "crop"]}  # shifts by parts of a pixel overshoot the range of values
-
-
-class Items(Dataset):
-    def __init__(self, *sources, targets=None):
-        self.sources, self.targets = sources, targets
-
-    def __len__(self):
-        return len(self.sources)
-
-    def __getitem__(self, index):
-        item = {"source": self.sources[index], "name": f"{index}.png"}
-        return item if self.targets is None else {**item, "target": self.targets[index]}
-
-
-def noise(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 class Constant(nn.Module):

@@ -48,6 +48,7 @@ FLOORS = [
         "heat_maps",
         "images",
         "padding",
+        "perceptual",
         "protocols",
         "shard_order",
         "strategy",
