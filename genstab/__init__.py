@@ -1,5 +1,6 @@
 """Image-to-image models that stay stable when their input moves."""
 
+from genstab.anchored_noise import AnchoredNoise as AnchoredNoise
 from genstab.before import SCRATCH as SCRATCH
 from genstab.blur import BlurPool2d as BlurPool2d
 from genstab.blur import BlurUnpool2d as BlurUnpool2d

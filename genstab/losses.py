@@ -49,4 +49,6 @@ def detail_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _detail(images: Tensor) -> Tensor:
-    return images[..., 1:-1, 1:-1] - F.avg_pool2d(images, 3, stride=1)
+    images = images.contiguous()  # sums of its rows and columns take a third of the time of a pooling
+    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    return images[..., 1:-1, 1:-1] - (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9

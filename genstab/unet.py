@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genstab.anchored_noise import AnchoredNoise
 from genstab.blur import BlurPool2d
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.filters import AntiAlias
@@ -119,28 +120,31 @@ class Up(nn.Module):
 
 
 class Head(nn.Module):
-    """Draw the detail that the blurs took: two 3×3 convolutions at full resolution, which see the source as well.
+    """Draw the detail that the blurs took, at full resolution, where nothing subsamples and so nothing aliases.
 
-    Nothing in it subsamples or upsamples, so it adds no aliasing.
+    The decoder's map holds the picture and how strong each channel of `AnchoredNoise` is at each pixel; a 3×3
+    convolution puts them together.
     """
 
-    def __init__(self, in_channels: int, channels: int, out_channels: int, wrap: bool) -> None:
+    def __init__(self, in_channels: int, noise: int, out_channels: int, wrap: bool) -> None:
         super().__init__()
         mode: Literal["circular", "zeros"] = "circular" if wrap else "zeros"
-        self.mix = nn.Conv2d(channels + in_channels, channels, 3, padding=1, padding_mode=mode)
-        self.draw = nn.Conv2d(channels, out_channels, 3, padding=1, padding_mode=mode)
+        self.noise = AnchoredNoise(in_channels, noise, "circular" if wrap else "replicate")
+        self.draw = nn.Conv2d(out_channels + noise, out_channels, 3, padding=1, padding_mode=mode)
 
     def init(self) -> None:
-        """Draw weights by what comes in (He 2015), small in the last layer; N(0, 0.02) would nearly close it."""
-        for conv, gain in ((self.mix, 1.0), (self.draw, 0.3)):
-            nn.init.kaiming_normal_(conv.weight, 0.2)
-            with torch.no_grad():
-                conv.weight.mul_(gain)
+        """Begin with the picture as it is and some of the noise: N(0, 0.02) would nearly close the head."""
+        out_channels = len(self.draw.weight)
+        with torch.no_grad():
+            self.draw.weight.normal_(0.0, 0.1)
+            self.draw.weight[:, :out_channels].zero_()
+            self.draw.weight[:, :out_channels, 1, 1].fill_diagonal_(1.0)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """(N, channels, H, W) and the source (N, in_channels, H, W) → (N, out_channels, H, W)."""
-        x = self.mix(torch.cat((F.leaky_relu(x, 0.2), source), dim=1))
-        return self.draw(F.leaky_relu(x, 0.2))
+        """(N, out_channels + noise, H, W) and the source (N, in_channels, H, W) → (N, out_channels, H, W)."""
+        noise = self.noise(source)
+        picture = torch.ones_like(noise[:, :1]).expand(-1, len(self.draw.weight), -1, -1)
+        return self.draw(x * torch.cat((picture, noise), dim=1))
 
 
 class UNet(nn.Module):
@@ -169,7 +173,8 @@ class UNet(nn.Module):
         norm: `batch`, `instance`, `group` or `none`.
         dropout: probability, on as long as the module is in training mode.
         antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
-        head: channels of a `Head` after the last layer of the decoder; 0: none, as in the paper.
+        head: channels of `genstab.anchored_noise` with which a `Head` draws detail after the last layer of the decoder;
+            0: no head, as in the paper.
 
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
@@ -224,7 +229,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         for i in reversed(range(levels)):
             width_in = widths[i + 1] * (1 if i == innermost else 2)  # the skip connection doubles it
-            width_out = widths[i] if i else head or out_channels
+            width_out = widths[i] if i else out_channels + head
             drop = dropout if innermost - i < levels - 5 else 0.0
             self.decoder.append(Up((width_in, width_out), norm if i else "none", drop, antialias))
         self.head = Head(in_channels, head, out_channels, antialias.padding_mode == "circular") if head else None

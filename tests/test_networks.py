@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from genstab import AntiAlias, InputError, PatchGAN, UNet, shift_psnr
+from genstab.anchored_noise import anchored_noise, noise_filters
 from genstab.filters import FILTERS, PLACEMENTS
 from genstab.losses import adversarial_loss, detail_loss
+from genstab.unet import Head
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
@@ -34,21 +36,33 @@ def test_plain_and_antialiased_networks_share_their_keys():
             UNet(channels=4, levels=3, antialias=AntiAlias(filter, placement)).load_state_dict(plain.state_dict())
 
 
-def test_a_head_is_two_convolutions_of_the_decoders_map_and_the_source():
+def test_a_head_draws_the_decoders_map_times_anchored_noise():
     torch.manual_seed(0)
     network = UNet(2, 3, channels=4, levels=3, antialias="tri3", head=5).eval()
     source, seen = torch.randn(1, 2, 16, 24), []
     network.decoder[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
     with torch.no_grad():
         output = network(source)
-        first, last = (getattr(network.head, name) for name in ("mix", "draw"))
-        assert (first.weight.shape, last.weight.shape) == ((5, 7, 3, 3), (3, 5, 3, 3))
-        x = F.conv2d(torch.cat((F.leaky_relu(seen[0], 0.2), source), 1), first.weight, first.bias, padding=1)
-        expected = torch.tanh(F.conv2d(F.leaky_relu(x, 0.2), last.weight, last.bias, padding=1))
-    torch.testing.assert_close(output, expected)
+        assert seen[0].shape == (1, 8, 16, 24)
+        assert not list(network.head.noise.parameters())
+        noise, draw = anchored_noise(source, noise_filters(2, 5)), network.head.draw
+        parts = [F.conv2d(seen[0][:, :3], draw.weight[:, :3], padding=1)]
+        parts += [F.conv2d(noise * seen[0][:, 3:], draw.weight[:, 3:], draw.bias, padding=1)]
+    torch.testing.assert_close(output, torch.tanh(sum(parts)))
     same = UNet(**{**network.config, "antialias": AntiAlias(**network.config["antialias"])})
     same.load_state_dict(network.state_dict())
     torch.testing.assert_close(same.eval()(source), output)
+
+
+def test_a_new_head_gives_the_picture_of_the_decoder_and_noise_where_that_wants_it():
+    torch.manual_seed(0)
+    head = Head(2, 4, 3, wrap=False)
+    head.init()
+    x, source = torch.randn(1, 7, 8, 9), torch.rand(1, 2, 8, 9)
+    with torch.no_grad():
+        head.draw.bias.zero_()
+        torch.testing.assert_close(head(torch.cat((x[:, :3], 0 * x[:, 3:]), 1), source), x[:, :3])
+        assert (head(x, source) - x[:, :3]).abs().mean() > 0.01
 
 
 def test_with_a_head_polyphase_follows_every_shift():

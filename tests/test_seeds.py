@@ -116,8 +116,9 @@ def test_the_benchmark_knows_the_option_that_is_more_than_a_blur(tmp_path):
     assert config["model"]["generator"]["head"] == STABLE_HEAD
     assert {key: config["model"][key] for key in STABLE_LOSSES} == STABLE_LOSSES
     assert AntiAlias(config["antialias"]["filter"], config["antialias"]["placement"]) == EVERY[STABLE]
-    assert set(STABLE_LOSSES) | {"l1_weight"} == {key for key in config["model"] if key.endswith("_weight")}
-    assert config["model"]["l1_weight"] == 100  # as for all others
+    others = {"l1_weight": 100, "equivariance_weight": 0}  # as for all options
+    assert {key: config["model"][key] for key in others} == others
+    assert {*STABLE_LOSSES, *others} == {key for key in config["model"] if key.endswith("_weight")}
 
 
 def test_the_picture_shows_each_option_and_its_cost():
