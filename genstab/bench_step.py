@@ -25,7 +25,7 @@ EVERY |= {
     "polyphasextri3": AntiAlias("tri3", "pre", "circular", True),
 }
 STABLE = "stable"
-STABLE_HEAD = 13  # as in conf/antialias/stable.yaml, and so are its losses
+STABLE_HEAD = 10  # as in conf/antialias/stable.yaml, and so are its losses
 STABLE_LOSSES = {"detail_weight": 60.0}
 EVERY[STABLE] = AntiAlias("bin7")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}

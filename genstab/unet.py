@@ -122,18 +122,18 @@ class Up(nn.Module):
 class Head(nn.Module):
     """Draw the detail that the blurs took, at full resolution, where nothing subsamples and so nothing aliases.
 
-    The decoder's map holds the picture and how strong each channel of `AnchoredNoise` is at each pixel; a 3×3
-    convolution puts them together.
+    The decoder's map holds the picture, and how strong each channel of the source and of `AnchoredNoise` is at each
+    pixel; a 3×3 convolution puts them together.
     """
 
     def __init__(self, in_channels: int, noise: int, out_channels: int, wrap: bool) -> None:
         super().__init__()
         mode: Literal["circular", "zeros"] = "circular" if wrap else "zeros"
         self.noise = AnchoredNoise(in_channels, noise, "circular" if wrap else "replicate")
-        self.draw = nn.Conv2d(out_channels + noise, out_channels, 3, padding=1, padding_mode=mode)
+        self.draw = nn.Conv2d(out_channels + in_channels + noise, out_channels, 3, padding=1, padding_mode=mode)
 
     def init(self) -> None:
-        """Begin with the picture as it is and some of the noise: N(0, 0.02) would nearly close the head."""
+        """Begin with the picture as it is and some of the rest: N(0, 0.02) would nearly close the head."""
         out_channels = len(self.draw.weight)
         with torch.no_grad():
             self.draw.weight.normal_(0.0, 0.1)
@@ -141,10 +141,9 @@ class Head(nn.Module):
             self.draw.weight[:, :out_channels, 1, 1].fill_diagonal_(1.0)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """(N, out_channels + noise, H, W) and the source (N, in_channels, H, W) → (N, out_channels, H, W)."""
-        noise = self.noise(source)
-        picture = torch.ones_like(noise[:, :1]).expand(-1, len(self.draw.weight), -1, -1)
-        return self.draw(x * torch.cat((picture, noise), dim=1))
+        """(N, out_channels + in_channels + noise, H, W) and the source → (N, out_channels, H, W)."""
+        picture = torch.ones_like(source[:, :1]).expand(-1, len(self.draw.weight), -1, -1)
+        return self.draw(x * torch.cat((picture, source, self.noise(source)), dim=1))
 
 
 class UNet(nn.Module):
@@ -226,10 +225,11 @@ class UNet(nn.Module):
         self.encoder = nn.ModuleList(
             Down((widths[i], widths[i + 1]), "none" if i in (0, innermost) else norm, antialias) for i in range(levels)
         )
+        drawn = out_channels + in_channels + head if head else out_channels
         self.decoder = nn.ModuleList()
         for i in reversed(range(levels)):
             width_in = widths[i + 1] * (1 if i == innermost else 2)  # the skip connection doubles it
-            width_out = widths[i] if i else out_channels + head
+            width_out = widths[i] if i else drawn
             drop = dropout if innermost - i < levels - 5 else 0.0
             self.decoder.append(Up((width_in, width_out), norm if i else "none", drop, antialias))
         self.head = Head(in_channels, head, out_channels, antialias.padding_mode == "circular") if head else None

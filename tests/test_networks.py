@@ -36,29 +36,33 @@ def test_plain_and_antialiased_networks_share_their_keys():
             UNet(channels=4, levels=3, antialias=AntiAlias(filter, placement)).load_state_dict(plain.state_dict())
 
 
-def test_a_head_draws_the_decoders_map_times_anchored_noise():
+def test_a_head_draws_the_decoders_map_times_source_and_anchored_noise():
     torch.manual_seed(0)
     network = UNet(2, 3, channels=4, levels=3, antialias="tri3", head=5).eval()
     source, seen = torch.randn(1, 2, 16, 24), []
     network.decoder[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
     with torch.no_grad():
         output = network(source)
-        assert seen[0].shape == (1, 8, 16, 24)
+        assert seen[0].shape == (1, 10, 16, 24)
         assert not list(network.head.noise.parameters())
         noise, draw = anchored_noise(source, noise_filters(2, 5)), network.head.draw
-        parts = [F.conv2d(seen[0][:, :3], draw.weight[:, :3], padding=1)]
-        parts += [F.conv2d(noise * seen[0][:, 3:], draw.weight[:, 3:], draw.bias, padding=1)]
-    torch.testing.assert_close(output, torch.tanh(sum(parts)))
+        picture, drawn, strength = seen[0].split((3, 2, 5), 1)
+        weights = draw.weight.split((3, 2, 5), 1)
+        parts = [
+            F.conv2d(part, weight, padding=1)
+            for part, weight in zip((picture, source * drawn, noise * strength), weights, strict=True)
+        ]
+    torch.testing.assert_close(output, torch.tanh(sum(parts) + draw.bias[:, None, None]))
     same = UNet(**{**network.config, "antialias": AntiAlias(**network.config["antialias"])})
     same.load_state_dict(network.state_dict())
     torch.testing.assert_close(same.eval()(source), output)
 
 
-def test_a_new_head_gives_the_picture_of_the_decoder_and_noise_where_that_wants_it():
+def test_a_new_head_gives_the_picture_of_the_decoder_and_more_where_that_wants_it():
     torch.manual_seed(0)
     head = Head(2, 4, 3, wrap=False)
     head.init()
-    x, source = torch.randn(1, 7, 8, 9), torch.rand(1, 2, 8, 9)
+    x, source = torch.randn(1, 9, 8, 9), torch.rand(1, 2, 8, 9)
     with torch.no_grad():
         head.draw.bias.zero_()
         torch.testing.assert_close(head(torch.cat((x[:, :3], 0 * x[:, 3:]), 1), source), x[:, :3])
