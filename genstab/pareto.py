@@ -1,12 +1,14 @@
 """What stability costs: each option's quality, stability and step time in one picture."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from genstab.comparison import pareto_front
 from genstab.errors import InputError
@@ -16,6 +18,10 @@ from genstab.seeds import COST, Option
 STABILITY = ("val/shift_psnr_crop", "shift PSNR, crop, dB")
 QUALITY = (("val/swd", "sliced Wasserstein distance to the targets"), ("tv_ratio", "total variation / targets'"))
 NOT_MEASURED = "#b0b4ba"
+PLACES: tuple[tuple[tuple[int, int], Literal["left", "right"]], ...] = (
+    ((6, 5), "left"), ((6, -12), "left"), ((-6, 5), "right"), ((-6, -12), "right"), ((6, 14), "left"),
+)  # fmt: skip
+"""Where a name may stand, in points from its point; the last one if all are taken."""
 
 
 def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
@@ -51,6 +57,9 @@ def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
     if costs and points is not None:
         figure.colorbar(points, label="training step / that of none")
     figure.suptitle(title)
+    figure.draw_without_rendering()  # puts the panels in their places
+    for axes, (key, _) in zip(figure.axes, QUALITY, strict=False):
+        name_points(axes, key, shown[key])
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -67,10 +76,25 @@ def _draw(axes: Axes, key: str, options: Sequence[Option], limits: tuple[float, 
         [x[i] for i in there], [y[i] for i in there], s=60, c=[colours[i] or 0.0 for i in there], cmap="viridis_r",
         vmin=limits[0], vmax=limits[1], edgecolors="black", zorder=3,
     )  # fmt: skip
-    for option, across_at, up_at in zip(options, x, y, strict=True):
-        axes.annotate(option.name, (across_at, up_at), xytext=(6, 5), textcoords="offset points", fontsize=8)
     better = [-value if key != "tv_ratio" else -abs(value - 1) for value in x]
     front = pareto_front(list(zip(better, y, strict=True)))
     if key != "tv_ratio":
         axes.plot([x[i] for i in front], [y[i] for i in front], ":", color="#8a8f98", zorder=1)
     return points
+
+
+def name_points(axes: Axes, key: str, options: Sequence[Option]) -> None:
+    """Write each name beside its point, where it covers no other name or point if there is such a place."""
+    places = {option.name: (option.mean(key) or 0.0, option.mean(STABILITY[0]) or 0.0) for option in options}
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(places.values()))]
+    for option in sorted(options, key=lambda option: -places[option.name][1]):
+        place = places[option.name]
+        for offset, side in PLACES:
+            text = axes.annotate(
+                option.name, place, xytext=offset, textcoords="offset points", fontsize=8, horizontalalignment=side
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or (offset, side) == PLACES[-1]:
+                break
+            text.remove()
+        taken.append(box)

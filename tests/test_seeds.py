@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from genstab import AntiAlias
 from genstab.bench_step import EVERY, STABLE, STABLE_HEAD, STABLE_LOSSES
 from genstab.errors import InputError
-from genstab.pareto import pareto_picture
+from genstab.pareto import QUALITY, STABILITY, name_points, pareto_picture
 from genstab.runs import Run
 from genstab.seeds import Option, bench_name, options_among, options_table, read_costs
 from tests.test_config import composed
@@ -130,6 +132,24 @@ def test_the_picture_shows_each_option_and_its_cost():
     plain, priced = (pareto_picture(options_among(runs, costs)) for costs in ({}, {"none": 1.0, "tri3xpre": 1.1}))
     assert plain.shape[0] == 520
     assert not np.array_equal(plain, priced)
+
+
+def test_names_of_neighbours_cover_neither_each_other_nor_points():
+    figure = Figure(figsize=(6, 5))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    key = QUALITY[0][0]
+    places = {"first": (100.0, 30.0), "second": (100.5, 30.05), "third": (99.8, 29.9), "far away": (120.0, 40.0)}
+    options = [Option(name, [Run(name, Path(), {key: x, STABILITY[0]: y})]) for name, (x, y) in places.items()]
+    axes.set(xlim=(90, 130), ylim=(20, 50))
+    name_points(axes, key, options)
+    texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert set(texts) == set(places)
+    points = {name: axes.transData.transform(place) for name, place in places.items()}
+    for name, box in texts.items():
+        assert not any(box.overlaps(other) for each, other in texts.items() if each != name)
+        assert not any(box.contains(*point) for point in points.values())
+        assert np.hypot(*(points[name] - (box.x0 + box.x1, box.y0 + box.y1) / np.array(2.0))) < 60  # beside its own
 
 
 def test_nothing_to_draw_is_said():
