@@ -46,3 +46,22 @@ def test_polyphase_stays_at_the_cap():
     for option, by_seed in of_seed("val/shift_psnr").items():
         if option.startswith("polyphase"):
             assert min(by_seed.values()) >= 99.99
+
+
+def test_what_the_readme_says_of_stable():
+    stable, none = OPTIONS["stable-bin7-pre"], OPTIONS["none-pre"]
+    gain = {key: stable.mean(f"val/{key}") - none.mean(f"val/{key}") for key in ("shift_psnr_crop", "l1")}
+    gain |= {
+        key: stable.mean(f"val/shift_psnr{key}") - none.mean(f"val/shift_psnr{key}") for key in ("", "_fractional")
+    }
+    assert f"gains {gain['shift_psnr_crop']:.0f} dB when the camera moves** and {gain['_fractional']:.0f} dB" in README
+    assert f"Rolled around, it gains {gain['']:.0f} dB" in README
+    assert f"What it costs is {100 * gain['l1'] / none.mean('val/l1'):.0f} % of L1" in README
+    assert f"a step that takes {stable.cost:.2f} times as long" in README
+    target = none.mean("val/tv_target")
+    assert f"have {100 * stable.mean('val/tv') / target:.0f} % of their total variation" in README
+    # on average no worse than none in anything that says whether outputs look like the targets
+    assert stable.mean("val/ssim") >= none.mean("val/ssim")
+    assert stable.mean("val/swd") <= none.mean("val/swd")
+    assert stable.mean("val/spectrum_error") <= none.mean("val/spectrum_error")
+    assert abs(stable.mean("val/tv") - target) <= abs(none.mean("val/tv") - target)
