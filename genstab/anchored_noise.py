@@ -97,5 +97,8 @@ class AnchoredNoise(nn.Module):
         self.register_buffer("filters", noise_filters(in_channels, count))
 
     def forward(self, source: Tensor) -> Tensor:
-        """(N, in_channels, H, W) → (N, count, H, W)."""
+        """(N, in_channels, H, W) → (N, count, H, W); in float32 under autocast, or plain regions would be noisy."""
+        if torch.is_autocast_enabled(source.device.type):
+            with torch.autocast(source.device.type, enabled=False):
+                return anchored_noise(source.float(), self.filters, self.padding_mode)
         return anchored_noise(source, self.filters, self.padding_mode)

@@ -35,8 +35,8 @@ def detail_loss(output: Tensor, target: Tensor) -> Tensor:
     """Return how far the contrast of the fine detail is from the targets': the mean |difference| over images, a scalar.
 
     Fine detail is what an image has beyond the mean of each pixel's 3×3 neighbours, its contrast the root of the mean
-    square. Wherever an output has its detail, it has enough of it, and no more than its target: an equivariance loss
-    alone is least for outputs without any.
+    square. Wherever an output has its detail, it has enough of it, and no more than its target: behind a blur a
+    generator that is asked for each pixel leaves out what it cannot guess.
 
     Shape: two (N, C, H, W), H and W at least 3.
 

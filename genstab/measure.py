@@ -163,6 +163,8 @@ def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted:
         found.summary["val/accuracy"] = results["circular"]["accuracy"]
     else:
         found.notes.append("accuracy: not measured, the images have no labels (data=classes has)")
+    if plan.perceptual:
+        found.notes.append(f"{', '.join(plan.perceptual)}: not measured, a classifier draws no images")
     found.summary["images"] = len(names)
     assert kept[0] is not None  # there was a first batch
     return kept[0]

@@ -94,7 +94,8 @@ def name_points(axes: Axes, key: str, options: Sequence[Option]) -> None:
                 option.name, place, xytext=offset, textcoords="offset points", fontsize=8, horizontalalignment=side
             )
             box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken) or (offset, side) == PLACES[-1]:
+            inside = all(axes.bbox.contains(*corner) for corner in box.corners())
+            if (inside and not any(box.overlaps(other) for other in taken)) or (offset, side) == PLACES[-1]:
                 break
             text.remove()
         taken.append(box)

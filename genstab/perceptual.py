@@ -1,6 +1,8 @@
 """FID and LPIPS: distances in the features of networks whose weights have to be downloaded, by torchmetrics."""
 
 from collections.abc import Iterable
+from http.client import HTTPException
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -51,7 +53,7 @@ class Perceptual:
         except ImportError as error:
             text = f"perceptual=[{','.join(self.names)}] needs {NEEDED}: pip install 'genstab[perceptual]'"
             raise InputError(text) from error
-        except (OSError, RuntimeError) as error:  # not reached; damaged
+        except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # not reached; damaged
             text = f"perceptual=[{','.join(self.names)}]: the networks' weights cannot be downloaded or read: {error}"
             raise InputError(text) from error
         finally:

@@ -1,6 +1,6 @@
 """What a measurement shall do: which images, shifts and parts, checked before any work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,16 @@ PARTS: dict[str, dict[str, Any]] = {
 
 def _part(name: str) -> Any:
     return field(default_factory=lambda: dict(PARTS[name]))
+
+
+def _choices(name: str, given: object, allowed: Collection[str]) -> list[str]:
+    """Return one or several choices as a list without repetitions."""
+    values = [given] if isinstance(given, str) else given
+    if not isinstance(values, Iterable):
+        raise InputError(f"{name}={given!r} is not a list of any of {', '.join(allowed)}")
+    for value in values:
+        check_choice(name, value, allowed)
+    return list(dict.fromkeys(values))
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,8 @@ class Plan:
     corruptions: Mapping[str, Any] | None = _part("corruptions")
 
     def __post_init__(self) -> None:
-        protocols = [self.protocols] if isinstance(self.protocols, str) else list(dict.fromkeys(self.protocols))
-        perceptual = [self.perceptual] if isinstance(self.perceptual, str) else list(dict.fromkeys(self.perceptual))
-        for protocol in protocols:
-            check_choice("protocols", protocol, PROTOCOLS)
-        for metric in perceptual:
-            check_choice("perceptual", metric, PERCEPTUAL)
+        protocols = _choices("protocols", self.protocols, PROTOCOLS)
+        perceptual = _choices("perceptual", self.perceptual, PERCEPTUAL)
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
         check_choice("precision", self.precision, PRECISIONS)

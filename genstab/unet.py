@@ -178,7 +178,7 @@ class UNet(nn.Module):
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
     Raises:
-        InputError: a count below 1, more than 16 levels, an unknown norm or filter.
+        InputError: a count below 1 (head: below 0), more than 16 levels, an unknown norm or filter.
 
     >>> UNet(1, 3, channels=4, levels=3, antialias="tri3")(torch.zeros(2, 1, 17, 30)).shape
     torch.Size([2, 3, 17, 30])
@@ -205,8 +205,8 @@ class UNet(nn.Module):
         check_counts(**counts)
         if levels > MOST_LEVELS:
             raise InputError(f"levels={levels} is more than {MOST_LEVELS}: maps are padded to a multiple of 2^levels")
-        if head:
-            check_counts(head=head)
+        if isinstance(head, bool) or not isinstance(head, int) or head < 0:
+            raise InputError(f"head={head} is not an integer of at least 0")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout={dropout} is not in [0, 1)")
         if not isinstance(antialias, AntiAlias):

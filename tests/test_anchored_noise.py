@@ -86,6 +86,13 @@ def test_plain_regions_have_none_and_the_strength_of_an_edge_does_not_matter():
     assert jpeg.square().mean() < 0.01
 
 
+def test_plain_regions_stay_plain_in_half_precision():
+    noise = AnchoredNoise(3, 8)
+    plain = torch.tensor([0.9, -0.6, 0.3])[None, :, None, None].expand(1, 3, 20, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert noise(plain).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 3)])
 def test_small_pictures_and_all_borders(mode, size):

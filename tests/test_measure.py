@@ -494,3 +494,10 @@ def test_the_summary_has_the_keys_of_a_training(tmp_path):
         summary
     )
     assert (tmp_path / "report.html").stat().st_size > 1e6
+
+
+@pytest.mark.parametrize("name", ["protocols", "perceptual"])
+@pytest.mark.parametrize("value", [None, 3, True])
+def test_what_is_no_list_of_choices_is_named(name, value):
+    with pytest.raises(InputError, match=f"{name}={value} is not a list of any of "):
+        Plan(**{name: value})

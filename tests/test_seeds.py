@@ -117,6 +117,16 @@ def test_the_benchmark_knows_the_option_that_is_more_than_a_blur(tmp_path):
     assert bench_name(config) == STABLE
     assert config["model"]["generator"]["head"] == STABLE_HEAD
     assert {key: config["model"][key] for key in STABLE_LOSSES} == STABLE_LOSSES
+    changed = [
+        {"antialias": {**config["antialias"], "placement": "post"}},
+        {"antialias": {**config["antialias"], "filter": "tri3"}},
+    ]
+    changed += [
+        {"model": {**config["model"], "detail_weight": 0.0}},
+        {"model": {**config["model"], "equivariance_weight": 5.0}},
+    ]
+    for change in changed:  # their steps were not timed
+        assert bench_name({**config, **change}) == ""
     assert AntiAlias(config["antialias"]["filter"], config["antialias"]["placement"]) == EVERY[STABLE]
     others = {"l1_weight": 100, "equivariance_weight": 0}  # as for all options
     assert {key: config["model"][key] for key in others} == others
