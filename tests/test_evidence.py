@@ -86,3 +86,19 @@ def test_what_the_readme_says_of_stable():
     assert stable.mean("val/swd") <= none.mean("val/swd")
     assert stable.mean("val/spectrum_error") <= none.mean("val/spectrum_error")
     assert abs(stable.mean("val/tv") - target) <= abs(none.mean("val/tv") - target)
+
+
+def test_what_each_part_of_stable_does():
+    runs = {run.folder.name: run for run in read_runs([RESULTS / "parts"])}
+    runs |= {run.name: run for run in RUNS if run.name in ("stable-bin7-pre-seed1", "bin7-pre-seed1")}
+    assert len(runs) == 6
+    digits = {"shift_psnr_crop": 1, "shift_psnr_fractional": 1, "ssim": 3, "tv": 3, "spectrum_error": 1, "swd": 1}
+    for run in runs.values():
+        assert (run.config["seed"], run.summary["steps"]) == (1, 1000)
+        cells = [f"{run.summary[f'val/{key}']:.{digit}f}" for key, digit in digits.items()]
+        assert f" | {' | '.join(cells)} |\n" in README, run.name
+    assert runs["detail0"].config["model"]["detail_weight"] == 0
+    assert runs["l70"].config["model"]["l1_weight"] == 70
+    assert runs["tri3"].config["antialias"]["filter"] == "tri3"
+    twins = runs["twins"].config
+    assert (twins["data"]["twin_reach"], twins["model"]["equivariance_weight"]) == (8, 60)
