@@ -91,7 +91,7 @@ class AnchoredNoise(nn.Module):
 
     def __init__(self, in_channels: int, count: int, padding_mode: str = "replicate") -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, noise=count)
+        check_counts(in_channels=in_channels, count=count)
         self.padding_mode = padding_mode
         # In checkpoints: what was trained with these filters needs them, whatever a later torch draws.
         self.register_buffer("filters", noise_filters(in_channels, count))

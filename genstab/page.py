@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+from plotly.offline import get_plotlyjs
 
 from genstab.charts import run_styles
 from genstab.comparison import Column, best_of, columns_of, differences, flatten, options_of, value_of

@@ -113,7 +113,7 @@ def test_filters_are_in_checkpoints_and_not_trained():
 
 
 def test_counts_are_checked():
-    with pytest.raises(InputError, match="noise=0"):
+    with pytest.raises(InputError, match="count=0"):
         AnchoredNoise(3, 0)
     with pytest.raises(InputError, match="in_channels=-1"):
         AnchoredNoise(-1, 2)

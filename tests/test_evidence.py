@@ -74,13 +74,11 @@ def test_what_the_readme_says_of_stable():
     assert f"a step that takes {stable.cost:.2f} times as long" in README
     target = none.mean("val/tv_target")
     assert f"have {100 * stable.mean('val/tv') / target:.0f} % of their total variation" in README
-    tried = [
-        option.mean(f"val/shift_psnr{key}")
-        for option in (stable, OPTIONS["bin7-pre"])
-        for key in ("_crop", "_fractional")
-    ]
-    assert f"| `antialias=stable` | 1, 2, 3 | {tried[0]:.1f} ± 1.3 | {tried[1]:.1f} ± 1.0 |" in README
-    assert f"| `bin7` alone | 1, 2 | {tried[2]:.1f} ± 0.2 | {tried[3]:.1f} |" in README
+    crop, swd = of_seed("val/shift_psnr_crop"), of_seed("val/swd")
+    gains = [round(crop["stable-bin7-pre"][seed] - crop["none-pre"][seed]) for seed in (1, 2, 3)]
+    assert "({}, {} and {} with seeds 1, 2, 3, against `none`".format(*gains) in README
+    second = [round(swd[option][2]) for option in ("stable-bin7-pre", "none-pre")]
+    assert "(sliced Wasserstein {} against {} with seed 2)".format(*second) in README
     # on average no worse than none in anything that says whether outputs look like the targets
     assert stable.mean("val/ssim") >= none.mean("val/ssim")
     assert stable.mean("val/swd") <= none.mean("val/swd")

@@ -1,6 +1,8 @@
 """FID and LPIPS against both formulas written out; the networks have random weights, which need no download."""
 
+from http.client import IncompleteRead
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import numpy as np
@@ -147,6 +149,12 @@ def test_what_cannot_be_measured_is_said_once(networks, tmp_path, sizes, targets
     assert ("val/fid" in found.summary) == ("30" in note)
 
 
+def test_a_classifier_draws_nothing(tmp_path):
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    found = measure(classifier, Items(*noise(2, 3, 32, 32)), tmp_path, Plan(**ONLY, perceptual=["fid"]))
+    assert "fid: not measured, a classifier draws no images" in found.notes
+
+
 def test_the_smallest_image_is_that_of_alexnet():
     alexnet()[:-1](torch.zeros(1, 3, SMALLEST, SMALLEST))
     with pytest.raises(RuntimeError):
@@ -162,12 +170,21 @@ def test_missing_packages_are_said_before_any_work(monkeypatch, tmp_path, name):
         measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**ONLY, perceptual=name))
 
 
-def test_weights_that_cannot_be_had(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        URLError("no route to host"),
+        IncompleteRead(b"no route to host"),
+        UnpicklingError("no route to host"),
+        EOFError("no route to host"),
+    ],
+)
+def test_weights_that_cannot_be_had(monkeypatch, error):
     def unreachable():
-        raise URLError("no route to host")
+        raise error
 
     monkeypatch.setattr("genstab.perceptual.FrechetInceptionDistance", unreachable)
-    with pytest.raises(InputError, match=r"perceptual=\[fid\]: the networks' weights cannot be .*: .*no route to host"):
+    with pytest.raises(InputError, match=r"perceptual=\[fid\]: the networks' weights cannot be downloaded or read: "):
         Perceptual(["fid"])
 
 

@@ -149,7 +149,7 @@ def test_names_of_neighbours_cover_neither_each_other_nor_points():
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     key = QUALITY[0][0]
-    places = {"first": (100.0, 30.0), "second": (100.5, 30.05), "third": (99.8, 29.9), "far away": (120.0, 40.0)}
+    places = {"first": (100.0, 30.0), "second": (100.5, 30.05), "third": (99.8, 29.9), "at the edge": (129.5, 40.0)}
     options = [Option(name, [Run(name, Path(), {key: x, STABILITY[0]: y})]) for name, (x, y) in places.items()]
     axes.set(xlim=(90, 130), ylim=(20, 50))
     name_points(axes, key, options)
@@ -157,6 +157,7 @@ def test_names_of_neighbours_cover_neither_each_other_nor_points():
     assert set(texts) == set(places)
     points = {name: axes.transData.transform(place) for name, place in places.items()}
     for name, box in texts.items():
+        assert axes.bbox.x0 < box.x0 < box.x1 < axes.bbox.x1
         assert not any(box.overlaps(other) for each, other in texts.items() if each != name)
         assert not any(box.contains(*point) for point in points.values())
         assert np.hypot(*(points[name] - (box.x0 + box.x1, box.y0 + box.y1) / np.array(2.0))) < 60  # beside its own
