@@ -26,7 +26,7 @@ EVERY |= {
 }
 STABLE = "stable"
 STABLE_HEAD = 10  # as in conf/antialias/stable.yaml, and so are its losses
-STABLE_LOSSES = {"detail_weight": 60.0}
+STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
 EVERY[STABLE] = AntiAlias("bin7")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
@@ -87,7 +87,7 @@ def race(
         torch.compiler.reset()  # or the second batch size would get dynamic code
     torch.manual_seed(0)
     source, target = (torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2))
-    images = {"source": source, "target": target}
+    images = {"source": source, "target": target, "shift": (3, 5)}  # as if some were twins
     steps: dict[str, Run] = {}
     peaks: dict[str, int | None] = {}
     for name, model in contest.models.items():

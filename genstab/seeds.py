@@ -99,7 +99,7 @@ def bench_name(config: Mapping[str, Any]) -> str:
     if any(extra.values()):  # more than a blur: the benchmark knows one such option
         stable = {"head": STABLE_HEAD, **STABLE_LOSSES}
         same = extra == stable and (filter, placement) == (EVERY[STABLE].filter, EVERY[STABLE].placement)
-        return STABLE if same and not antialias.get("polyphase") and not model.get("equivariance_weight") else ""
+        return STABLE if same and not antialias.get("polyphase") else ""
     if antialias.get("polyphase"):
         return "" if placement != "pre" else "polyphase" if filter == "none" else f"polyphasex{filter}"
     return filter if filter == "none" else f"{filter}x{placement}"

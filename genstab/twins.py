@@ -1,4 +1,8 @@
-"""Twins: half of a batch's pictures, each in two windows that overlap, so that a loss can compare the outputs."""
+"""Twins: some of a batch's pictures, each in two windows that overlap, so that a loss can compare the outputs.
+
+Only a quarter of a batch is paired: with twins of half of it the generator sees half as many pictures a step, and draws
+less like the targets for it.
+"""
 
 from typing import NamedTuple
 
@@ -9,7 +13,9 @@ from genstab.errors import InputError
 
 
 class Twins(NamedTuple):
-    """A batch of pairs whose rows i and ⌊N / 2⌋ + i show one scene, and by how much it moved between the two.
+    """A batch of pairs whose rows i and P + i show one scene for i < P, and by how much it moved between the two.
+
+    P is `twin_pairs` of its N rows.
 
     `source` and `target` are (N, C, H, W); `shift` is (dy, dx) in pixels, down and right positive, never zero.
     """
@@ -19,11 +25,21 @@ class Twins(NamedTuple):
     shift: tuple[int, int]
 
 
-def twins(source: Tensor, target: Tensor, reach: int) -> Twins:
-    """Cut two windows out of each picture in the first half of a batch, and one out of the last of an odd number.
+def twin_pairs(count: int) -> int:
+    """Return how many pictures a batch of `count` shows twice: a quarter of it, at least one; of one alone none.
 
-    The other pictures are left out, so that the batch, and the cost of a training step, stays as it is. The places of
-    the two windows are drawn anew in every call, from torch's random state, and are the same for all pictures.
+    >>> [twin_pairs(count) for count in (1, 2, 4, 8, 15)]
+    [0, 1, 1, 2, 3]
+    """
+    return min(max(1, count // 4), count // 2)
+
+
+def twins(source: Tensor, target: Tensor, reach: int) -> Twins:
+    """Cut two windows out of each of a batch's first `twin_pairs` pictures, and one out of each of the next.
+
+    As many at the end are left out, so that the batch, and the cost of a training step, stays as it is. The places of
+    the two windows are drawn anew in every call, from torch's random state, and are the same for all pictures; a
+    picture in one window is seen through the first.
 
     Shape: (N, C, H + reach, W + reach) and (N, C', H + reach, W + reach) → (N, C, H, W), (N, C', H, W) and the shift.
 
@@ -41,11 +57,11 @@ def twins(source: Tensor, target: Tensor, reach: int) -> Twins:
     places = (reach + 1) ** 2
     first, step = torch.randint(places, ()).item(), torch.randint(1, places, ()).item()
     corners = [divmod(int(place) % places, reach + 1) for place in (first, first + step)]
-    half = len(source) // 2
+    pairs = twin_pairs(len(source))
 
     def windows(images: Tensor) -> Tensor:
         one, two = (images[..., top : top + height - reach, left : left + width - reach] for top, left in corners)
-        return torch.cat((one[:half], two[:half], one[half : len(images) - half]))
+        return torch.cat((one[:pairs], two[:pairs], one[pairs : len(images) - pairs]))
 
     (top, left), (other_top, other_left) = corners
     # a window further down shows the scene further up
@@ -70,11 +86,11 @@ def equivariance_loss(output: Tensor, shift: tuple[int, int] | None, margin: int
     """
     if shift is None:
         return output.new_zeros(())
-    half = len(output) // 2
+    pairs = twin_pairs(len(output))
     first, second = [], []
     for by, size in zip(shift, output.shape[-2:], strict=True):
         length = max(0, size - abs(by) - 2 * margin)
         first.append(slice(margin + max(-by, 0), margin + max(-by, 0) + length))
         second.append(slice(margin + max(by, 0), margin + max(by, 0) + length))
-    still, moved = output[:half, :, *first], output[half : 2 * half, :, *second]
+    still, moved = output[:pairs, :, *first], output[pairs : 2 * pairs, :, *second]
     return (still - moved).abs().mean() if still.numel() else output.new_zeros(())

@@ -142,7 +142,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(N, out_channels + in_channels + noise, H, W) and the source → (N, out_channels, H, W)."""
-        picture = torch.ones_like(source[:, :1]).expand(-1, len(self.draw.weight), -1, -1)
+        picture = torch.ones_like(x[:, : len(self.draw.weight)])  # in the order in memory of x, or all would lose it
         return self.draw(x * torch.cat((picture, source, self.noise(source)), dim=1))
 
 

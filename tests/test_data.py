@@ -178,7 +178,11 @@ def test_twins_are_windows_of_the_crops_size_also_of_pictures_without_room(size,
 
 
 def test_twins_need_two_pictures_and_a_reach():
-    with pytest.raises(InputError, match="twin_reach=8 needs a batch_size of at least 2, not 1"):
-        SyntheticData(batch_size=1, twin_reach=8)
+    with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
+        data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, twin_reach=8, num_workers=0)
+    data.trainer = SimpleNamespace(training=True)
+    batch = data.on_after_batch_transfer(default_collate([data.train_set[0]]), 0)
+    assert batch["source"].shape == (1, 3, 32, 32)
+    assert equivariance_loss(batch["source"], batch["shift"]).item() == 0
     with pytest.raises(InputError, match="twin_reach=-1"):
         SyntheticData(twin_reach=-1)

@@ -128,7 +128,7 @@ def test_the_benchmark_knows_the_option_that_is_more_than_a_blur(tmp_path):
     for change in changed:  # their steps were not timed
         assert bench_name({**config, **change}) == ""
     assert AntiAlias(config["antialias"]["filter"], config["antialias"]["placement"]) == EVERY[STABLE]
-    others = {"l1_weight": 100, "equivariance_weight": 0}  # as for all options
+    others = {"l1_weight": 100}  # as for all options
     assert {key: config["model"][key] for key in others} == others
     assert {*STABLE_LOSSES, *others} == {key for key in config["model"] if key.endswith("_weight")}
 

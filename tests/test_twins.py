@@ -11,22 +11,23 @@ def scene(count, height, width):
     return torch.stack([1e4 * i + 100 * rows + columns for i in range(count)])[:, None]
 
 
-@pytest.mark.parametrize("count", [2, 4, 5])
-def test_twins_are_windows_of_one_scene_and_the_shift_is_where_it_went(count):
+@pytest.mark.parametrize(("count", "pairs"), [(1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (8, 2), (11, 2)])
+def test_twins_are_windows_of_one_scene_and_the_shift_is_where_it_went(count, pairs):
     whole, seen = scene(count, 11, 9), set()
     for _ in range(200):
         source, target, (dy, dx) = twins(whole, -whole, reach=3)
         assert source.shape == (count, 1, 8, 6)
         assert torch.equal(target, -source)
         corners = [int(image[0, 0, 0]) for image in source]
-        half = count // 2
-        for i in range(half):
-            one, two = corners[i] - 10000 * i, corners[half + i] - 10000 * i
+        for i in range(pairs):
+            one, two = corners[i] - 10000 * i, corners[pairs + i] - 10000 * i
             assert {one // 100, one % 100, two // 100, two % 100} <= {0, 1, 2, 3}
             # the pixel at the first window's corner appears in the second moved by (dy, dx)
             assert (one // 100 - two // 100, one % 100 - two % 100) == (dy, dx)
-        if count % 2:
-            assert corners[-1] // 10000 == half
+        scenes = [corner // 10000 for corner in corners]
+        assert scenes == [*range(pairs), *range(pairs), *range(pairs, count - pairs)]
+        if pairs:  # who has no twin is seen through the first window
+            assert {corners[i] % 10000 for i in range(2 * pairs, count)} <= {corners[0] % 10000}
         for image in source:
             assert torch.equal(image[0] - image[0, 0, 0], whole[0, 0, :8, :6])
         seen.add((dy, dx))
@@ -35,7 +36,7 @@ def test_twins_are_windows_of_one_scene_and_the_shift_is_where_it_went(count):
 
 
 def test_the_loss_is_the_error_of_every_pixel_in_the_overlap_by_loops():
-    output = torch.rand(5, 3, 7, 6)
+    output = torch.rand(9, 3, 7, 6)  # two pairs and five others
     for shift, margin in (((2, -1), 0), ((-3, 0), 1), ((0, 2), 1)):
         total, count = 0.0, 0
         for i in range(2):
