@@ -27,7 +27,7 @@ EVERY |= {
 STABLE = "stable"
 STABLE_HEAD = 10  # as in conf/antialias/stable.yaml, and so are its losses
 STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
-EVERY[STABLE] = AntiAlias("bin7")
+EVERY[STABLE] = AntiAlias("tri3")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
 

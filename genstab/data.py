@@ -79,7 +79,7 @@ class PairData(LightningDataModule):
         if twin_reach:
             check_counts(twin_reach=twin_reach)
             if batch_size == 1:
-                rank_zero_warn(f"twin_reach={twin_reach} does nothing: batch_size=1 leaves no picture for a twin's place")
+                rank_zero_warn(f"twin_reach={twin_reach} does nothing: batch_size=1 has no twins")
         if num_workers is not None and num_workers < 0:
             raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
         self.crop_size = as_size("crop_size", crop_size)

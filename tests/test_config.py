@@ -113,7 +113,7 @@ def test_polyphase_reaches_the_generator_with_and_without_a_filter(tmp_path, fil
         (["antialias=polyphase"], "polyphase-none-pre-seed1"),
         (["antialias=polyphase_tri3"], "polyphase-tri3-pre-seed1"),
         (["antialias=polyphase", "antialias.filter=tri3"], "polyphase-tri3-pre-seed1"),
-        (["antialias=stable"], "stable-bin7-pre-seed1"),
+        (["antialias=stable"], "stable-tri3-pre-seed1"),
     ],
 )
 def test_run_names_tell_the_options_apart(tmp_path, options, name):
@@ -144,6 +144,13 @@ def test_every_experiment_trains(tmp_path, facades, experiment):
     assert (tmp_path / "summary.json").is_file()
 
 
+def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_twins(tmp_path, facades):
+    options = ["experiment=facades", "antialias=stable", f"data.root={facades}", "logger=csv"]
+    with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
+        run(composed(tmp_path, *options, "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", *TINY))
+    assert json.loads((tmp_path / "summary.json").read_text())["train/loss_g_shift"] == 0
+
+
 @pytest.mark.slow
 def test_a_sweep_of_an_experiment_goes_on_where_it_ended(tmp_path, facades, monkeypatch):
     def sweep(options):
@@ -156,9 +163,9 @@ def test_a_sweep_of_an_experiment_goes_on_where_it_ended(tmp_path, facades, monk
     first = sweep("none")
     assert list(first) == ["none-pre-seed3"]
     both = sweep("none,stable")
-    assert sorted(both) == ["none-pre-seed3", "stable-bin7-pre-seed3"]
-    summary = json.loads((tmp_path / "sweep/stable-bin7-pre-seed3/summary.json").read_text())
-    weights = {"l1": 100, "detail": 60}
+    assert sorted(both) == ["none-pre-seed3", "stable-tri3-pre-seed3"]
+    summary = json.loads((tmp_path / "sweep/stable-tri3-pre-seed3/summary.json").read_text())
+    weights = {"l1": 100, "shift": 60, "detail": 60}
     parts = [weight * summary[f"train/loss_g_{part}"] for part, weight in weights.items()]
     assert summary["train/loss_g"] == pytest.approx(summary["train/loss_g_gan"] + sum(parts), rel=1e-5)
     assert min(parts) > 0

@@ -119,7 +119,7 @@ def test_the_benchmark_knows_the_option_that_is_more_than_a_blur(tmp_path):
     assert {key: config["model"][key] for key in STABLE_LOSSES} == STABLE_LOSSES
     changed = [
         {"antialias": {**config["antialias"], "placement": "post"}},
-        {"antialias": {**config["antialias"], "filter": "tri3"}},
+        {"antialias": {**config["antialias"], "filter": "bin7"}},
     ]
     changed += [
         {"model": {**config["model"], "detail_weight": 0.0}},
