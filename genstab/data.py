@@ -54,8 +54,9 @@ class PairData(LightningDataModule):
         val_batch_size: pairs a validation batch, per process; no metric depends on it.
         num_workers: loader processes; None: two less than the processors, at most 8. (On two processors a worker
             would take more from the training than it gives.)
-        twin_reach: more than 0: a quarter of each training batch in two windows, up to so many pixels apart, instead
-            of all of it in one; see `genstab.twins`. Batches of one have no twins, of which it warns.
+        twin_reach: more than 0: a quarter of each training batch, at least one picture, in two windows, up to so many
+            pixels apart, instead of all of it in one; see `genstab.twins`. Batches of one have no twins, of which it
+            warns; nor has the last of an epoch, if one is left.
 
     Raises:
         InputError: a size or count that is not positive, load_size smaller than crop_size.
@@ -79,7 +80,7 @@ class PairData(LightningDataModule):
         if twin_reach:
             check_counts(twin_reach=twin_reach)
             if batch_size == 1:
-                rank_zero_warn(f"twin_reach={twin_reach} does nothing: batch_size=1 has no twins")
+                rank_zero_warn(f"twin_reach={twin_reach} does nothing: batch_size=1 has no twins; 4 has")
         if num_workers is not None and num_workers < 0:
             raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
         self.crop_size = as_size("crop_size", crop_size)

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from genstab.errors import InputError
+from genstab.twins import MARGIN
 
 MOST_SEED = 2**32 - 1  # of NumPy
 _PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
@@ -30,7 +31,8 @@ def check_training(config: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: a seed that is none, a folder that is no text, a strategy for one network, an equivariance loss
-            without twins, a callback that is no group of keys, validations after less than a batch.
+            without twins, twins without that loss or too small for it, a callback that is no group of keys, validations
+            after less than a batch.
 
     >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
     Traceback (most recent call last):
@@ -42,8 +44,7 @@ def check_training(config: Mapping[str, Any]) -> None:
         raise InputError(f"output_dir={_written(folder)} is not text")
     if (strategy := config.get("trainer", {}).get("strategy")) in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"):
         raise InputError(f"trainer.strategy={strategy} cannot train two networks in turn: trainer=ddp or ddp_cpu can")
-    if config.get("model", {}).get("equivariance_weight") and not config.get("data", {}).get("twin_reach"):
-        raise InputError("model.equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
+    _check_twins(config.get("data", {}), config.get("model", {}))
     for name, callback in config.get("callbacks", {}).items():
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={_written(callback)} is neither null nor a group of keys")
@@ -51,6 +52,21 @@ def check_training(config: Mapping[str, Any]) -> None:
         apart = config.get("trainer", {}).get(name)
         if isinstance(apart, int | float) and not apart > 0:
             raise InputError(f"trainer.{name}={_written(apart)} is not positive")
+
+
+def _check_twins(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    weight, reach = model.get("equivariance_weight"), data.get("twin_reach")
+    if not reach:
+        if weight:
+            raise InputError("model.equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
+        return
+    if weight == 0:
+        raise InputError(f"data.twin_reach={reach} without a model.equivariance_weight: set that, or data.twin_reach=0")
+    size = data.get("crop_size")
+    sides = [side for side in (size if isinstance(size, list) else [size]) if isinstance(side, int)]
+    if weight and sides and min(sides) <= 2 * MARGIN + reach:
+        least = 2 * MARGIN + reach + 1
+        raise InputError(f"data.crop_size={size} is too small for data.twin_reach={reach}: twins need {least} pixels")
 
 
 def check_options(config: Mapping[str, Any], group: str = "") -> None:

@@ -19,11 +19,10 @@ from genstab.metrics import image_quality
 from genstab.shares import share
 from genstab.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.spectrum import SpectrumError
-from genstab.twins import equivariance_loss
+from genstab.twins import MARGIN, equivariance_loss
 
 Batch = dict[str, Any]
 Optimizer = torch.optim.Optimizer | LightningOptimizer
-MARGIN = 8  # pixels at the border of the overlap of twins that the equivariance loss leaves out
 QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
 
 

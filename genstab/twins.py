@@ -1,7 +1,7 @@
 """Twins: some of a batch's pictures, each in two windows that overlap, so that a loss can compare the outputs.
 
-Only a quarter of a batch is paired: with twins of half of it the generator sees half as many pictures a step, and draws
-less like the targets for it.
+Only a quarter of a batch is paired, or one picture: with twins of half of it the generator sees half as many pictures a
+step, and draws less like the targets for it.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from genstab.errors import InputError
+
+MARGIN = 8  # pixels at the border of the overlap that a training leaves out of the loss
 
 
 class Twins(NamedTuple):

@@ -177,7 +177,7 @@ def test_twins_are_windows_of_the_crops_size_also_of_pictures_without_room(size,
     assert "shift" not in data.on_after_batch_transfer(default_collate([data.val_set[0]]), 0)
 
 
-def test_twins_need_two_pictures_and_a_reach():
+def test_batches_of_one_have_no_twins_and_a_reach_is_positive():
     with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
         data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, twin_reach=8, num_workers=0)
     data.trainer = SimpleNamespace(training=True)

@@ -13,6 +13,7 @@ from genstab.seeds import options_among, options_table, read_costs
 
 RESULTS = Path(__file__).parent / "results"
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+WORDS = " ".join(README.split())
 RUNS = read_runs([RESULTS / "facades_small"])
 OPTIONS = {option.name: option for option in options_among(RUNS, read_costs(RESULTS / "step.json"))}
 
@@ -33,7 +34,7 @@ def all_but_the_option(config):
         config.pop(key, None)
     for key in ("antialias", "head"):
         config["model"]["generator"].pop(key)
-    for key in ("l1_weight", "equivariance_weight", "detail_weight"):
+    for key in ("equivariance_weight", "detail_weight"):
         config["model"].pop(key)
     config["data"].pop("twin_reach")
     return config
@@ -76,17 +77,29 @@ def test_what_the_readme_says_of_stable():
     assert f"gains {gain['shift_psnr_crop']:.0f} dB when the camera moves**" in README
     assert f"and {gain['shift_psnr_fractional']:.0f} dB for parts of a pixel" in README
     assert f"Rolled around, it gains {gain['shift_psnr']:.0f} dB" in README
-    words = " ".join(README.split())
-    assert f"What it costs is {100 * gain['l1'] / none.mean('val/l1'):.0f} % of L1" in words
-    assert f"a step that takes {stable.cost:.2f} times as long" in words
+    assert f"What it costs is {100 * gain['l1'] / none.mean('val/l1'):.0f} % of L1" in WORDS
+    assert f"a step that takes {stable.cost:.2f} times as long" in WORDS
     target = none.mean("val/tv_target")
-    assert f"have {100 * stable.mean('val/tv') / target:.0f} % of the photos' total variation" in words
+    assert f"have {100 * stable.mean('val/tv') / target:.0f} % of the photos' total variation" in WORDS
     swd = {option: of_seed("val/swd")[option] for option in ("stable-tri3-pre", "none-pre")}
     written = [f"{mean(values.values()):.0f} ± {stdev(values.values()):.0f}" for values in swd.values()]
-    assert "sliced Wasserstein distance {} where `none` has {}".format(*written) in words
+    assert "sliced Wasserstein distance {} where `none` has {}".format(*written) in WORDS
     crop = of_seed("val/shift_psnr_crop")
     gains = [round(crop["stable-tri3-pre"][seed] - crop["none-pre"][seed]) for seed in (1, 2, 3)]
-    assert "({}, {} and {} with seeds 1, 2, 3, against `none`".format(*gains) in words
+    assert "({}, {} and {} with seeds 1, 2, 3, against `none`".format(*gains) in WORDS
+
+
+def test_the_readme_names_the_seeds_where_stable_is_worse():
+    found = {key: of_seed(f"val/{key}") for key in ("ssim", "swd")}
+    worse = {
+        key: [s for s in (1, 2, 3) if sign * (values["stable-tri3-pre"][s] - values["none-pre"][s]) > 0]
+        for (key, values), sign in zip(found.items(), (-1, 1), strict=True)
+    }
+    assert worse == {"ssim": [2], "swd": [1, 3]}
+    swd = [f"{found['swd']['stable-tri3-pre'][s]:.0f} against {found['swd']['none-pre'][s]:.0f}" for s in (1, 2, 3)]
+    assert "{}, {} and {}".format(*swd) in WORDS
+    ssim = [found["ssim"][option][2] for option in ("stable-tri3-pre", "none-pre")]
+    assert f"SSIM lower by {ssim[1] - ssim[0]:.4f} with seed 2" in WORDS
 
 
 def test_stable_reaches_its_aim():
@@ -122,13 +135,21 @@ def test_what_each_part_of_stable_does():
         for key in ("output_dir", "run_name"):
             expected[key] = run.config[key]
         assert OmegaConf.to_container(expected) == run.config, name
-        row = {"none-twins": "antialias=none "}.get(name, "") + " ".join(
-            f"{key}={value}" for key, value in change.items()
-        )
+        start_name = "none" if name == "none-twins" else "stable"
+        row = " ".join([f"antialias={start_name}", *(f"{key}={value}" for key, value in change.items())])
         assert f"\n| `{row}` | {numbers(run)} |\n" in README, name
-    assert f"\n| `antialias=stable` | {numbers(stable)} |\n" in README
-    assert f" | {numbers(stored['tri3-pre-seed1'])} |\n" in README
-    assert f" | {numbers(plain)} |\n" in README
+    for option in ("stable-tri3", "tri3", "none"):
+        run, label = stored[f"{option}-pre-seed1"], option.partition("-")[0]
+        assert f"\n| `antialias={label}` | {numbers(run)} |\n" in README, option
+    gained = {name: run.summary["val/shift_psnr_crop"] for name, run in runs.items()}
+    whole, none = (run.summary["val/shift_psnr_crop"] for run in (stable, plain))
+    swd = [round(run.summary["val/swd"]) for run in (runs["notwins"], stable)]
+    assert (
+        f"Twins bring {whole - gained['notwins']:.0f} dB, at a sliced Wasserstein distance of {swd[1]} for {swd[0]}"
+        in WORDS
+    )
+    assert f"on a plain network, they bring {gained['none-twins'] - none:.0f} dB by a blur" in WORDS
+    assert f"A wider blur gains {gained['bin7'] - whole:.0f} dB more" in WORDS
 
 
 def numbers(run):
