@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 from omegaconf import OmegaConf
 
+from genstab.results import read_json
 from genstab.runs import read_runs
 from genstab.seeds import options_among, options_table, read_costs
 
@@ -112,6 +113,12 @@ def test_stable_reaches_its_aim():
     target = none.mean("val/tv_target")
     assert abs(stable.mean("val/tv") - target) <= abs(none.mean("val/tv") - target)
     assert stable.cost <= 1.1
+    steps = {result["contestant"]: result["times"]["step"] for result in read_json(RESULTS / "step.json")["results"]}
+    assert "(quartiles {:.2f} and {:.2f})".format(*steps["stable"]["ratio_quartiles"]["none"]) in WORDS
+    full = [
+        line.split("|")[4].strip() for line in README.splitlines() if line.startswith(("| 1 | stable", "| 4 | stable"))
+    ]
+    assert "({:.2f} to {:.2f} at full size,".format(*map(float, full)) in WORDS
 
 
 def test_what_each_part_of_stable_does():
