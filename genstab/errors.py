@@ -9,7 +9,7 @@ class InputError(ValueError):
     The command line prints it without a traceback; everything else that goes wrong is a defect and keeps its traceback.
     Names with line breaks or with a terminal's control characters in them appear with escapes.
 
-    >>> from genstab.filters import taps
+    >>> from genstab.layers.filters import taps
     >>> taps("tri9")
     Traceback (most recent call last):
     ...

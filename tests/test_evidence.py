@@ -8,9 +8,9 @@ from statistics import mean, stdev
 
 from omegaconf import OmegaConf
 
-from genstab.results import read_json
-from genstab.runs import read_runs
-from genstab.seeds import options_among, options_table, read_costs
+from genstab.report.runs import read_runs
+from genstab.report.seeds import options_among, options_table, read_costs
+from genstab.runtime.files import read_json
 
 RESULTS = Path(__file__).parent / "results"
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,223 @@
+"""The jobs of the commands but `train`: from a composed config to what it asks for."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pytorch_lightning import seed_everything
+from torch import nn
+
+from genstab.cli.check_config import check_options, check_seed
+from genstab.cli.config_errors import input_errors, one_line, quieten
+from genstab.data.datamodules import as_size
+from genstab.data.paths import shortened
+from genstab.data.shards.write import write_shards
+from genstab.errors import InputError
+from genstab.evaluation.measure import measure
+from genstab.evaluation.options import Plan
+from genstab.evaluation.publish import publish
+from genstab.inference.eval_mode import value_range
+from genstab.inference.load_model import load_model, place
+from genstab.inference.predict import predict as predict_folder
+from genstab.loggers.media import close
+from genstab.loggers.wandb_workspace import publish as save_workspace
+from genstab.report.figures import films_beside, save_film, save_picture
+from genstab.report.page import write_page
+from genstab.report.pareto import pareto_picture
+from genstab.report.runs import read_runs, unfinished
+from genstab.report.seeds import options_among, options_table, read_costs
+from genstab.runtime.files import SUMMARY, check_folder, write_whole
+from genstab.runtime.provenance import provenance
+
+
+def run_measure(config: DictConfig) -> float | None:
+    """Measure as `config` says; return `val/shift_psnr` in dB, None where it is not measured.
+
+    Raises:
+        InputError: the model, the images and the options do not fit together.
+    """
+    quieten()
+    began = time.perf_counter()
+    with input_errors():
+        config.run_name = config.run_name or _name(config.model)
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        _range(config.value_range)
+        check_options({key: group for key, group in plain.items() if key != "model"})  # of which `model_of` knows more
+        plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
+        check_folder(config.output_dir)
+        model = model_of(config.model)
+        device = place(model, config.device)
+        check_seed(config.seed)
+        seed_everything(config.seed, workers=True, verbose=False)
+        if "check" in config.data:
+            config.data.check = "off"  # what is measured is read anyway, and named if it cannot be
+        if "on_error" in config.data:
+            config.data.on_error = "raise"  # the command's own `on_error` decides
+        data = instantiate(config.data)
+        data.prepare_data()
+        data.setup("validate")
+        if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
+            plain["antialias"] = dict(antialias)
+        logger = instantiate(config.logger) if config.get("logger") else None
+        loggers = [] if logger is None else [logger]
+        origin = provenance([device])
+        found = measure(model, data.val_set, config.output_dir, plan)
+        try:
+            for each in loggers:
+                each.log_hyperparams({**plain, **origin})
+            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers, origin)
+        finally:
+            for each in loggers:
+                close(each)
+    return summary.get("val/shift_psnr")
+
+
+def _name(model: DictConfig) -> str:
+    """Call a measurement by its checkpoint: a run's folder, or a file's name without suffix."""
+    if model.checkpoint is None:
+        return str(model.get("_target_", "model")).rpartition(".")[2]
+    path = Path(model.checkpoint)
+    return path.parts[-3] if path.parent.name == "checkpoints" and len(path.parts) > 2 else path.stem or path.name
+
+
+def run_predict(config: DictConfig) -> None:
+    """Apply a model to a folder of images as `config` says; say what was done.
+
+    Raises:
+        InputError: the config or the data cannot do it; at the end, if images were left out.
+    """
+    quieten()
+    with input_errors():
+        source, output = config.input, config.output
+        size = None if config.size is None else as_size("size", config.size)
+        model = model_of(config.model)
+        device = place(model, config.device)
+        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
+        with value_range(model, *_range(config.value_range)):
+            result = predict_folder(model, source, output, size=size, device=device, **options)
+    print(result.summary(output))
+    for reason in result.failed.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    if result.failed:
+        raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+
+
+def _range(given: Any) -> tuple[float, float]:
+    """Check the least and the greatest value of a generator's images."""
+    numbers = list(given) if isinstance(given, ListConfig) else []
+    if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
+        raise InputError(f"value_range={given} is not [least,greatest], such as [0,1]")
+    return numbers[0], numbers[1]
+
+
+def run_report(config: DictConfig) -> None:
+    """Write the page that `config` describes, the table and the plot of its options, and the film of its runs.
+
+    Raises:
+        InputError: a folder holds no run, an output cannot be written, the costs are none, or nothing is to be drawn.
+    """
+    if not config.runs:
+        raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
+    costs = read_costs(config.costs) if config.costs else {}
+    print(f"Page: {write_page(config.runs, config.output, config.title)}")
+    runs = read_runs(config.runs)
+    options = options_among(runs, costs)
+    if config.table:
+        text = f"{options_table(options)}\n"
+        with writing("table", config.table) as path:
+            write_whole(path, lambda file: file.write(text.encode()))
+    if config.plot:
+        picture = pareto_picture(options, config.title or "")
+        with writing("plot", config.plot) as path:
+            save_picture(picture, path)
+    if config.film:
+        frames = films_beside(runs)
+        with writing("film", config.film) as path:
+            save_film(frames, path)
+    if left := unfinished(config.runs):
+        print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
+
+
+@contextmanager
+def writing(key: str, path: str) -> Iterator[Path]:
+    """Say where a file of the option `key` went; raise an `InputError` where it cannot be written."""
+    try:
+        yield Path(path)
+    except OSError as error:
+        raise InputError(f"{key}={path} cannot be written: {error.strerror or error}") from error
+    print(f"{key.capitalize()}: {path}")
+
+
+def run_shard(config: DictConfig) -> None:
+    """Make shards as `config` says; say what was done.
+
+    Raises:
+        InputError: the pairs or the folder cannot do it; at the end, if pairs were left out.
+    """
+    options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
+    with input_errors():
+        written = write_shards(config.input, config.output, **options)
+    print(written.summary(config.output))
+    for reason in written.left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    if written.left_out:
+        raise InputError(f"{len(written.left_out)} pairs were left out")
+
+
+def run_workspace(config: DictConfig) -> None:
+    """Save the W&B workspace that `config` names, and print its URL.
+
+    Raises:
+        InputError: nobody is logged in, or the server does not answer.
+    """
+    with input_errors():
+        save_workspace(config.entity, config.project)
+
+
+def model_of(options: DictConfig) -> nn.Module:
+    """Return what the keys under `model` describe, in eval mode, on the CPU.
+
+    `checkpoint` alone is any file of `load_model` (and `norm` an argument of it). `_target_` names a network's class,
+    the keys beside it are its arguments, and `checkpoint` has its weights. A class in the current folder is found, too.
+
+    Raises:
+        InputError: there is no such class, it does not take these arguments, or as `load_model`.
+    """
+    keys = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
+    checkpoint = keys.pop("checkpoint", None)
+    if "_target_" not in keys:
+        norm = keys.pop("norm", None)
+        if keys:
+            raise InputError(f"model.{next(iter(keys))} is an argument of a network: name it with model._target_")
+        return load_model(checkpoint, norm=norm)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        network = instantiate(keys, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(f"model._target_={keys['_target_']}: {_why(str(keys['_target_']), cause)}") from error
+    return load_model(checkpoint, network)
+
+
+def _why(target: str, cause: BaseException) -> str:
+    """Say why there is no such network, or what it takes."""
+    module, _, name = target.rpartition(".")
+    if isinstance(cause, ModuleNotFoundError) and module in sys.modules:
+        return f"{module} has no {name}"
+    reason = one_line(cause)
+    if isinstance(cause, TypeError) and "unexpected keyword argument" in reason:
+        with suppress(Exception):  # built-in classes may have no signature
+            return f"{reason}; it takes {', '.join(signature(get_object(target)).parameters)}"
+    return reason

@@ -1,0 +1,166 @@
+"""The job of `genstab train`: from a composed config to a training, alone or in a team of processes."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, read_write
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, seed_everything
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from genstab.cli.check_config import check_devices, check_options, check_training
+from genstab.cli.config_errors import input_errors, quieten
+from genstab.distributed.lost_process import losses_noticed
+from genstab.distributed.rendezvous import Team
+from genstab.errors import InputError
+from genstab.loggers.media import close, outlive
+from genstab.runtime.files import SUMMARY, check_folder
+from genstab.runtime.last_checkpoint import RESUME, continue_logs
+from genstab.runtime.provenance import provenance
+from genstab.runtime.resume import (
+    CHECKPOINT,
+    LAST,
+    changes,
+    check_fit,
+    dated,
+    find_checkpoint,
+    is_over,
+    read_place,
+    summary_of,
+)
+from genstab.runtime.run_folder import alone_in, check_unused
+from genstab.training.callbacks.summary import RunSummary, devices_of
+
+# Holds a job's composed config for the processes that it starts, see `_workers_follow`.
+WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
+
+
+def run_train(config: DictConfig, processes: Team | None = None) -> float | None:
+    """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
+
+    `processes` are those that torchrun or SLURM started; the first of them hands the config to the others.
+
+    Raises:
+        InputError: the config, the data or the machine cannot do it; before any training where possible.
+    """
+    quieten()
+    check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
+    config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
+    wanted, say = config.ckpt_path, rank_zero_only(print)
+    path = _checkpoint_of(config)
+    config.ckpt_path = None if path is None else str(path)
+    with input_errors():
+        checkpoint = read_place(path) if path else None
+        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        check_options(plain)
+        check_training(plain)
+        place = checkpoint[RESUME] if checkpoint else {}
+        over = bool(place) and is_over(place, plain)
+        summary = summary_of(config.output_dir, place) if over else None
+        if checkpoint and summary and not changes(checkpoint.get("config", {}), plain):
+            say(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
+            return summary.get("val/shift_psnr")
+        rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
+        if wanted:
+            say(f"Goes on from {dated(path)}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
+        seed_everything(config.seed, workers=True, verbose=False)
+        data, model = instantiate(config.data), instantiate(config.model)
+        callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+        logger = instantiate(config.logger) if config.get("logger") else False
+        for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
+            if not isinstance(made, kind):
+                raise InputError(f"what the config makes a {type(made).__name__} of must be a {kind.__name__}")
+        callbacks.append(ending := RunSummary(config.output_dir, plain))
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+        if processes is not None:
+            processes.check(trainer.num_devices, trainer.num_nodes)
+        if trainer.is_global_zero:
+            data.prepare_data()
+        data.setup("fit")  # what is wrong with the data is said before a run is logged
+        if checkpoint:
+            step = data.batch_size * trainer.world_size
+            check_fit(path, checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
+            del checkpoint  # Lightning reads it again
+        # the weights, and Adam's two means of each
+        check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
+        with alone_in(config.output_dir) if trainer.is_global_zero else nullcontext():
+            if wanted:
+                again = over or place.get("pending", False)
+                continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
+            if trainer.is_global_zero:  # the state of the code now, not when the training ends
+                ending.provenance = provenance(devices_of(trainer))
+            for each in trainer.loggers:
+                outlive(each)
+                each.log_hyperparams({**plain, **ending.provenance})
+            try:
+                with _workers_follow(config, processes), losses_noticed(trainer, _to_go_on(config), processes):
+                    trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+            finally:
+                for each in trainer.loggers:
+                    close(each)
+    measured = trainer.callback_metrics.get("val/shift_psnr")
+    return None if measured is None else measured.item()
+
+
+def _job(config: DictConfig) -> HydraConf | None:
+    """Return Hydra's part of the config; None where the program's earlier job was Hydra's and this one is not."""
+    if not HydraConfig.initialized():
+        return None
+    hydra: Any = HydraConfig.get()
+    return hydra if OmegaConf.select(hydra, "runtime.output_dir") == config.output_dir else None
+
+
+def _checkpoint_of(config: DictConfig) -> Path | None:
+    """Return the file that `ckpt_path` means, None for a training from the start."""
+    if not config.ckpt_path:
+        return None
+    fixed = True
+    if hydra := _job(config):
+        sweep = hydra.mode == RunMode.MULTIRUN
+        name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
+        if sweep and not fixed and config.ckpt_path == LAST:
+            raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
+    return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
+
+
+def _to_go_on(config: DictConfig) -> str:
+    """Return what makes the same command go on from this run's last checkpoint."""
+    hydra = _job(config)
+    if hydra and hydra.mode == RunMode.MULTIRUN:
+        return f"ckpt_path=last hydra.sweep.dir={shlex.quote(hydra.sweep.dir)}"
+    return f"ckpt_path=last hydra.run.dir={shlex.quote(config.output_dir)}"
+
+
+@contextmanager
+def _workers_follow(config: DictConfig, processes: Team | None) -> Iterator[None]:
+    """Let the other processes take this job's config, instead of their command line.
+
+    Lightning starts rank 1, 2, … with the command line of rank 0, as torchrun and SLURM do with all. Under `-m` that is
+    the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
+    for the next job of a sweep.
+    """
+    before = dict(os.environ)
+    text = OmegaConf.to_yaml(config, resolve=True)
+    try:
+        if processes is None:
+            os.environ[WORKER_CONFIG] = text
+            if hydra := _job(config):  # which Lightning writes into the command line; in a sweep it is another folder
+                with read_write(hydra):  # type: ignore[arg-type]  # a config
+                    hydra.run.dir = config.output_dir
+        elif processes.rank == 0:
+            processes.publish(text)
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,60 @@
+"""Augmentation of pairs on the device: resize, random crop, horizontal flip (Isola 2017, section 6.2)."""
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor, nn
+
+from genstab.errors import InputError
+from genstab.layers.padding import pad2d
+
+Size = tuple[int, int]
+
+
+class PairAugment(nn.Module):
+    """Resize, crop at random and flip a batch of pairs; both images of a pair get the same geometry.
+
+    A pair travels as one tensor, its channels stacked, so that it cannot come apart.
+
+    Args:
+        crop_size: (height, width) of the result.
+        load_size: (height, width) before the crop, 286×286 for 256×256 in the paper; None crops at native size.
+        flip: whether half of the pairs are mirrored left to right.
+        room: pixels that the result is higher and wider than `crop_size`; where the image has not so many, its border
+            is reflected.
+
+    Shape: (N, C, H, W) and (N, C', H, W) → (N, C, *crop_size) and (N, C', *crop_size), each side longer by `room`.
+
+    Raises:
+        InputError: load_size is smaller than crop_size, or a batch is.
+
+    >>> source, target = PairAugment((8, 8), load_size=(10, 12))(torch.rand(2, 1, 6, 6), torch.rand(2, 3, 6, 6))
+    >>> source.shape, target.shape
+    (torch.Size([2, 1, 8, 8]), torch.Size([2, 3, 8, 8]))
+    """
+
+    def __init__(self, crop_size: Size, load_size: Size | None = None, flip: bool = True, room: int = 0) -> None:
+        super().__init__()
+        if load_size is not None and (load_size[0] < crop_size[0] or load_size[1] < crop_size[1]):
+            raise InputError(f"load_size={load_size} is smaller than crop_size={crop_size}")
+        self.crop_size, self.load_size = crop_size, load_size
+        self.size = crop_size[0] + room, crop_size[1] + room
+        self.resize = K.Resize(load_size, antialias=True) if load_size is not None else nn.Identity()
+        self.crop = K.RandomCrop(self.size)
+        self.flip = K.RandomHorizontalFlip(p=0.5 if flip else 0.0)
+
+    @torch.no_grad()
+    def forward(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment one batch of pairs, values in [−1, 1]."""
+        pair = torch.cat((source, target), dim=1)
+        if self.load_size is None or pair.shape[-2:] != self.load_size:
+            pair = self.resize(pair)
+        height, width = pair.shape[-2:]
+        if height < self.crop_size[0] or width < self.crop_size[1]:
+            raise InputError(f"an image of {height}×{width} is smaller than crop_size={self.crop_size}")
+        below, beside = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        if below or beside:
+            pair = pad2d(pair, (beside // 2, beside - beside // 2, below // 2, below - below // 2), "reflect")
+        if pair.shape[-2:] != self.size:
+            pair = self.crop(pair)
+        pair = self.flip(pair)
+        return pair[:, : source.shape[1]], pair[:, source.shape[1] :]

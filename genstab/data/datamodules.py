@@ -1,0 +1,297 @@
+"""DataModules that deliver pairs: dicts of `source`, `target` in [−1, 1] and `name`."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset
+
+from genstab.data.augment import PairAugment, Size
+from genstab.data.collate import stacked
+from genstab.data.download import FACADES_URL, facades
+from genstab.data.overlapping_crops import twins
+from genstab.data.pairs import DIRECTIONS, ON_ERROR, PairedImages, Wanted, check_pairs, check_readable, find_pairs
+from genstab.data.sampler import EpochOrder, OrderedLoader
+from genstab.data.synthetic import SyntheticFacades
+from genstab.errors import InputError, check_choice, check_counts
+
+CHECKS = ("fast", "full", "off")
+SSIM_WINDOW = 6  # pixels of a side, below which it cannot be reflected at the border
+CACHE = "~/.cache/genstab"
+PATIENCE = 600  # seconds without a batch, after which a disk or a loader's worker is given up
+
+
+def as_size(name: str, size: int | Iterable[int]) -> Size:
+    """Return (height, width) from one number or two.
+
+    Raises:
+        InputError: it is neither, or not positive.
+
+    >>> as_size("crop_size", 256)
+    (256, 256)
+    """
+    values = (size, size) if isinstance(size, int) else tuple(size)
+    if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
+        raise InputError(f"{name}={size!r} is neither a positive integer nor a pair [height, width] of them")
+    return values[0], values[1]
+
+
+class PairData(LightningDataModule):
+    """Loaders for pairs, augmented on the device in training: resize, random crop, flip.
+
+    A subclass fills `train_set` and `val_set` in `setup`. `skipped` says which pairs were left out as unreadable, in
+    this process, and why.
+
+    Args:
+        crop_size: pixels of a training image, a number or [height, width].
+        load_size: pixels before the random crop, 286 for 256 in the paper; None: the images' own size.
+        flip: mirror half of the training pairs left to right.
+        batch_size: pairs a training batch, per process.
+        val_batch_size: pairs a validation batch, per process; no metric depends on it.
+        num_workers: loader processes; None: two less than the processors, at most 8. (On two processors a worker
+            would take more from the training than it gives.)
+        twin_reach: more than 0: a quarter of each training batch, at least one picture, in two windows, up to so many
+            pixels apart, instead of all of it in one; see `genstab.data.overlapping_crops`. Batches of one have no twins, of which it
+            warns; nor has the last of an epoch, if one is left.
+
+    Raises:
+        InputError: a size or count that is not positive, load_size smaller than crop_size.
+    """
+
+    train_set: Dataset
+    val_set: Dataset
+
+    def __init__(
+        self,
+        crop_size: int | Iterable[int] = 256,
+        load_size: int | Iterable[int] | None = 286,
+        flip: bool = True,
+        batch_size: int = 1,
+        val_batch_size: int = 8,
+        num_workers: int | None = None,
+        twin_reach: int = 0,
+    ) -> None:
+        super().__init__()
+        check_counts(batch_size=batch_size, val_batch_size=val_batch_size)
+        if twin_reach:
+            check_counts(twin_reach=twin_reach)
+            if batch_size == 1:
+                rank_zero_warn(f"twin_reach={twin_reach} does nothing: batch_size=1 has no twins; 4 has")
+        if num_workers is not None and num_workers < 0:
+            raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
+        self.crop_size = as_size("crop_size", crop_size)
+        self.load_size = None if load_size is None else as_size("load_size", load_size)
+        self.twin_reach = twin_reach
+        self.augment = PairAugment(self.crop_size, self.load_size, flip, room=twin_reach)
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
+        self.skipped: list[str] = []
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": stacked,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "timeout": PATIENCE if self.num_workers else 0,
+        }
+
+    def train_dataloader(self) -> OrderedLoader:
+        """Return this process's training pairs, shuffled anew in each epoch: by the seed of `seed_everything`, or 0."""
+        trainer, seed = self.trainer, int(os.environ.get("PL_GLOBAL_SEED", 0))
+        processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        return OrderedLoader(self.train_set, self._order(processes, rank, seed), **self._loading())
+
+    def _order(self, processes: int, rank: int, seed: int) -> EpochOrder:
+        return EpochOrder(self.train_set, self.batch_size, processes, rank, seed)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return validation pairs in order."""
+        # Its own generator: the seeds of the workers would else be drawn from the one that draws dropout masks.
+        return DataLoader(self.val_set, self.val_batch_size, generator=torch.Generator(), **self._loading())
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Take out of a batch what its data set had to leave out, and warn of each once."""
+        for problem in "\n".join(batch.pop("skipped", ())).split("\n"):
+            self._leave_out(problem, warnings.warn)
+        return batch
+
+    def _leave_out(self, problem: str, warn: Callable[[str], None]) -> None:
+        if problem and problem not in self.skipped:
+            self.skipped.append(problem)
+            warn(f"data.on_error=skip leaves out a pair: {problem}")
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Augment a training batch on its device; leave a validation batch as it is."""
+        if self.trainer is not None and self.trainer.training:
+            batch["source"], batch["target"] = self.augment(batch["source"], batch["target"])
+            if self.twin_reach:
+                batch |= twins(batch["source"], batch["target"], self.twin_reach)._asdict()
+        return batch
+
+
+class SyntheticData(PairData):
+    """Procedural façades, drawn on the fly: label maps to photos, no download.
+
+    Args:
+        train_images: pairs for training.
+        val_images: pairs for validation; none of them is in the training set.
+        size: pixels of a side before the random crop.
+        seed: draws another town.
+        crop_size, flip, batch_size, val_batch_size, num_workers, twin_reach: see `PairData`.
+
+    Raises:
+        InputError: a count or size that is not positive, size smaller than crop_size.
+    """
+
+    def __init__(
+        self,
+        train_images: int = 400,
+        val_images: int = 16,
+        size: int = 128,
+        crop_size: int | Iterable[int] = 128,
+        seed: int = 0,
+        flip: bool = True,
+        batch_size: int = 4,
+        val_batch_size: int = 8,
+        num_workers: int | None = None,
+        twin_reach: int = 0,
+    ) -> None:
+        super().__init__(crop_size, None, flip, batch_size, val_batch_size, num_workers, twin_reach)
+        if min(self.crop_size) > size or max(self.crop_size) > size:
+            raise InputError(f"size={size} is smaller than crop_size={self.crop_size}")
+        self.train_set = SyntheticFacades(train_images, size, seed=seed)
+        self.val_set = SyntheticFacades(val_images, size, seed=seed + 1)
+
+
+class PairedData(PairData):
+    """Pairs of images in a folder: side by side in `train/`, or in `trainA/` and `trainB/`; see `genstab.data.pairs`.
+
+    Args:
+        root: folder that holds `train…` and `val…` or `test…`; `~` is your home.
+        direction: `AtoB` or `BtoA`, from source to target.
+        source_channels, target_channels: what every file must have.
+        check: before training, `fast` reads every file's header, `full` decodes every file once, `off` does nothing.
+        on_error: at a file that can't be read or used, before training or in it, `raise` an error that names it, or
+            `skip`: the next readable pair takes its place, also in validation, where it then counts twice.
+        crop_size, load_size, flip, batch_size, val_batch_size, num_workers, twin_reach: see `PairData`. Validation
+            images are resized to crop_size; with `load_size=None` they keep their size.
+
+    Raises:
+        InputError: the folder is missing, empty or unpaired, a file is unreadable, too small, or has other channels.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        direction: str = "AtoB",
+        source_channels: int = 3,
+        target_channels: int = 3,
+        check: str = "fast",
+        on_error: str = "raise",
+        crop_size: int | Iterable[int] = 256,
+        load_size: int | Iterable[int] | None = 286,
+        flip: bool = True,
+        batch_size: int = 1,
+        val_batch_size: int = 8,
+        num_workers: int | None = None,
+        twin_reach: int = 0,
+    ) -> None:
+        super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers, twin_reach)
+        check_choice("direction", direction, DIRECTIONS)
+        check_choice("check", check, CHECKS)
+        check_choice("on_error", on_error, ON_ERROR)
+        self.root, self.direction, self.check = os.path.expanduser(root), direction, check
+        self.on_error = on_error
+        self.channels = (source_channels, target_channels)
+        self.decoded = False
+
+    def prepare_data(self) -> None:
+        """Decode every file once, on one process; only with `check=full`."""
+        if self.check == "full" and not self.decoded:
+            problems: list[str] = []
+            pairs = [pair for split in ("train", "val") for pair in find_pairs(self.root, split)]
+            check_readable(pairs, problems if self.on_error == "skip" else None)
+            for problem in problems:
+                self._leave_out(problem, rank_zero_warn)
+            self.decoded = True
+
+    def setup(self, stage: str) -> None:
+        """Find the pairs and check the headers; of the validation split alone for the stage "validate"."""
+        if stage != "validate":
+            self.train_set = self._dataset("train")
+        self.val_set = self._dataset("val")
+
+    def _dataset(self, split: str) -> PairedImages:
+        pairs, wanted = find_pairs(self.root, split), self._wanted(split)
+        problems: list[str] = []
+        skip = problems if self.on_error == "skip" else None
+        sizes = set(check_pairs([] if self.check == "off" else pairs, wanted, skip))
+        if problems and not sizes:
+            raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
+        for problem in problems:
+            self._leave_out(problem, rank_zero_warn)  # every process finds them
+        return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
+
+    def _wanted(self, split: str) -> Wanted:
+        channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
+        if self.load_size is not None:  # only at native size may an image be too small
+            return Wanted(channels_a, channels_b)
+        if split == "train":
+            return Wanted(channels_a, channels_b, self.crop_size, "crop")
+        return Wanted(channels_a, channels_b, (SSIM_WINDOW, SSIM_WINDOW), "window of SSIM")
+
+    def _size(self, split: str, sizes: set[Size]) -> Size | None:
+        """Return to what size the data set brings images of these sizes; None: they keep theirs."""
+        if self.load_size is None:
+            if len(sizes) > 1:
+                raise InputError(
+                    f"{self.root}: images of {len(sizes)} sizes, such as {sorted(sizes)[:2]}: set data.load_size"
+                )
+            return None
+        if split == "val":
+            return self.crop_size
+        # One size that need not shrink is enlarged later, on the device.
+        on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
+        return None if on_device else self.load_size
+
+
+class FacadesData(PairedData):
+    """CMP Façades (Tyleček and Šára 2013) as pix2pix uses it, from labels to photos.
+
+    Args:
+        root: a folder that holds the pairs already, or an empty one into which they are downloaded (29 MB); None is
+            `~/.cache/genstab`.
+        url: the archive.
+        kwargs: see `PairedData`.
+
+    Raises:
+        InputError: as `PairedData`; `root` does not exist; the download failed, and the message says what to do
+            without a network.
+    """
+
+    def __init__(self, root: str | None = None, url: str = FACADES_URL, direction: str = "BtoA", **kwargs: Any) -> None:
+        super().__init__(root or CACHE, direction, **kwargs)
+        self.url = url
+        if root is not None and not os.path.isdir(self.root):
+            raise InputError(f"data.root={root} does not exist; it may be empty, for the façades to be downloaded into")
+
+    def _present(self) -> bool:
+        return any(os.path.isdir(os.path.join(self.root, folder)) for folder in ("train", "trainA", "trainB"))
+
+    def prepare_data(self) -> None:
+        """Download and unpack unless the pairs are there, then check them; on one process."""
+        if not self._present():
+            self.root = str(facades(self.root, self.url))
+        super().prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Find the pairs and check every file's header, as `PairedData`."""
+        if not self._present():
+            self.root = os.path.join(self.root, "facades")
+        super().setup(stage)

@@ -1,0 +1,175 @@
+"""Images of a folder without targets, and of a folder per class: what is measured, not trained on."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from genstab.data.augment import Size
+from genstab.data.datamodules import as_size
+from genstab.data.image_io import image_shape, read_image, resized
+from genstab.data.paths import find_images, hxw, listing, natural, printable, shortened
+from genstab.errors import InputError, check_counts
+
+_MANY = 1000
+
+
+class FolderImages(Dataset[dict[str, Any]]):
+    """Read the images below a folder as {"source": (C, H, W) float32 in [-1, 1], "name": path below the folder}.
+
+    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
+
+    Raises:
+        InputError: as `find_images`; on reading, as `read_image`.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Image.new("L", (3, 2)).save(f"{root}/a.png")
+    ...     item = FolderImages(root)[0]
+    >>> item["name"], item["source"].shape
+    ('a.png', torch.Size([1, 2, 3]))
+    """
+
+    def __init__(self, root: str | Path, size: Size | None = None, recursive: bool = True) -> None:
+        self.root, self.size = Path(root).expanduser(), size
+        self.paths = find_images(self.root, recursive)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        image = read_image(path)
+        return {
+            "source": image if self.size is None else resized(image, self.size),
+            "name": printable(path.relative_to(self.root).as_posix()),
+        }
+
+
+class ClassImages(FolderImages):
+    """Read a folder with one sub-folder a class as {"source", "label": number of its class, "name"}.
+
+    `classes` are the names of the sub-folders, in natural order.
+
+    Raises:
+        InputError: fewer than two classes, an image outside of them, a class without images; else as `FolderImages`.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("cat/a.png", "dog/b.png", "dog/c.png"):
+    ...         Path(root, name).parent.mkdir(exist_ok=True)
+    ...         Image.new("L", (3, 2)).save(Path(root, name))
+    ...     images = ClassImages(root)
+    ...     images.classes, [item["label"] for item in images]
+    (['cat', 'dog'], [0, 1, 1])
+    """
+
+    def __init__(self, root: str | Path, size: Size | None = None) -> None:
+        super().__init__(root, size)
+        folders = [path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        self.classes = sorted(folders, key=natural)
+        of = [path.relative_to(self.root).parts for path in self.paths]
+        loose = [parts[0] for parts in of if len(parts) == 1]
+        if len(self.classes) < 2:
+            raise InputError(
+                f"data.root={self.root} has {len(self.classes)} sub-folders, wanted is one for each of two classes or "
+                f"more: found {listing(self.root)}"
+            )
+        if loose:
+            raise InputError(f"data.root={self.root} has images outside of its class folders: {shortened(loose)}")
+        if empty := [name for name in self.classes if name not in {parts[0] for parts in of}]:
+            raise InputError(f"data.root={self.root} has classes without images: {shortened(empty)}")
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = super().__getitem__(index)
+        return {"source": item["source"], "label": self.classes.index(item["name"].split("/")[0]), "name": item["name"]}
+
+
+class FolderData(LightningDataModule):
+    """The images below a folder as a validation set, for measuring; there is no training set.
+
+    Args:
+        root: the folder; `~` is your home.
+        size: resize to [height, width], or a number for both; None keeps the images' own.
+        recursive: look into sub-folders, too.
+        val_batch_size: images a batch.
+        num_workers: loader processes.
+
+    Raises:
+        InputError: an option is none of these; in `setup`, the folder is missing or has no images; in
+            `val_dataloader`, they differ in size or channels; where training is asked for.
+    """
+
+    val_set: FolderImages
+
+    def __init__(
+        self,
+        root: str,
+        size: int | Iterable[int] | None = None,
+        recursive: bool = True,
+        val_batch_size: int = 8,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        check_counts(val_batch_size=val_batch_size)
+        if num_workers < 0:
+            raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
+        self.root, self.recursive = root, recursive
+        self.size = None if size is None else as_size("size", size)
+        self.val_batch_size, self.num_workers = val_batch_size, num_workers
+
+    def _images(self) -> FolderImages:
+        return FolderImages(self.root, self.size, self.recursive)
+
+    def setup(self, stage: str) -> None:
+        """List the images."""
+        if stage == "fit":
+            self.train_dataloader()
+        self.val_set = self._images()
+
+    def train_dataloader(self) -> DataLoader:
+        """Raise an `InputError`: there is nothing to learn from."""
+        raise InputError("data=folder has no targets: train with data=paired")
+
+    def val_dataloader(self) -> DataLoader:
+        """Check the headers and return the images in order."""
+        _check_alike(self.val_set.paths, self.size)
+        return DataLoader(self.val_set, self.val_batch_size, num_workers=self.num_workers)
+
+
+class ClassData(FolderData):
+    """A folder with one sub-folder of images a class as a validation set, for measuring classifiers.
+
+    Args:
+        root: the folder; `~` is your home.
+        kwargs: see `FolderData`.
+
+    Raises:
+        InputError: as `FolderData` and `ClassImages`.
+    """
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        super().__init__(root, **kwargs)
+
+    def _images(self) -> ClassImages:
+        return ClassImages(self.root, self.size)
+
+    def train_dataloader(self) -> DataLoader:
+        """Raise an `InputError`: genstab measures classifiers and does not train them."""
+        raise InputError("data=classes is to measure classifiers: genstab does not train them")
+
+
+def _check_alike(paths: Sequence[Path], size: Size | None) -> None:
+    """Raise an `InputError` unless the images make batches: one number of channels, and one size unless resized."""
+    channels, *first = image_shape(paths[0])
+    for path in tqdm(paths[1:], "checking images", leave=False, disable=len(paths) <= _MANY):
+        others, *other = image_shape(path)
+        if others != channels:
+            raise InputError(f"{path} has {others} channels but {paths[0]} has {channels}: they must have the same")
+        if size is None and other != first:
+            raise InputError(f"{path} is {hxw(other)} but {paths[0]} is {hxw(first)}: set data.size=[height,width]")

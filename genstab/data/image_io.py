@@ -1,0 +1,295 @@
+"""Image files to float tensors at their full depth, and back to bytes."""
+
+import io
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import kornia_rs
+import numpy as np
+import tifffile
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from genstab.data.decoders import PNG, TIFF, Header, most_pixels, pillow_header, png_header, tiff_header
+from genstab.errors import InputError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+"""Suffixes, in lower case, of the files that count as images."""
+
+
+def read_image(path: str | Path) -> torch.Tensor:
+    """Read an image file as float32 in [-1, 1]: `v / 255 * 2 - 1`, or 65535 where the file holds 16 bits.
+
+    Grey gives 1 channel, grey and alpha 2, RGB 3, RGBA 4 (alpha as it is stored); bilevel becomes grey, and
+    palettes, CMYK and other colour spaces become RGB. A TIFF may hold any number of channels, interleaved or
+    planar. The EXIF orientation is applied.
+
+    Shape: (C, H, W).
+
+    Raises:
+        InputError: the file is missing, empty, damaged, no image, an animation or a stack of pages, or of
+            another depth than 8 and 16 bits; the message names it and the reason.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("RGB", (2, 1), (255, 0, 51)).save(f"{folder}/a.png")
+    ...     image = read_image(f"{folder}/a.png")
+    >>> image.shape, image[:, 0, 0]
+    (torch.Size([3, 1, 2]), tensor([ 1.0000, -1.0000, -0.6000]))
+    """
+    with _opened(path) as header:
+        return _values(header, path)
+
+
+def decode_image(data: bytes, name: str) -> torch.Tensor:
+    """Return what `read_image` does of a file with these bytes; `name` is what messages call it.
+
+    Shape: (C, H, W).
+
+    Raises:
+        InputError: as `read_image`.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (2, 1), 255).save(file, "PNG")
+    >>> decode_image(file.getvalue(), "a.png")
+    tensor([[[1., 1.]]])
+    """
+    file = io.BytesIO(data)
+    file.name = name  # as an open file has it, for messages
+    with _reasons(name):
+        return _values(_header(file, len(data), name), name)
+
+
+def _values(header: Header, name: str | Path) -> torch.Tensor:
+    pixels = header.decode()
+    if pixels.shape != header.shape:
+        raise InputError(f"cannot read {name}: it holds {pixels.shape}, its header says {header.shape}")
+    largest = np.iinfo(pixels.dtype).max
+    # Rotated views may have negative strides, which torch refuses: copy into (C, H, W).
+    values = np.ascontiguousarray(_upright(pixels, header.orientation).transpose(2, 0, 1), dtype=np.float32)
+    return torch.from_numpy(values).div_(float(largest)).mul_(2).sub_(1)
+
+
+def image_shape(path: str | Path) -> tuple[int, int, int]:
+    """Return the (C, H, W) that `read_image` gives, from the header alone.
+
+    Raises:
+        InputError: as `read_image`, where the header tells.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (3, 2)).save(f"{folder}/a.png")
+    ...     image_shape(f"{folder}/a.png")
+    (1, 2, 3)
+    """
+    with _opened(path) as header:
+        height, width, channels = header.shape
+        return (channels, width, height) if header.orientation >= 5 else (channels, height, width)
+
+
+def image_depth(path: str | Path) -> int:
+    """Return the bits of a value in an image file, 8 or 16, from the header alone; 8 for bilevel and palettes.
+
+    Raises:
+        InputError: as `read_image`, where the header tells.
+    """
+    with _opened(path) as header:
+        return header.depth
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Turn images in [-1, 1] into bytes for viewing: clamped, `(v + 1) * 127.5`, rounded half to even.
+
+    One channel is repeated to three. Of two channels the first is shown as grey, of more than three the first
+    three.
+
+    Shape: (..., C, H, W) float to (..., H, W, 3) uint8.
+
+    Raises:
+        InputError: `images` is not floating point or has no (C, H, W).
+
+    >>> to_uint8(torch.tensor([[[-1.0, 0.0, 2.0]]]))[0, :, 0]
+    array([  0, 128, 255], dtype=uint8)
+    """
+    if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] < 1:
+        raise InputError(f"images of {images.dtype} {tuple(images.shape)} are not floating point (..., C, H, W)")
+    shown = images.detach()[..., :3, :, :] if images.shape[-3] >= 3 else images.detach()[..., :1, :, :]
+    levels = ((shown.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.expand(*images.shape[:-3], 3, *images.shape[-2:]).movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Resize an image in [-1, 1]: bilinear, anti-aliased, clamped; the image itself if it has that size.
+
+    Shape: (C, H, W) → (C, *size).
+
+    >>> resized(torch.tensor([[[-1.0, 1.0]]]), (1, 1))
+    tensor([[[0.]]])
+    """
+    if image.shape[1:] == tuple(size):
+        return image
+    result = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return result[0].clamp_(-1, 1)  # the weights sum to 1 but for rounding
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Header]:
+    """Open the file for the header's `decode`."""
+    with _reasons(path):
+        kind = os.stat(path)
+        if not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
+            raise InputError(
+                f"cannot read {path}: it is no file but a device or a pipe"
+            )  # opening one may wait for ever
+        with open(path, "rb") as file:
+            yield _header(file, kind.st_size, path)
+
+
+def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
+    if size > (most := 8 * most_pixels()):  # bytes of the largest image, RGBA at 16 bits, unpacked
+        raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}")
+    magic = file.read(8)
+    file.seek(0)
+    if not magic:
+        raise InputError(f"cannot read {name}: the file is empty")
+    if magic == b"version ":
+        raise InputError(f"cannot read {name}: it is a pointer of Git LFS; git lfs pull fetches the image")
+    return png_header(file) if magic == PNG else tiff_header(file) if magic[:4] in TIFF else pillow_header(file)
+
+
+@contextmanager
+def _reasons(name: str | Path) -> Iterator[None]:
+    """Turn whatever the decoders raise into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise InputError(f"cannot read {name}: no PNG, JPEG, BMP, WebP or TIFF image, or a damaged one") from None
+    except Exception as error:  # a damaged file makes decoders raise anything; kornia_rs a bare Exception
+        reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
+        raise InputError(f"cannot read {name}: {reason or type(error).__name__}") from error
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, C) as EXIF orientation 1 to 8 asks."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+
+_PNG16 = {1: "mono", 3: "rgb", 4: "rgba"}
+_TIFF = dict.fromkeys((8, 16), range(1, 1 << 16))
+# The numbers of channels that each format holds, by depth.
+_HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
+    ".png": {8: (1, 2, 3, 4), 16: (1, 3, 4)},
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".jpg": {8: (1, 3)},
+    ".jpeg": {8: (1, 3)},
+    ".webp": {8: (3, 4)},
+    ".bmp": {8: (1, 3)},
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact: colours where alpha is 0, too
+    ".bmp": {"format": "BMP"},
+    ".png": {"format": "PNG"},
+}
+
+
+def unfinished(path: Path) -> Path:
+    """Return what an image file is called until it is whole.
+
+    >>> unfinished(Path("out/a.png")).name
+    '.a.png.part'
+    """
+    return path.with_name(f".{path.name}.part")
+
+
+def depth_of_format(path: str | Path, depth: int) -> int:
+    """Return `depth` if the format that a file name stands for has it, else 8.
+
+    >>> depth_of_format("a.tif", 16), depth_of_format("a.jpg", 16)
+    (16, 8)
+    """
+    return depth if depth in _HOLDS.get(Path(path).suffix.lower(), ()) else 8
+
+
+def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
+    """Write an image in [-1, 1] in the format that its name stands for: the inverse of `genstab.data.image_io.read_image`.
+
+    Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
+    quality 95 and full-resolution colours. The file appears when it is whole: before, it is called `.NAME.part`.
+
+    Args:
+        path: ends in .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg or .jpeg (1 or 3),
+            .webp (3 or 4) or .bmp (1 or 3). Of 2 and of 4 channels, the last is alpha.
+        image: (C, H, W), floating point.
+        depth: 8, or 16 for PNG and TIFF.
+
+    Raises:
+        InputError: the format can't hold the image, a value is NaN, or the file can't be written.
+
+    >>> import tempfile
+    >>> from genstab.data.image_io import read_image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_image(f"{folder}/a.png", torch.tensor([[[-1.0, 0.0, 2.0]]]), depth=16)
+    ...     read_image(f"{folder}/a.png")
+    tensor([[[-1.0000e+00,  1.5259e-05,  1.0000e+00]]])
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _HOLDS:
+        raise InputError(f"cannot write {path}: {suffix!r} is not one of {', '.join(_HOLDS)}")
+    if depth not in _HOLDS[suffix]:
+        raise InputError(f"cannot write {path}: {suffix} has {' or '.join(map(str, _HOLDS[suffix]))} bits, not {depth}")
+    if not image.is_floating_point() or image.ndim != 3:
+        raise InputError(f"cannot write {path}: {image.dtype} {tuple(image.shape)} is no floating point (C, H, W)")
+    allowed = _HOLDS[suffix][depth]
+    if len(image) not in allowed:
+        numbers = ", ".join(map(str, allowed[:4]))
+        raise InputError(f"cannot write {path}: {len(image)} channels, {suffix} of {depth} bits holds {numbers}")
+    if image.isnan().any():
+        raise InputError(f"cannot write {path}: the image has NaN in it")
+    levels = (image.detach().float().clamp(-1, 1) + 1) * ((2**depth - 1) / 2)
+    pixels = levels.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8 if depth == 8 else np.uint16)
+    part = unfinished(path)
+    try:
+        _save(part, np.ascontiguousarray(pixels), suffix)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _save(path: Path, pixels: np.ndarray, suffix: str) -> None:
+    """Write (H, W, C) of uint8 or uint16."""
+    channels = pixels.shape[2]
+    if suffix in (".tif", ".tiff"):
+        colour = "rgb" if channels in (3, 4) else "minisblack"
+        extra = {2: ["unassalpha"], 4: ["unassalpha"]}.get(channels, [0] * (channels - 1) if channels > 4 else None)
+        squeezed = pixels[..., 0] if channels == 1 else pixels
+        tifffile.imwrite(
+            path, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
+            compression="zlib", metadata=None,
+        )  # fmt: skip
+    elif pixels.dtype == np.uint16:
+        try:
+            kornia_rs.io.write_image_png_u16(str(path), pixels, _PNG16[channels])
+        except Exception as error:  # it raises nothing more precise
+            raise OSError(str(error)) from error
+    else:
+        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA
+        image.save(path, **_OPTIONS[suffix])

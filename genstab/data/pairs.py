@@ -1,0 +1,300 @@
+"""Pairs of images on disk: where they lie, whether they fit together, and the dataset that reads them."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from genstab.data.image_io import image_shape, read_image, resized
+from genstab.data.paths import find_images, hxw, listing, natural, printable, shortened
+from genstab.errors import InputError, check_choice
+
+DIRECTIONS = ("AtoB", "BtoA")
+ON_ERROR = ("raise", "skip")
+_FOLDERS = {"train": ("train",), "val": ("val", "test")}
+_MANY = 1000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of one thing; `b` is None where one file holds both, A in its left half and B in its right.
+
+    >>> Pair("1", Path("trainA/1_A.jpg"), Path("trainB/1_B.jpg")).name
+    '1'
+    """
+
+    name: str
+    a: Path
+    b: Path | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the files of every pair must have: channels of A and B, at least so many (rows, columns), and for what."""
+
+    channels_a: int
+    channels_b: int
+    least: tuple[int, int] | None = None
+    what: str = "crop"
+
+    def check(self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None) -> tuple[int, int]:
+        """Return the (H, W) of a pair, of one half where side by side, from the (C, H, W) of its files.
+
+        Raises:
+            InputError: another number of channels, A and B of two sizes, an odd width side by side, too small.
+        """
+        _check_channels(pair.a, "A", shape_a[0], self.channels_a)
+        size = shape_a[1], shape_a[2]
+        if pair.b is None or shape_b is None:
+            _check_channels(pair.a, "B", shape_a[0], self.channels_b)
+            _check_even(pair.a, shape_a[2])
+            size = shape_a[1], shape_a[2] // 2
+        else:
+            _check_channels(pair.b, "B", shape_b[0], self.channels_b)
+            if size != (shape_b[1], shape_b[2]):
+                raise InputError(
+                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(shape_b[1:])}: A and B of a pair must have one size"
+                )
+        if self.least and (size[0] < self.least[0] or size[1] < self.least[1]):
+            raise InputError(
+                f"{pair.a} is {hxw(size)}, smaller than the {self.what} of {hxw(self.least)}: "
+                f"{'lower data.crop_size or ' if self.what == 'crop' else ''}set data.load_size"
+            )
+        return size
+
+
+def find_pairs(root: str | Path, split: str) -> list[Pair]:
+    """List the pairs of a split, "train" or "val", in natural order of their names (2 before 10).
+
+    Two layouts are known. Side by side: `root/train/*.jpg`, each file A|B. Two folders: `root/trainA` and
+    `root/trainB`, matched by name without suffix and without a final `_A` or `_B`. For "val" it is val, or
+    else test. No file is opened.
+
+    Raises:
+        InputError: no such folder, no images, both layouts at once, an image without its partner, or two
+            images of one name.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("trainA/10_A.jpg", "trainA/2.png", "trainB/10_B.jpg", "trainB/2.png"):
+    ...         Path(root, name).parent.mkdir(exist_ok=True)
+    ...         Path(root, name).touch()
+    ...     [pair.name for pair in find_pairs(root, "train")]
+    ['2', '10']
+    """
+    root = Path(root)
+    check_choice("split", split, _FOLDERS)
+    try:
+        return _found(root, split)
+    except PermissionError as error:
+        raise InputError(f"data.root={root}: cannot look into {error.filename}: {error.strerror}") from error
+
+
+def _found(root: Path, split: str) -> list[Pair]:
+    if not root.is_dir():
+        raise InputError(f"data.root={root} {'is not a folder' if root.exists() else 'does not exist'}")
+    stems = _FOLDERS[split]
+    single = next((root / stem for stem in stems if (root / stem).is_dir()), None)
+    double = next((stem for stem in stems if (root / f"{stem}A").is_dir() or (root / f"{stem}B").is_dir()), None)
+    if single and double:
+        raise InputError(
+            f"data.root={root} is ambiguous for split={split}: it has both {single.name} (side by side) and "
+            f"{double}A/{double}B (two folders); keep one"
+        )
+    if single:
+        return [Pair(printable(name), path, None) for name, path in _images(single, r"$").items()]
+    if double:
+        return _matched(root / f"{double}A", root / f"{double}B")
+    wanted = " or ".join(f"{stem} (side by side) or {stem}A + {stem}B" for stem in stems)
+    raise InputError(f"data.root={root} has no pairs for split={split}: looked for {wanted}; found {listing(root)}")
+
+
+def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | None = None) -> list[tuple[int, int]]:
+    """Check the header of every file, and return the (H, W) of each pair (of one half where side by side).
+
+    Args:
+        pairs: what to check.
+        wanted: what they must have.
+        problems: gets what is wrong with a pair, which is then left out; None: it is raised.
+
+    Raises:
+        InputError: a file that can't be read, or as `Wanted.check`.
+
+    >>> check_pairs([], Wanted(channels_a=3, channels_b=3))
+    []
+    """
+    sizes = []
+    for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, disable=len(pairs) <= _MANY):
+        try:
+            shape_b = None if pair.b is None else image_shape(pair.b)
+            sizes.append(wanted.check(pair, image_shape(pair.a), shape_b))
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(_line(error))
+    return sizes
+
+
+def check_readable(pairs: Sequence[Pair], problems: list[str] | None = None) -> None:
+    """Decode every file once, with a progress bar and as many threads as processors.
+
+    Args:
+        pairs: what to check.
+        problems: gets what is wrong with a file; None: it is raised.
+
+    Raises:
+        InputError: a file that can't be decoded to its end.
+
+    >>> check_readable([])
+    """
+    paths = [path for pair in pairs for path in (pair.a, pair.b) if path is not None]
+    with ThreadPoolExecutor() as pool:
+        reading = [pool.submit(_decode, path) for path in paths]
+        try:
+            for image in tqdm(reading, desc="reading every image", unit="image", leave=False, disable=None):
+                try:
+                    image.result()
+                except InputError as error:
+                    if problems is None:
+                        raise
+                    problems.append(_line(error))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _line(error: InputError) -> str:
+    return printable(str(error).replace("\n", " "))
+
+
+def _decode(path: Path) -> None:
+    read_image(path)  # and forget it: all of them would fill the memory
+
+
+class PairedImages(Dataset[dict[str, Any]]):
+    """Read pairs as {"source": (C, H, W) float32 in [-1, 1], "target": likewise, "name": str}.
+
+    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
+
+    With `on_error="skip"` a pair that can't be read is replaced by the next one that can, after the last by the first:
+    the number of pairs and their order are the same in every process and epoch. An item then says in "skipped" what
+    was wrong, a line for each pair, or nothing.
+
+    Args:
+        pairs: where the files lie.
+        direction: "AtoB" (the source is A) or "BtoA".
+        size: of what is returned; None: the files'.
+        wanted: what the files must have; None: no more than can be read.
+        on_error: "raise" or "skip".
+
+    Raises:
+        InputError: an unknown direction or `on_error`; on reading, as `read_image` and `Wanted.check`; with "skip" only
+            where no pair can be read.
+
+    >>> len(PairedImages([], direction="BtoA"))
+    0
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        direction: str = "AtoB",
+        size: tuple[int, int] | None = None,
+        wanted: Wanted | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        check_choice("direction", direction, DIRECTIONS)
+        check_choice("on_error", on_error, ON_ERROR)
+        self.pairs = list(pairs)
+        self.direction, self.size, self.wanted, self.on_error = direction, size, wanted, on_error
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first = self.pairs[index]
+        if self.on_error == "raise":
+            return self._item(first)
+        problems: list[str] = []
+        # Nothing is remembered: every process and every epoch finds the same.
+        for place in range(index, index + len(self.pairs)):
+            try:
+                return {**self._item(self.pairs[place % len(self.pairs)]), "skipped": "\n".join(problems)}
+            except InputError as error:
+                problems.append(_line(error))
+        raise InputError(f"none of the {len(self.pairs)} pairs can be read; {problems[0]}")
+
+    def _item(self, pair: Pair) -> dict[str, Any]:
+        b = None if pair.b is None else read_image(pair.b)
+        return item_of(pair, read_image(pair.a), b, self.direction, self.size, self.wanted)
+
+
+def item_of(
+    pair: Pair, a: Tensor, b: Tensor | None, direction: str, size: tuple[int, int] | None, wanted: Wanted | None
+) -> dict[str, Any]:
+    """Return what `PairedImages` does, from the images of a pair; side by side in `a` where `b` is None.
+
+    Raises:
+        InputError: as `Wanted.check`.
+
+    >>> item_of(Pair("1", Path("1.png"), None), torch.zeros(3, 4, 8), None, "AtoB", None, None)["target"].shape
+    torch.Size([3, 4, 4])
+    """
+    if wanted is not None:
+        wanted.check(pair, a.shape, None if b is None else b.shape)
+    if b is None:
+        _check_even(pair.a, a.shape[2])
+        # Copies: a view of the half would carry the whole file to the worker's receiver.
+        a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
+    source, target = (a, b) if direction == "AtoB" else (b, a)
+    if size is not None:
+        source, target = resized(source, size), resized(target, size)
+    return {"source": source, "target": target, "name": pair.name}
+
+
+def _images(folder: Path, ending: str) -> dict[str, Path]:
+    """Map the name of each image in the folder, less the pattern `ending`, to its path, in natural order."""
+    found: dict[str, Path] = {}
+    for path in find_images(folder, recursive=False):
+        # A Mac takes "é" apart where others leave it whole: one name.
+        name = unicodedata.normalize("NFC", re.sub(ending, "", path.stem))
+        if name in found:
+            raise InputError(f"{folder} has two images named {name!r}: {found[name].name} and {path.name}")
+        found[name] = path
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
+
+
+def _matched(folder_a: Path, folder_b: Path) -> list[Pair]:
+    for folder, other in [(folder_a, folder_b), (folder_b, folder_a)]:
+        if not folder.is_dir():
+            raise InputError(f"{other} is there but {folder} is missing: two folders make the pairs")
+    a, b = _images(folder_a, r"_[AB]$"), _images(folder_b, r"_[AB]$")
+    lonely = [
+        f"{len(names)} in {folder.name} ({shortened(names)})"
+        for folder, mine, theirs in [(folder_a, a, b), (folder_b, b, a)]
+        if (names := [path.name for name, path in mine.items() if name not in theirs])
+    ]
+    if lonely:
+        raise InputError(f"data.root={folder_a.parent} has images without a partner: {' and '.join(lonely)}")
+    return [Pair(printable(name), path, b[name]) for name, path in a.items()]
+
+
+def _check_channels(path: Path, side: str, channels: int, wanted: int) -> None:
+    if channels != wanted:
+        key, other = ("source", "target") if side == "A" else ("target", "source")
+        raise InputError(
+            f"{path} has {channels} channels, side {side} wants {wanted}: "
+            f"set data.{key}_channels={channels} (data.{other}_channels with data.direction=BtoA)"
+        )
+
+
+def _check_even(path: Path, width: int) -> None:
+    if width % 2:
+        raise InputError(f"{path} is {width} pixels wide: A and B side by side need an even width")

@@ -1,0 +1,210 @@
+"""Measure a classifier: is it right, and does it agree with itself when the image moves? And the two in one picture."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from genstab.data.collate import source_of
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.inference.eval_mode import inference
+from genstab.metrics.consistency import classes, same_class
+
+Picture = np.ndarray
+PROTOCOLS = ("crop", "circular")
+
+
+def draw_places(index: int, max_shift: int, pairs: int, seed: int = 0) -> np.ndarray:
+    """Draw for the image number `index` pairs of two different places, rows and columns from 0 to `max_shift`.
+
+    Each place of a pair is uniform. Departure from the paper, which draws the two independently: they are never the
+    same place, where every classifier agrees with itself.
+
+    Shape: → (pairs, 2, 2), the last axis being (row, column).
+
+    >>> draw_places(index=7, max_shift=8, pairs=2).tolist() == draw_places(index=7, max_shift=8, pairs=5)[:2].tolist()
+    True
+    """
+    places = (max_shift + 1) ** 2
+    random = np.random.default_rng((seed, index))
+    first, second = random.integers((places, places - 1), size=(pairs, 2)).T
+    second += second >= first
+    return np.stack(np.divmod(np.stack((first, second), 1), max_shift + 1), -1)
+
+
+def view(image: Tensor, place: Sequence[int], max_shift: int, protocol: str) -> Tensor:
+    """Return an image (C, H, W) moved to a place (row, column) from 0 to `max_shift`; ⌊max_shift / 2⌋ is unmoved.
+
+    `crop` cuts out (C, H − max_shift, W − max_shift) there, `circular` rolls the image.
+
+    >>> row = torch.arange(5.0).view(1, 1, 5).expand(1, 3, 5)
+    >>> [view(row, (1, column), 2, "crop").flatten().tolist() for column in (0, 1, 2)]
+    [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]
+    >>> view(row, (1, 2), 2, "circular")[0, 0].tolist()
+    [4.0, 0.0, 1.0, 2.0, 3.0]
+    """
+    (top, left), (height, width) = place, image.shape[1:]
+    if protocol == "crop":
+        return image[:, top : top + height - max_shift, left : left + width - max_shift]
+    return image.roll((top - max_shift // 2, left - max_shift // 2), (1, 2))
+
+
+def classifier_stability(
+    model: nn.Module,
+    data: Dataset | Iterable[Any],
+    protocols: Sequence[str] | str = PROTOCOLS,
+    max_shift: int = 8,
+    pairs: int = 5,
+    seed: int = 0,
+    forward_batch: int = 32,
+    source_key: str = "source",
+    label_key: str = "label",
+    progress: Callable[[int], object] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, dict[str, Any]]:
+    """Measure how often a classifier is right, and how often it agrees with itself about an image that moved.
+
+    Consistency (Zhang 2019, arXiv 1904.11486, section 4.2): the share of pairs of shifts of one image that it gives
+    the same class, mean over pairs and images. Under `crop` a pair is two windows, `max_shift` pixels smaller than the
+    image each way; under `circular` it is the whole image rolled around, twice. An image's pairs depend on the seed and
+    on its position in the data, not on the batch size, the other images or the protocol. Accuracy is that of the
+    unmoved image, for `crop` of the window in the middle.
+
+    Args:
+        model: returns logits (N, K); called in eval mode and left as it was.
+        data: a dataset of images with labels, (image, label) or dicts; or a loader of batches of them, not shuffled.
+        protocols: `crop`, `circular` or both.
+        max_shift: in pixels, how far two shifts of an image are apart at most, in each direction.
+        pairs: of shifts, for each image.
+        seed: of the pairs.
+        forward_batch: images a forward pass.
+        source_key, label_key: of items that are dicts.
+        progress: is called with how many images have been done since its last call, as `tqdm.update` wants.
+        dtype: the precision that the model is called in, see `genstab.inference.eval_mode.inference`.
+
+    Returns:
+        For each protocol `consistency`, `consistency_per_image` (a list) and, if the data have labels, `accuracy` and
+        `correct` (a list of booleans).
+
+    Raises:
+        InputError: the model returns no logits; the images are too small for the shift; no images; bad labels.
+
+    The brighter of two channels is as bright after a roll; a window of the same image may show another part of it.
+
+    >>> brighter = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> columns = torch.arange(8).expand(8, 8)
+    >>> image = torch.stack((columns < 5, columns >= 4)).float()
+    >>> results = classifier_stability(brighter, [(image[None], torch.tensor([0]))], max_shift=4)
+    >>> {protocol: (result["consistency"], result["accuracy"]) for protocol, result in results.items()}
+    {'crop': (0.8, 1.0), 'circular': (1.0, 1.0)}
+    """
+    protocols = [protocols] if isinstance(protocols, str) else protocols
+    for protocol in protocols:
+        check_choice("protocol", protocol, PROTOCOLS)
+    check_counts(max_shift=max_shift, pairs=pairs, forward_batch=forward_batch)
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r} is not an integer of at least 0")
+    batches = DataLoader(data, forward_batch) if isinstance(data, Dataset) else data
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    same: dict[str, list[float]] = {protocol: [] for protocol in protocols}
+    correct: dict[str, list[bool]] = {protocol: [] for protocol in protocols}
+    seen = 0
+    with inference(model, dtype) as classify:
+        for batch in batches:
+            images = source_of(batch, source_key).to(device)
+            labels = _labels_of(batch, label_key, len(images))
+            height, width = images.shape[-2:]
+            if max_shift >= min(height, width):
+                raise InputError(f"max_shift={max_shift} needs larger images than {height}×{width}")
+            middle = np.full((1, 2), max_shift // 2)
+            places = [
+                np.concatenate((middle, draw_places(seen + i, max_shift, pairs, seed).reshape(-1, 2)))
+                for i in range(len(images))
+            ]
+            for protocol in protocols:
+                named = _classify(classify, images, places, max_shift, protocol, forward_batch)
+                agree = same_class(named[:, 1::2].flatten(), named[:, 2::2].flatten()).view(len(images), pairs)
+                same[protocol] += agree.double().mean(1).tolist()
+                if labels is not None:
+                    correct[protocol] += (named[:, 0] == labels).tolist()
+            seen += len(images)
+            if progress:
+                progress(len(images))
+    if not seen:
+        raise InputError("data: there are no images")
+    results: dict[str, dict[str, Any]] = {}
+    for protocol in protocols:
+        results[protocol] = {"consistency": float(np.mean(same[protocol])), "consistency_per_image": same[protocol]}
+        if correct[protocol]:
+            results[protocol] |= {"accuracy": float(np.mean(correct[protocol])), "correct": correct[protocol]}
+    return results
+
+
+def _labels_of(batch: Any, key: str, images: int) -> Tensor | None:
+    """Return the labels (N,) of a batch, on the CPU; None if it has none."""
+    if isinstance(batch, Mapping):
+        labels = batch.get(key)
+    else:
+        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels)
+    if labels.shape != (images,) or labels.is_floating_point():
+        raise InputError(f"labels of shape {tuple(labels.shape)}, {labels.dtype}, are not {images} integers")
+    return labels.cpu()
+
+
+def _classify(
+    classify: Callable[[Tensor], Tensor],
+    images: Tensor,
+    places: Sequence[np.ndarray],
+    max_shift: int,
+    protocol: str,
+    forward_batch: int,
+) -> Tensor:
+    """Return the class of each image at each of its places, (N, number of places), on the CPU."""
+    views = [(image, place) for image, some in zip(images, places, strict=True) for place in some]
+    named = []
+    for start in range(0, len(views), forward_batch):
+        some = views[start : start + forward_batch]
+        outputs = classify(torch.stack([view(image, place, max_shift, protocol) for image, place in some]))
+        if outputs.ndim != 2 or len(outputs) != len(some):
+            raise InputError(f"the classifier returns {tuple(outputs.shape)} for {len(some)} images, not logits (N, K)")
+        named.append(classes(outputs).cpu())
+    return torch.cat(named).view(len(images), -1)
+
+
+def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], title: str = "") -> Picture:
+    """Draw accuracy against consistency, a point for each filter or model: up and to the right is better.
+
+    Args:
+        points: (accuracy, consistency), both from 0 to 1, by name.
+        title: over the picture.
+
+    Shape: → (height, width, 3), uint8.
+
+    Raises:
+        InputError: there is no point, or a number is not from 0 to 1.
+    """
+    for name, point in points.items():
+        if not all(0 <= value <= 1 for value in point):
+            raise InputError(f"points: {name} has {point}, not an accuracy and a consistency from 0 to 1")
+    if not points:
+        raise InputError("points: there are none")
+    figure = Figure(figsize=(5.6, 4), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, (accuracy, consistency)), marker in zip(points.items(), cycle("oDsv^Px*"), strict=False):
+        axes.scatter(100 * consistency, 100 * accuracy, s=60, marker=marker, label=name)
+    axes.set(xlabel="consistency, %", ylabel="accuracy, %", title=title)
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")  # points may lie too close for names beside them
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,148 @@
+"""What a measurement shall do: which images, shifts and parts, checked before any work."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.evaluation.dataset_batches import ON_ERROR
+from genstab.metrics.corruptions import CORRUPTIONS, SEVERITIES
+from genstab.metrics.perceptual import METRICS as PERCEPTUAL
+from genstab.metrics.protocols import PROTOCOLS
+from genstab.metrics.shift_ops import (
+    EIGHT_TO_THE_RIGHT,
+    PARTS_OF_A_PIXEL,
+    FractionalShift,
+    Shift,
+    grid_shifts,
+    parse_shifts,
+)
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "map": {"reach": 8, "images": 2, "protocol": "circular"},
+    "features": {"layers": None, "reach": 4, "images": 2},
+    "consistency": {"max_shift": 8, "pairs": 5},
+    "corruptions": {"names": None, "severities": SEVERITIES, "images": 8, "baseline": None},
+}
+
+
+def _part(name: str) -> Any:
+    return field(default_factory=lambda: dict(PARTS[name]))
+
+
+def _choices(name: str, given: object, allowed: Collection[str]) -> list[str]:
+    """Return one or several choices as a list without repetitions."""
+    values = [given] if isinstance(given, str) else given
+    if not isinstance(values, Iterable):
+        raise InputError(f"{name}={given!r} is not a list of any of {', '.join(allowed)}")
+    for value in values:
+        check_choice(name, value, allowed)
+    return list(dict.fromkeys(values))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options of `genstab.evaluation.measure.measure`, with their defaults.
+
+    Args:
+        images: how many images of the dataset, from the first on; None: all.
+        batch_size: images a forward pass.
+        protocols: any of `circular`, `crop`, `fractional`.
+        shifts: (dy, dx) in pixels, for `circular` and `crop`.
+        reach: all shifts up to so many pixels in every direction, in place of `shifts`.
+        fractional_shifts: (dy, dx) in fractions of a pixel, for `fractional`.
+        margin: pixels left out on each side, for `crop` and `fractional`.
+        multiple: windows of `crop` are cut to a multiple of so many pixels; None finds what the generator needs.
+        precision: of weights and images, `float32`, `float64`, `bfloat16` or `float16`.
+        value_range: the least and the greatest value of the generator's images; they are brought to [−1, 1].
+        perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.metrics.perceptual.Perceptual`.
+        seed: of the noise among the corruptions, and of a classifier's shifts.
+        on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
+        map: reach, images, protocol of the shift map; None leaves it out.
+        features: layers (names or patterns, None for the default), reach and images of the feature distance; or None.
+        consistency: of a classifier: max_shift, how far two shifts of an image are apart at most, and pairs of them.
+        corruptions: names (None for all), severities, images, and the baseline: a folder that was measured with the
+            same ones; or None.
+
+    Raises:
+        InputError: an option that is not allowed, by its name.
+
+    >>> Plan(protocols=("crop",), reach=1).shifts
+    [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
+    """
+
+    images: int | None = 64
+    batch_size: int = 32
+    protocols: Sequence[str] = PROTOCOLS
+    shifts: Sequence[Shift] = EIGHT_TO_THE_RIGHT
+    reach: int | None = None
+    fractional_shifts: Sequence[FractionalShift] = PARTS_OF_A_PIXEL
+    margin: int = 8
+    multiple: int | None = None
+    precision: str = "float32"
+    value_range: Sequence[float] = (-1.0, 1.0)
+    perceptual: Sequence[str] = ()
+    seed: int = 1
+    on_error: str = "raise"
+    map: Mapping[str, Any] | None = _part("map")
+    features: Mapping[str, Any] | None = _part("features")
+    consistency: Mapping[str, Any] | None = _part("consistency")
+    corruptions: Mapping[str, Any] | None = _part("corruptions")
+
+    def __post_init__(self) -> None:
+        protocols = _choices("protocols", self.protocols, PROTOCOLS)
+        perceptual = _choices("perceptual", self.perceptual, PERCEPTUAL)
+        counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
+        check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("on_error", self.on_error, ON_ERROR)
+        if not isinstance(self.margin, int) or self.margin < 0:
+            raise InputError(f"margin={self.margin} is not an integer of at least 0")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed} is not an integer from 0 to 4294967295")
+        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
+            raise InputError(f"value_range={list(self.value_range)} is not [least, greatest]")
+        for name, defaults in PARTS.items():
+            self._check_part(name, defaults)
+        shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
+        object.__setattr__(self, "protocols", protocols)
+        object.__setattr__(self, "perceptual", perceptual)
+        object.__setattr__(self, "shifts", shifts)
+        object.__setattr__(self, "fractional_shifts", parse_shifts(self.fractional_shifts, fractional=True))
+
+    def _check_part(self, name: str, defaults: Mapping[str, Any]) -> None:
+        given = getattr(self, name)
+        if given is None:
+            return
+        if not isinstance(given, Mapping):
+            raise InputError(f"{name}={given!r} is neither null nor a group of {', '.join(defaults)}")
+        for key in given:
+            check_choice(name, key, defaults)
+        part = {**defaults, **given}
+        check_counts(**{f"{name}.{key}": part[key] for key in ("reach", "images", "max_shift", "pairs") if key in part})
+        if "protocol" in part:
+            check_choice(f"{name}.protocol", part["protocol"], ("circular", "crop"))
+        if name == "corruptions":
+            part["names"] = [part["names"]] if isinstance(part["names"], str) else part["names"]
+            for corruption in part["names"] or ():
+                check_choice("corruptions.names", corruption, CORRUPTIONS)
+            if not part["severities"] or any(severity not in SEVERITIES for severity in part["severities"]):
+                raise InputError(f"corruptions.severities={part['severities']} are not some of 1, 2, 3, 4, 5")
+        object.__setattr__(self, name, part)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision as torch names it."""
+        return PRECISIONS[self.precision]
+
+    def shifts_of(self, protocol: str) -> Sequence[FractionalShift]:
+        """Return the shifts that a protocol is measured with."""
+        return self.fractional_shifts if protocol == "fractional" else self.shifts

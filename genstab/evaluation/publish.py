@@ -1,0 +1,69 @@
+"""What becomes of a measurement: its summary, its page, the loggers, and the words in the terminal."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from rich.console import Console
+
+from genstab.evaluation.generators import Measured
+from genstab.evaluation.verdict import verdict
+from genstab.loggers.media import how_to_view, log_image, log_video
+from genstab.loggers.wandb_tables import log_tables
+from genstab.report.figures import results_table
+from genstab.report.page import write_page
+from genstab.runtime.files import SUMMARY, write_json
+from genstab.runtime.provenance import provenance
+
+PAGE = "report.html"
+
+
+def publish(
+    found: Measured,
+    folder: Path,
+    config: Mapping[str, Any],
+    seconds: float,
+    loggers: Iterable[Logger] = (),
+    origin: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write `summary.json` and `report.html`, log what was found under the keys of a training, and print it.
+
+    Args:
+        found: see `genstab.evaluation.measure.measure`.
+        folder: the one that it was given.
+        config: as plain types, for the summary.
+        seconds: that the measurement took.
+        loggers: get the metrics, tables, pictures and the film, at step 0.
+        origin: of `genstab.runtime.provenance`, for the summary; None: found out here.
+
+    Returns:
+        The summary.
+    """
+    metrics = {key: value for key, value in found.summary.items() if key.startswith("val/")}
+    summary = {
+        **found.summary,
+        "verdict": verdict(found.summary),
+        "notes": found.notes,
+        "seconds": round(seconds, 2),
+        **(provenance() if origin is None else origin),
+        "config": dict(config),
+    }
+    write_json(folder / SUMMARY, summary)
+    for logger in loggers:
+        logger.log_metrics(metrics, step=0)
+        log_tables(logger, found.measurements, 0)
+        for key, picture in found.pictures.items():
+            log_image(logger, key, picture, 0)
+        log_video(logger, "shift_film", folder / "shift.gif", 0)
+        logger.save()
+    write_page([folder], folder / PAGE)
+    console = Console()
+    console.print(results_table(metrics, f"{summary['images']} images in {seconds:.0f} s"))
+    for line in (*summary["verdict"], *(f"Note: {note}" for note in found.notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print(f"Page: {folder / PAGE}\nFolder: {folder}")
+    for logger in loggers:
+        if hint := how_to_view(logger):
+            print(hint)
+    return summary

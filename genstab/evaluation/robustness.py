@@ -1,0 +1,210 @@
+"""How far outputs move under corruptions, beside a baseline's (Hendrycks and Dietterich 2019, equation 1)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from genstab.errors import InputError
+from genstab.inference.eval_mode import inference
+from genstab.metrics.corruptions import SEVERITIES, corrupt, corruptions_for
+from genstab.metrics.shift_psnr import squared_error
+
+Errors = Mapping[str, Sequence[float]]
+
+
+def corruption_errors(
+    generator: nn.Module | Callable[[Tensor], Tensor],
+    images: Tensor,
+    names: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    *,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    forward_batch: int = 32,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the mean squared errors between G(x) and G(corrupt(x)); `genstab.metrics.shift_psnr.decibel` makes them dB.
+
+    G(x) is computed once. A module is called in eval mode and left as it was; a function as it is. Its
+    outputs may have another size than its inputs.
+
+    Args:
+        generator: images in [−1, 1] → images.
+        images: (N, C, H, W), on the generator's device, H and W at least 32.
+        names: of `genstab.metrics.corruptions`; all that fit the channels by default.
+        severities: of 1 to 5.
+        seed, indices: of the random numbers, see `genstab.metrics.corruptions.corrupt`.
+        forward_batch: images a forward pass.
+        progress: show a bar.
+        dtype: the precision that a module is called in, see `genstab.inference.eval_mode.inference`.
+
+    Returns:
+        float64, shape (len(names), len(severities), N), in squared units of the value range.
+
+    Raises:
+        InputError: as `corrupt`; no images, no names, no severities; an output that is not finite, named.
+
+    >>> errors = corruption_errors(nn.Identity(), torch.zeros(2, 1, 32, 32), ["brightness", "contrast"], [1, 5])
+    >>> errors.mean(-1)
+    tensor([[0.0400, 1.0000],
+            [0.0000, 0.0000]], dtype=torch.float64)
+    """
+    names = _check(images, names, severities)
+    errors = torch.empty(len(names), len(severities), len(images), dtype=torch.float64)
+    with inference(generator, dtype) if isinstance(generator, nn.Module) else nullcontext(generator) as generate:
+        clean = _in_chunks(generate, images, forward_batch)
+        _check_finite(clean, indices, "the clean image")
+        for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
+            output = _in_chunks(generate, corrupted, forward_batch)
+            _check_finite(output, indices, f"{names[row]} at severity {severities[column]}")
+            error, count = squared_error(clean, output)
+            errors[row, column] = (error / count).cpu()
+    return errors
+
+
+def classification_corruption_errors(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    names: Sequence[str] | None = None,
+    severities: Sequence[int] = SEVERITIES,
+    *,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    forward_batch: int = 32,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, list[float]]:
+    """Return how often a classifier is wrong (top 1) under each corruption: 0 to 1, one rate a severity.
+
+    Args:
+        model: images (N, C, H, W) in [−1, 1] → logits (N, classes).
+        labels: (N,), the true classes.
+        images, names, severities, seed, indices, forward_batch, progress, dtype: as for
+            `corruption_errors`.
+
+    Raises:
+        InputError: as `corruption_errors`; labels or logits of another shape.
+
+    >>> model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())  # the class is the brightest channel
+    >>> image = torch.full((1, 2, 32, 32), -0.5)
+    >>> image[:, 1] = 0.5
+    >>> classification_corruption_errors(model, image, torch.tensor([1]), ["brightness"])
+    {'brightness': [0.0, 0.0, 0.0, 0.0, 0.0]}
+    """
+    names = _check(images, names, severities)
+    if labels.shape != (len(images),):
+        raise InputError(f"labels of shape {tuple(labels.shape)} are not one class for each of {len(images)} images")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    with inference(model, dtype) if isinstance(model, nn.Module) else nullcontext(model) as classify:
+        for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
+            logits = _in_chunks(classify, corrupted, forward_batch)
+            if logits.ndim != 2 or len(logits) != len(images):
+                raise InputError(f"the model turns {tuple(images.shape)} into {tuple(logits.shape)}, not (N, classes)")
+            _check_finite(logits, indices, f"{names[row]} at severity {severities[column]}")
+            wrong = logits.argmax(1) != labels.to(logits.device)
+            rates[names[row]].append(wrong.double().mean().item())
+    return rates
+
+
+def relative_corruption_error(
+    errors: Errors,
+    baseline_errors: Errors,
+    severities: Sequence[int] = SEVERITIES,
+    baseline_severities: Sequence[int] = SEVERITIES,
+) -> tuple[dict[str, float], float]:
+    """Return each corruption's error divided by a baseline's, and the mean over corruptions: the paper's CE and mCE.
+
+    A ratio is the sum over severities by the baseline's sum (equation 1); 1 is as good as the baseline, less is more
+    robust. The paper's errors are classifiers' error rates, its baseline AlexNet; mean squared errors do as well.
+
+    Args:
+        errors, baseline_errors: {corruption: [an error for each severity]}, of both runs.
+        severities, baseline_severities: what the lists stand for.
+
+    Raises:
+        InputError: other corruptions, severities or lengths in the baseline; a baseline without any error.
+
+    >>> relative_corruption_error({"fog": [0.1, 0.2]}, {"fog": [0.2, 0.4]}, [1, 2], [1, 2])
+    ({'fog': 0.5}, 0.5)
+    """
+    if list(severities) != list(baseline_severities):
+        raise InputError(f"the baseline has severities {[*baseline_severities]}, not {[*severities]}")
+    if not errors or set(errors) != set(baseline_errors):
+        raise InputError(f"the baseline has corruptions {sorted(baseline_errors)}, not {sorted(errors)}")
+    ratios = {}
+    for name, values in errors.items():
+        baseline = baseline_errors[name]
+        if not len(values) == len(baseline) == len(severities):
+            raise InputError(f"{name}: {len(values)} errors, {len(baseline)} of the baseline; not {len(severities)}")
+        if not sum(baseline) > 0:
+            raise InputError(f"{name}: the baseline makes no error, to which nothing is relative; leave it out")
+        ratios[name] = float(sum(values) / sum(baseline))
+    return ratios, sum(ratios.values()) / len(ratios)
+
+
+def corruption_picture(decibels: Errors, severities: Sequence[int] = SEVERITIES, title: str = "") -> np.ndarray:
+    """Draw dB over corruptions and severities as a heat map with its numbers.
+
+    The colours always go from 5 dB (dark) to 40 dB (bright), so that two pictures can be compared.
+
+    Shape: {corruption: [dB for each severity]} → (height, width, 3), uint8.
+    """
+    values = np.array([list(row) for row in decibels.values()])
+    figure = Figure(figsize=(2.6 + 0.75 * len(severities), 1.3 + 0.3 * len(decibels)), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    picture = axes.imshow(values, cmap="viridis", vmin=5, vmax=40, aspect="auto", interpolation="nearest")
+    for (row, column), value in np.ndenumerate(values):
+        ink = "black" if value > 26 else "white"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=9)
+    axes.set_xticks(range(len(severities)), [str(severity) for severity in severities])
+    axes.set_yticks(range(len(decibels)), [name.replace("_", " ") for name in decibels])
+    axes.tick_params(length=0)
+    axes.set(xlabel="severity", title=title)
+    figure.colorbar(picture, label="PSNR of the outputs, dB")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _check(images: Tensor, names: Sequence[str] | None, severities: Sequence[int]) -> list[str]:
+    if images.ndim != 4 or not len(images):
+        raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W) with N of at least 1")
+    names = corruptions_for(images.shape[1]) if names is None else list(names)
+    for argument, values in (("names", names), ("severities", severities)):
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"{argument}={list(values)} must have an entry, and none twice")
+    return names
+
+
+def _corrupted(
+    images: Tensor,
+    names: Sequence[str],
+    severities: Sequence[int],
+    seed: int,
+    indices: Sequence[int] | None,
+    progress: bool,
+) -> Iterator[tuple[int, int, Tensor]]:
+    grid = [(row, column) for row in range(len(names)) for column in range(len(severities))]
+    for row, column in tqdm(grid, "corruptions", leave=False, disable=None if progress else True):
+        yield row, column, corrupt(images, names[row], severities[column], seed, indices)
+
+
+def _in_chunks(model: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    return torch.cat([model(chunk) for chunk in images.split(size)])
+
+
+def _check_finite(outputs: Tensor, indices: Sequence[int] | None, under: str) -> None:
+    finite = outputs.isfinite().flatten(1).all(1)
+    if not finite.all():
+        first = int(finite.int().argmin())
+        raise InputError(
+            f"the model's output for {under} is not finite, image {first if indices is None else indices[first]}"
+        )

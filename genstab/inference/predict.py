@@ -1,0 +1,192 @@
+"""Apply a generator to a folder of images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from genstab.data.augment import Size
+from genstab.data.image_io import (
+    depth_of_format,
+    image_depth,
+    image_shape,
+    read_image,
+    resized,
+    unfinished,
+    write_image,
+)
+from genstab.data.paths import find_images, hxw
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.evaluation.dataset_batches import ON_ERROR
+from genstab.inference.eval_mode import inference
+
+
+@dataclass
+class Predicted:
+    """Names below the folder: those written, those that were there already, and those left out, each with the reason.
+
+    >>> Predicted(written=["a.png"], failed={"b.png": "cannot read b.png: the file is empty"}).summary("out")
+    '1 image written to out, 0 there already, 1 left out'
+    """
+
+    written: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def summary(self, output: str | Path) -> str:
+        """Say in one line what was done."""
+        count = len(self.written)
+        counted = f"{count} image{'s' * (count != 1)} written to {output}, {len(self.present)} there already"
+        return counted + (f", {len(self.failed)} left out" if self.failed else "")
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    source: Path
+    target: Path
+    shape: tuple[int, int, int]
+    depth: int
+
+
+def predict(
+    generator: nn.Module,
+    source: str | Path,
+    output: str | Path,
+    batch_size: int = 4,
+    size: Size | None = None,
+    recursive: bool = True,
+    overwrite: bool = False,
+    on_error: str = "raise",
+    device: str | torch.device = "cpu",
+) -> Predicted:
+    """Write what the generator makes of each image below `source` under the same name below `output`.
+
+    Each image goes the way that it goes in validation: `read_image`, `inference`, and then rounding to the depth of the
+    source, 8 or 16 bits (8 in formats that have no 16). Formats follow the names, see `write_image`. The number of
+    channels is the generator's; where an image's is another (say because of alpha) than it takes, that is an error,
+    as is a result whose size is neither the image's nor that times or divided by an integer. Palettes and CMYK count
+    as RGB; the orientation that EXIF asks for is applied; other metadata is not kept.
+
+    Args:
+        generator: on `device` already, see `genstab.inference.load_model.place`.
+        source: folder of the images.
+        output: folder of the results, made where it is missing; neither `source` nor, if recursive, within it.
+        batch_size: images of one size that go through the generator at once.
+        size: (height, width) to resize to before the generator; its output is resized back.
+        recursive: look into sub-folders, too.
+        overwrite: do images again that are there already.
+        on_error: `raise` at the first image that can't be done; before anything is written where its header tells. Or
+            `skip` such images.
+        device: where the generator is.
+
+    Raises:
+        InputError: a folder or an option is none of these, or an image can't be read, generated or written.
+    """
+    source, output = Path(source).expanduser(), Path(output).expanduser()
+    check_choice("on_error", on_error, ON_ERROR)
+    check_counts(batch_size=batch_size)
+    paths = find_images(source, recursive, name="input")
+    _check_output(source, output, recursive)
+    result = Predicted()
+    jobs: list[_Job] = []
+    for path in paths:
+        name = path.relative_to(source).as_posix()
+        if (output / name).is_file() and not overwrite:
+            unfinished(output / name).unlink(missing_ok=True)  # of a run that was killed while overwriting
+            result.present.append(name)
+            continue
+        try:
+            depth = depth_of_format(path, image_depth(path))
+            jobs.append(_Job(name, path, output / name, image_shape(path), depth))
+        except InputError as error:
+            _fail(name, error, result, on_error)
+    with inference(generator) as call, tqdm(total=len(jobs), unit="image", disable=None) as bar:
+        for batch in _batches(jobs, batch_size, size):
+            read = {}
+            for job in batch:
+                try:
+                    image = read_image(job.source)
+                    read[job] = image if size is None else resized(image, size)
+                except InputError as error:
+                    _fail(job.name, error, result, on_error)
+            if read:
+                _generate(read, call, size is None, device, result, on_error)
+            bar.update(len(batch))
+    return result
+
+
+def _check_output(source: Path, output: Path, recursive: bool) -> None:
+    inside, folder = output.resolve(), source.resolve()
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output={output} is a file, not a folder")
+    if inside == folder:
+        raise InputError(f"output={output} is the input folder: its images would be overwritten")
+    if recursive and inside.is_relative_to(folder):
+        raise InputError(
+            f"output={output} lies in input={source}: a second run would take its images for input; "
+            "choose another folder or recursive=false"
+        )
+
+
+def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterator[list[_Job]]:
+    """Group images of one shape; of one number of channels where they are resized."""
+    groups: dict[tuple[int, ...], list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.shape if size is None else job.shape[:1], []).append(job)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _generate(
+    read: dict[_Job, Tensor],
+    call: Callable[[Tensor], Tensor],
+    native: bool,
+    device: str | torch.device,
+    result: Predicted,
+    on_error: str,
+) -> None:
+    jobs, images = list(read), torch.stack(list(read.values())).to(device)
+    shape = f"{images.shape[1]} channels of {hxw(images.shape[2:])} pixels"
+    try:
+        outputs = call(images)
+        if outputs.ndim != 4 or len(outputs) != len(images):
+            raise InputError(f"the generator returns {tuple(outputs.shape)}, not images (N, C, H, W)")
+        if native and not _same_up_to_an_integer(outputs.shape[2:], images.shape[2:]):
+            raise InputError(
+                f"the generator returns {hxw(outputs.shape[2:])} pixels: set size=[height,width] to resize before it, "
+                "and back after it"
+            )
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"out of memory with {len(jobs)} images of {shape}: lower batch_size") from error
+    except (InputError, RuntimeError, AssertionError) as error:  # torch says with a RuntimeError that sizes do not fit
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        for job in jobs:
+            _fail(job.name, InputError(f"{job.source}, {shape}: {reason}"), result, on_error, error)
+        return
+    for job, image in zip(jobs, outputs, strict=True):
+        try:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            write_image(job.target, image if native else resized(image, job.shape[1:]), job.depth)
+            result.written.append(job.name)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {job.target.parent}: {error.strerror}") from error
+        except InputError as error:
+            _fail(job.name, error, result, on_error)
+
+
+def _same_up_to_an_integer(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Say whether both sides of one are the same integer multiple of the other's."""
+    small, large = sorted((tuple(size), tuple(other)))
+    ratio = large[0] // small[0]
+    return all(b == ratio * a for a, b in zip(small, large, strict=True))
+
+
+def _fail(name: str, error: InputError, result: Predicted, on_error: str, cause: Exception | None = None) -> None:
+    if on_error == "raise":
+        raise error from cause
+    result.failed[name] = str(error)

@@ -1,0 +1,266 @@
+"""Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2).
+
+The functions take taps, as `genstab.layers.filters.taps` gives them: one tensor, or a pair for rows and for columns. An empty
+tensor is the ideal low-pass of `genstab.layers.ideal`, cut at the Nyquist frequency of the new grid, and where there is none
+(stride 1) at half of the old one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genstab.errors import InputError, check_choice
+from genstab.layers.depthwise import depthwise, fits
+from genstab.layers.filters import PADDING_MODES, Filter, taps
+from genstab.layers.ideal import ideal_lowpass
+from genstab.layers.padding import pad2d
+
+
+def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:
+    """Return what (left, right, top, bottom) must be padded so that a blur keeps the size; taps of rows, of columns.
+
+    >>> blur_padding((taps("tri3"), taps("bin4"))), blur_padding((taps("tri3"), taps("bin4")), mirrored=True)
+    ((1, 2, 1, 1), (2, 1, 1, 1))
+    """
+    (top, bottom), (left, right) = ((max(0, t.numel() - 1) // 2, t.numel() // 2) for t in taps)
+    return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
+
+
+def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int] = 1) -> Tensor:
+    """Blur and subsample without padding: only where the filter, taps of rows and of columns, lies inside.
+
+    The ideal low-pass is never inside; the map is one period of what it blurs.
+
+    Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
+
+    >>> blur_valid2d(torch.tensor([[[[1., 2., 4.]]]]), (taps("none"), taps("tri3"))).item()
+    2.25
+    """
+    if not all(t.numel() for t in taps):
+        return _with_ideal(images, taps, stride, "circular", mirrored=False)
+    channels = images.shape[-3]
+    kernel = torch.outer(*taps).to(images).expand(channels, 1, -1, -1)
+    return F.conv2d(images, kernel, stride=stride, groups=channels)
+
+
+def _with_ideal(
+    images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str, mirrored: bool
+) -> Tensor:
+    """Blur one axis after the other, at least one of them with the ideal low-pass."""
+    steps = stride if isinstance(stride, tuple) else (stride, stride)
+    one = taps[0].new_ones(1)
+    for dim, axis_taps, step, local_taps, local_step in (
+        (-2, taps[0], steps[0], (taps[0], one), (steps[0], 1)),
+        (-1, taps[1], steps[1], (one, taps[1]), (1, steps[1])),
+    ):
+        if axis_taps.numel():
+            images = blur_downsample2d(images, local_taps, local_step, padding_mode, mirrored)
+        else:
+            images = ideal_lowpass(images, dim, max(2, step), step, padding_mode=padding_mode)
+    return images
+
+
+def _pairs(
+    images: Tensor, taps: Tensor | tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Check what the functions are given; return taps and strides of rows and of columns."""
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    if not (images.is_floating_point() or images.is_complex()):
+        raise InputError(f"images of {images.dtype} cannot be blurred: make them floating-point numbers")
+    pair = taps if isinstance(taps, tuple) else (taps, taps)
+    if len(pair) != 2 or not all(isinstance(t, Tensor) and t.dim() == 1 for t in pair):
+        got = f"a tensor of shape {tuple(taps.shape)}" if isinstance(taps, Tensor) else repr(taps)
+        raise InputError(
+            f"taps={got} is not a 1-D tensor, as `genstab.layers.filters.taps` makes it, nor a pair of them"
+        )
+    return pair, _strides(stride)
+
+
+def _strides(stride: int | tuple[int, int]) -> tuple[int, int]:
+    steps = tuple(stride) if isinstance(stride, tuple | list) else (stride, stride)
+    if len(steps) != 2 or not all(isinstance(step, int) and step > 0 and step is not True for step in steps):
+        raise InputError(f"stride={stride!r} is not an integer of at least 1 or a pair of them")
+    return steps
+
+
+def blur2d(
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    padding_mode: str = "reflect",
+    mirrored: bool = False,
+) -> Tensor:
+    """Blur each channel with the outer product of `taps`; a pair of them blurs rows and columns each with its own.
+
+    An even filter has no centre pixel and moves the picture by half a pixel to the left and up; `mirrored` moves it
+    to the right and down instead, so that a decoder undoes what its encoder did.
+
+    Shape: (N, C, H, W) or (C, H, W) → the same.
+
+    >>> blur2d(torch.tensor([[[[0., 0., 1., 0., 0.]]]]), taps("tri3").float()).flatten()
+    tensor([0.0000, 0.2500, 0.5000, 0.2500, 0.0000])
+    """
+    return blur_downsample2d(images, taps, 1, padding_mode, mirrored)
+
+
+def blur_downsample2d(
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    stride: int | tuple[int, int] = 2,
+    padding_mode: str = "reflect",
+    mirrored: bool = False,
+) -> Tensor:
+    """Blur as `blur2d`, and keep every `stride`-th pixel; a pair of strides is for rows and for columns.
+
+    Shape: (N, C, H, W) or (C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    >>> blur_downsample2d(torch.tensor([[[[0., 0., 1., 0., 0.]]]]), taps("bin5").float()).flatten()
+    tensor([0.1250, 0.3750, 0.1250])
+    """
+    pair, strides = _pairs(images, taps, stride, padding_mode)
+    if not all(t.numel() for t in pair):
+        return _with_ideal(images, pair, strides, padding_mode, mirrored)
+    padding = blur_padding(pair, mirrored)
+    if fits(images, pair):
+        return depthwise(images, pair, strides, (padding[2], padding[0]), padding_mode)
+    if any(padding):
+        images = pad2d(images, padding, padding_mode)
+    return blur_valid2d(images, pair, strides)
+
+
+def blur_upsample2d(
+    images: Tensor,
+    taps: Tensor | tuple[Tensor, Tensor],
+    stride: int | tuple[int, int] = 2,
+    padding_mode: str = "reflect",
+    mirrored: bool = True,
+) -> Tensor:
+    """Put `stride` − 1 zeros after every pixel, then blur, with the gain that keeps a constant.
+
+    The way back from `blur_downsample2d`: pixel i goes to i · stride, and the half pixel by which an even filter moved
+    the picture there is taken back here (`mirrored`). The map is continued before the zeros come in. Each of the
+    `stride` sorts of new pixels sees every `stride`-th tap; these are divided by their own sum. Twice as large with
+    `tri3` is linear interpolation, with `ideal` the sum of the map's own waves.
+
+    Shape: (N, C, H, W) or (C, H, W) → (N, C, stride · H, stride · W).
+
+    Raises:
+        InputError: fewer taps than `stride`, which leaves some of the new pixels without light; taps, strides or
+            images that cannot be.
+
+    >>> blur_upsample2d(torch.tensor([[[[0., 4.]]]]), taps("tri3").float())[0, 0, 0].tolist()
+    [0.0, 2.0, 4.0, 2.0]
+    """
+    pair, steps = _pairs(images, taps, stride, padding_mode)
+    for dim, axis_taps, step in zip((-2, -1), pair, steps, strict=True):
+        if not axis_taps.numel():
+            images = ideal_lowpass(images, dim, step, up=step, padding_mode=padding_mode)
+        elif step > 1:
+            images = _upsample(images, dim, axis_taps, step, padding_mode, mirrored)
+        else:
+            one = axis_taps.new_ones(1)
+            images = blur2d(images, (axis_taps, one) if dim == -2 else (one, axis_taps), padding_mode, mirrored)
+    return images
+
+
+def phase_sums(taps: Tensor, stride: int) -> Tensor:
+    """Return for each tap the sum of the taps that are a multiple of `stride` away from it, itself included.
+
+    >>> phase_sums(torch.tensor([1., 4., 6., 4., 1.]), 2).tolist()
+    [8.0, 8.0, 8.0, 8.0, 8.0]
+    """
+    apart = torch.arange(taps.numel(), device=taps.device)
+    return ((apart[:, None] - apart) % stride == 0).to(taps) @ taps
+
+
+def _upsample(images: Tensor, dim: int, taps: Tensor, stride: int, padding_mode: str, mirrored: bool) -> Tensor:
+    """Upsample rows (dim −2) or columns (−1)."""
+    size, channels = taps.numel(), images.shape[-3]
+    if size < stride:
+        raise InputError(f"stride={stride} is not an integer from 1 to {size}, the number of taps")
+    before = size // 2 if mirrored else (size - 1) // 2
+    after = size - 1 - before
+    # How many pixels beyond the border still reach a new pixel inside.
+    left, right = before // stride, (stride - 1 + after) // stride
+    padding = (left, right, 0, 0) if dim == -1 else (0, 0, left, right)
+    kernel = (taps / phase_sums(taps, stride)).flip(0).to(images).expand(channels, 1, -1)
+    kernel, steps = (kernel[..., None, :], (1, stride)) if dim == -1 else (kernel[..., None], (stride, 1))
+    wide = F.conv_transpose2d(pad2d(images, padding, padding_mode), kernel, stride=steps, groups=channels)
+    return wide.narrow(dim, stride * left + after, stride * images.shape[dim])
+
+
+class BlurPool2d(nn.Module):
+    """Blur and subsample any number of channels; with `stride=1` only blur. Adds nothing to the state dict.
+
+    Args:
+        filter: one of `genstab.layers.filters.FILTERS`, or taps of your own.
+        stride: keep every `stride`-th pixel of each axis; an integer or a pair, for rows and for columns.
+        padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
+        mirrored: which way an even filter moves the picture, see `blur2d`.
+
+    Shape: (N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    Raises:
+        InputError: an unknown filter or padding mode, a stride below 1.
+
+    >>> BlurPool2d("tri3")(torch.ones(1, 5, 7, 8)).shape
+    torch.Size([1, 5, 4, 4])
+    """
+
+    taps: Tensor
+
+    def __init__(
+        self,
+        filter: Filter = "tri3",
+        stride: int | tuple[int, int] = 2,
+        padding_mode: str = "reflect",
+        mirrored: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
+        _strides(stride)
+        self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
+        # Not persistent: plain and anti-aliased checkpoints share their keys.
+        self.register_buffer("taps", taps(filter).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        return blur_downsample2d(images, self.taps, self.stride, self.padding_mode, self.mirrored)
+
+    def extra_repr(self) -> str:
+        """Name the filter, for `print(model)`."""
+        return f"{self.filter}, stride={self.stride}, padding_mode={self.padding_mode}"
+
+
+class BlurUnpool2d(BlurPool2d):
+    """The way back from `BlurPool2d`: zeros between the pixels, then a blur; see `blur_upsample2d`.
+
+    Args:
+        filter: one of `genstab.layers.filters.FILTERS` with at least `stride` taps, or taps of your own.
+        stride: how many times as many pixels; an integer or a pair, for rows and for columns.
+        padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
+        mirrored: which way an even filter moves the picture; the default takes back what `BlurPool2d` did.
+
+    Shape: (N, C, H, W) → (N, C, stride · H, stride · W).
+
+    Raises:
+        InputError: an unknown filter or padding mode, a stride below 1; a filter that leaves new pixels without light.
+
+    >>> BlurUnpool2d("bin5")(torch.ones(1, 3, 4, 5)).shape
+    torch.Size([1, 3, 8, 10])
+    """
+
+    def __init__(
+        self,
+        filter: Filter = "tri3",
+        stride: int | tuple[int, int] = 2,
+        padding_mode: str = "reflect",
+        mirrored: bool = True,
+    ) -> None:
+        super().__init__(filter, stride, padding_mode, mirrored)
+        for step in _strides(stride):
+            if self.taps.numel() and (self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6):
+                raise InputError(f"stride={stride}: filter={filter!r} leaves some of the new pixels without light")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, stride · H, stride · W)."""
+        return blur_upsample2d(images, self.taps, self.stride, self.padding_mode, self.mirrored)

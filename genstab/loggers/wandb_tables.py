@@ -1,0 +1,124 @@
+"""W&B tables of what was measured: per shift, per image, per corruption, per layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+
+from genstab.metrics.measurements import (known, unique)
+
+Rows = list[list[Any]]
+
+PER_SHIFT = ("protocol", "dy", "dx", "mean dB", "worst dB", "pooled dB")
+# One set of columns whatever was measured, so that W&B can join the tables of several runs.
+SHIFT_PROTOCOLS = ("circular", "crop", "fractional")
+QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
+PER_IMAGE = ("image", *(f"{protocol} dB" for protocol in SHIFT_PROTOCOLS), *QUALITY)
+CORRUPTIONS = ("corruption", "severity", "dB")
+FEATURES = ("layer", "dy", "dx", "distance")
+MOST_ROWS = 10_000  # what W&B shows of a table
+
+
+def log_tables(logger: Logger, measurements: Mapping[str, Any], step: int) -> None:
+    """Log what a run measured as tables `per_shift`, `per_image`, `corruptions` and `features`, to W&B.
+
+    A part that was not measured has no table; any other logger gets none, `measurements.json` holds it all. A table has
+    at most 10 000 rows; a longer one is cut, with a warning.
+
+    Args:
+        logger: any Lightning logger.
+        measurements: what `measurements.json` holds.
+        step: the number of training batches so far, as in the metrics.
+
+    >>> from pytorch_lightning.loggers import CSVLogger
+    >>> log_tables(CSVLogger("outputs"), {"shift_psnr": {}}, step=0)
+    """
+    if not isinstance(logger, WandbLogger):
+        return
+    for key, columns, make_rows in TABLES:
+        rows = make_rows(measurements)
+        if len(rows) > MOST_ROWS:
+            rank_zero_warn(
+                f"W&B gets the first {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all"
+            )
+        if rows:
+            logger.log_table(key, list(columns), rows[:MOST_ROWS], step=step)
+
+
+def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
+    """Return mean, worst and pooled dB of each protocol and shift, in the columns of `PER_SHIFT`.
+
+    >>> circular = {"shifts": [[0, 1]], "images": ["a", "b"], "decibels": [[20.0, 30.0]], "pooled": [22.6]}
+    >>> per_shift_rows({"shift_psnr": {"circular": circular}})
+    [['circular', 0, 1, 25.0, 20.0, 22.6]]
+    """
+    rows: Rows = []
+    for protocol, part in (measurements.get("shift_psnr") or {}).items():
+        pooled = part.get("pooled") or [None] * len(part["shifts"])
+        for (dy, dx), decibels, together in zip(part["shifts"], part["decibels"], pooled, strict=True):
+            values = known(decibels)
+            rows.append([protocol, dy, dx, _mean(values), min(values, default=None), together])
+    return rows
+
+
+def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
+    """Return the mean dB over the shifts of each protocol and the quality of each image, in the columns of `PER_IMAGE`.
+
+    >>> quality = {"images": ["a"], "l1": [0.2], "psnr": [15.0], "ssim": [0.5], "tv": [0.1], "tv_target": [0.1]}
+    >>> circular = {"shifts": [[0, 1], [0, 2]], "images": ["a"], "decibels": [[20.0], [30.0]]}
+    >>> per_image_rows({"shift_psnr": {"circular": circular}, "quality": quality})
+    [['a', 25.0, None, None, 0.2, 15.0, 0.5, 0.1, 0.1]]
+    """
+    table: dict[str, dict[str, float | None]] = {}
+    for protocol, part in (measurements.get("shift_psnr") or {}).items():
+        for i, image in enumerate(unique(part["images"])):
+            table.setdefault(image, {})[f"{protocol} dB"] = _mean(known([row[i] for row in part["decibels"]]))
+    quality = measurements.get("quality") or {}
+    for i, image in enumerate(unique(quality.get("images") or [])):
+        table.setdefault(image, {}).update({key: quality[key][i] for key in QUALITY if quality.get(key)})
+    return [[image, *(values.get(column) for column in PER_IMAGE[1:])] for image, values in table.items()]
+
+
+def corruption_rows(measurements: Mapping[str, Any]) -> Rows:
+    """Return the dB of each corruption and severity, in the columns of `CORRUPTIONS`.
+
+    >>> corruption_rows({"corruptions": {"severities": [1, 2], "decibels": {"fog": [30.0, 20.0]}}})
+    [['fog', 1, 30.0], ['fog', 2, 20.0]]
+    """
+    part = measurements.get("corruptions") or {"severities": [], "decibels": {}}
+    return [
+        [kind, severity, value]
+        for kind, decibels in part["decibels"].items()
+        for severity, value in zip(part["severities"], decibels, strict=True)
+    ]
+
+
+def feature_rows(measurements: Mapping[str, Any]) -> Rows:
+    """Return the feature distance of each layer and shift but zero, in the columns of `FEATURES`.
+
+    >>> grid = [[0.1, 0.2, 0.1], [0.3, 0.0, 0.3], [0.1, 0.2, 0.1]]
+    >>> feature_rows({"features": {"reach": 1, "layers": {"encoder.0": grid}}})[3:5]
+    [['encoder.0', 0, -1, 0.3], ['encoder.0', 0, 1, 0.3]]
+    """
+    part = measurements.get("features") or {"reach": 0, "layers": {}}
+    span = range(-part["reach"], part["reach"] + 1)
+    return [
+        [layer, dy, dx, distance]
+        for layer, grid in part["layers"].items()
+        for dy, row in zip(span, grid, strict=True)
+        for dx, distance in zip(span, row, strict=True)
+        if (dy, dx) != (0, 0)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+TABLES: tuple[tuple[str, Sequence[str], Callable[[Mapping[str, Any]], Rows]], ...] = (
+    ("per_shift", PER_SHIFT, per_shift_rows),
+    ("per_image", PER_IMAGE, per_image_rows),
+    ("corruptions", CORRUPTIONS, corruption_rows),
+    ("features", FEATURES, feature_rows),
+)

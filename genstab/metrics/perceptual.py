@@ -1,0 +1,105 @@
+"""FID and LPIPS: distances in the features of networks whose weights have to be downloaded, by torchmetrics."""
+
+from collections.abc import Iterable
+from http.client import HTTPException
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from genstab.errors import InputError, check_choice
+from genstab.runtime.random_state import random_states, set_random_states
+
+METRICS = ("fid", "lpips")
+NEEDED = "torch-fidelity, torchvision and their weights"
+SMALLEST = 31  # pixels of a side, for AlexNet's three poolings
+
+
+class Perceptual:
+    """The Fréchet distance of outputs and targets as sets (FID), and the perceptual distance of each pair (LPIPS).
+
+    FID (Heusel 2017, arXiv 1706.08500, equation 6) by the Inception network of the paper, of the images as they would
+    be saved, in 8 bit, resized to 299×299; it falls with the number of images, and is noise for a few dozen. LPIPS
+    (Zhang 2018, arXiv 1801.03924, equation 1) by AlexNet, at the images' own size. Lower is better in both.
+
+    Args:
+        names: of `fid` and `lpips`; the weights are loaded, and the first time downloaded.
+        device: where the networks run (on an Apple GPU's CPU: FID needs float64).
+
+    Raises:
+        InputError: there is no such name; a package or the weights cannot be had.
+
+    >>> Perceptual(["lpip"])
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: perceptual='lpip' is not one of fid, lpips
+    """
+
+    def __init__(self, names: Iterable[str], device: torch.device | str = "cpu") -> None:
+        self.names = list(dict.fromkeys(names))
+        self.device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+        for name in self.names:
+            check_choice("perceptual", name, METRICS)
+        before = random_states(self.device)  # a network draws weights before it reads its own
+        try:
+            self.fid = FrechetInceptionDistance().to(self.device) if "fid" in self.names else None
+            self.lpips = (
+                LearnedPerceptualImagePatchSimilarity("alex", reduction="none").to(self.device)
+                if "lpips" in self.names
+                else None
+            )
+        except ImportError as error:
+            text = f"perceptual=[{','.join(self.names)}] needs {NEEDED}: pip install 'genstab[perceptual]'"
+            raise InputError(text) from error
+        except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # not reached; damaged
+            text = f"perceptual=[{','.join(self.names)}]: the networks' weights cannot be downloaded or read: {error}"
+            raise InputError(text) from error
+        finally:
+            set_random_states(before, self.device)
+
+    def add(self, output: Tensor, target: Tensor | None, notes: list[str]) -> Tensor | None:
+        """Add a batch, each (N, C, H, W) in [−1, 1]; return the LPIPS of each image, (N,), or None without it.
+
+        What cannot be measured is NaN, or left out of FID, and the reason is added to the notes.
+        """
+        if not self.names:
+            return None
+        unknown = torch.full((len(output),), torch.nan)
+        reason = self._refused(output, target)
+        if reason or target is None:
+            _note(notes, f"{', '.join(self.names)}: not measured, {reason}")
+            return unknown
+        pair = [images.float().to(self.device).clamp(-1, 1).expand(-1, 3, -1, -1) for images in (output, target)]
+        if self.fid is not None:
+            for images, real in zip(pair, (False, True), strict=True):
+                self.fid.update((images * 127.5 + 127.5).round().byte(), real=real)
+        if self.lpips is None:
+            return None
+        if min(output.shape[-2:]) < SMALLEST:
+            _note(notes, f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
+            return unknown
+        distances = self.lpips(*pair).reshape(-1).cpu()
+        self.lpips.reset()  # it would keep them all
+        return distances
+
+    def _refused(self, output: Tensor, target: Tensor | None) -> str:
+        if target is None:
+            return "there are no targets"
+        if target.shape != output.shape:
+            return "outputs and targets differ in size"
+        return "" if output.shape[1] in (1, 3) else f"images of {output.shape[1]} channels, neither 1 nor 3"
+
+    def summary(self, notes: list[str]) -> dict[str, float]:
+        """Return `val/fid`; nothing, and a note, of fewer than two images."""
+        if self.fid is None or not self.fid.fake_features_num_samples:
+            return {}
+        if self.fid.fake_features_num_samples < 2:
+            notes.append("fid: not measured, one image is not a set")
+            return {}
+        return {"val/fid": self.fid.compute().item()}
+
+
+def _note(notes: list[str], note: str) -> None:
+    notes.extend([note] if note not in notes else [])

@@ -1,0 +1,56 @@
+"""What the networks share: normalisation by name, initial weights, padding to a multiple and its crop."""
+
+from math import gcd
+from typing import Any, Literal
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.layers.anchored_noise import AnchoredNoise
+from genstab.layers.blur import BlurPool2d
+from genstab.layers.filters import AntiAlias
+from genstab.layers.padding import pad2d
+from genstab.layers.polyphase import PolyphaseDown2d, choose_phases, roll_phases
+
+
+NORMS = ("batch", "instance", "group", "none")
+
+
+def norm2d(norm: str, channels: int) -> nn.Module:
+    """Return the normalisation named by `norm`, one of `NORMS`, for maps of that many channels."""
+    check_choice("norm", norm, NORMS)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "instance":
+        return nn.InstanceNorm2d(channels)
+    return nn.GroupNorm(gcd(channels, 32), channels) if norm == "group" else nn.Identity()
+
+
+def init_normal(module: nn.Module) -> None:
+    """Draw convolutions from N(0, 0.02), norm scales from N(1, 0.02); biases are zero (pix2pix, section 6.2)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad (N, C, H, W) by reflection at the right and at the bottom, so that `multiple` divides H and W."""
+    height, width = images.shape[-2:]
+    # An exported program has no branch on the size: it pads by nothing where nothing is to pad.
+    if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0:
+        return images
+    # Not −size % multiple: of multiple · n the exporters know the half, and that the decoder's maps fit the encoder's.
+    bottom, right = ((size + multiple - 1) // multiple * multiple - size for size in (height, width))
+    return pad2d(images, (0, right, 0, bottom), "reflect")
+
+
+def crop(images: Tensor, height: int, width: int) -> Tensor:
+    """Take the upper left (N, C, height, width) of larger images."""
+    if torch.compiler.is_exporting():  # would guard on whether the slice is the whole image; not so a negative pad
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+    return images[..., :height, :width]

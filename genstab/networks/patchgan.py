@@ -1,0 +1,65 @@
+"""The PatchGAN discriminator (Isola 2017, arXiv 1611.07004, sections 3.2.2 and 6.1.2)."""
+
+import torch
+from torch import Tensor, nn
+
+from genstab.errors import InputError, check_counts
+from genstab.networks.blocks import (init_normal, norm2d)
+
+
+class PatchGAN(nn.Module):
+    """Score overlapping patches of a (source, image) pair as real or generated; 70×70 pixels each with `layers=3`.
+
+    Args:
+        source_channels: channels of the source.
+        target_channels: channels of the target and of the generator's output.
+        channels: width of the first layer, doubled up to 8 times.
+        layers: strided convolutions; 3 see 70×70 pixels, 1 sees 16×16, 5 see 286×286.
+        norm: `batch`, `instance`, `group` or `none`.
+
+    Shape: two (N, C, H, W) → (N, 1, H / 2^layers − 2, W / 2^layers − 2), logits.
+
+    Raises:
+        InputError: a count below 1, an unknown norm, images too small for one patch.
+
+    >>> PatchGAN(1, 3, channels=4)(torch.zeros(2, 1, 32, 48), torch.zeros(2, 3, 32, 48)).shape
+    torch.Size([2, 1, 2, 4])
+    """
+
+    def __init__(
+        self,
+        source_channels: int = 3,
+        target_channels: int = 3,
+        channels: int = 64,
+        layers: int = 3,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        check_counts(source_channels=source_channels, target_channels=target_channels, channels=channels, layers=layers)
+        self.smallest = 3 * 2**layers
+        self.channels = (source_channels, target_channels)
+        widths = [channels * min(2**i, 8) for i in range(layers + 1)]
+        blocks: list[nn.Module] = [
+            nn.Conv2d(source_channels + target_channels, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for i in range(1, layers + 1):
+            stride = 2 if i < layers else 1
+            blocks += [
+                nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm == "none"),
+                norm2d(norm, widths[i]),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        blocks.append(nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1))
+        self.layers = nn.Sequential(*blocks)
+        self.apply(init_normal)
+
+    def forward(self, source: Tensor, image: Tensor) -> Tensor:
+        """Two (N, C, H, W) → logits (N, 1, h, w)."""
+        if (source.shape[1], image.shape[1]) != self.channels:
+            shapes = f"{tuple(source.shape)} and {tuple(image.shape)}"
+            raise InputError(f"PatchGAN: source_channels, target_channels={self.channels}, not images of {shapes}")
+        if min(image.shape[-2:]) < self.smallest:
+            height, width = image.shape[-2:]
+            raise InputError(f"PatchGAN: an image of {height}×{width} is smaller than {self.smallest} pixels")
+        return self.layers(torch.cat((source, image), dim=1))

@@ -1,0 +1,146 @@
+"""The ResNet generator (Johnson 2016, arXiv 1603.08155; Zhu 2017, arXiv 1703.10593, section 7.2), with blurs."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genstab.errors import InputError, check_counts
+from genstab.layers.blur import BlurPool2d
+from genstab.layers.filters import AntiAlias
+from genstab.layers.padding import pad2d
+from genstab.networks.blocks import (crop, init_normal, norm2d, pad_to_multiple)
+
+
+def reflected(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve a map padded by reflection, however small it is; the size stays."""
+    before = conv.kernel_size[0] // 2
+    return conv(pad2d(x, (before, before, before, before), "reflect"))
+
+
+class Shrink(nn.Module):
+    """Halve the map: 3×3 convolution, norm, ReLU, and the blur before or after them."""
+
+    def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
+        super().__init__()
+        post = antialias.placement == "post" and antialias.filter != "none"
+        blur: nn.Module = nn.Identity()
+        if antialias.filter != "none":
+            blur = BlurPool2d(antialias.filter, 2 if post else 1, antialias.padding_mode)
+        self.before = nn.Identity() if post else blur
+        # Output i is centred at input 2i, wherever the stride is.
+        self.conv = nn.Conv2d(*channels, 3, stride=1 if post else 2, padding=1, bias=norm == "none")
+        self.norm = norm2d(norm, channels[1])
+        self.after = blur if post else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', H / 2, W / 2), H and W even."""
+        return self.after(F.relu(self.norm(self.conv(self.before(x)))))
+
+
+class Grow(nn.Module):
+    """Double the map: 3×3 transposed convolution, blur, norm, ReLU."""
+
+    def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(*channels, 3, stride=2, padding=1, output_padding=1, bias=norm == "none")
+        self.blur: nn.Module = nn.Identity()
+        if antialias.filter != "none":
+            self.blur = BlurPool2d(antialias.filter, 1, antialias.padding_mode, mirrored=True)
+        self.norm = norm2d(norm, channels[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C', 2H, 2W)."""
+        return F.relu(self.norm(self.blur(self.conv(x))))
+
+
+class Residual(nn.Module):
+    """Add to the map what two 3×3 convolutions make of it; reflected borders, dropout between the two."""
+
+    def __init__(self, channels: int, norm: str, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, bias=norm == "none")
+        self.norm1 = norm2d(norm, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels, channels, 3, bias=norm == "none")
+        self.norm2 = norm2d(norm, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C, H, W)."""
+        y = self.dropout(F.relu(self.norm1(reflected(self.conv1, x))))
+        return x + self.norm2(reflected(self.conv2, y))
+
+
+class ResNetGenerator(nn.Module):
+    """Translate images with CycleGAN's ResNet generator; any input size, any number of channels.
+
+    7×7 convolution, two strided 3×3 convolutions, `blocks` residual blocks at a quarter of the size, two transposed
+    3×3 convolutions, 7×7 convolution, tanh. Inputs are padded to a multiple of 4 by reflection and the output is
+    cropped back. The blurs go to the two strided and the two transposed convolutions, as in `genstab.UNet`.
+
+    Args:
+        in_channels: channels of the source.
+        out_channels: channels of the output.
+        channels: width of the first layer; the residual blocks have 4 times as many.
+        blocks: how many residual blocks; 9 in the paper from 256 pixels on, 6 below.
+        norm: `instance` (the paper's), `batch`, `group` or `none`.
+        dropout: probability inside the residual blocks, on as long as the module is in training mode; 0 in the paper.
+        antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
+
+    Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
+
+    Raises:
+        InputError: a count below 1, an unknown norm or filter, an `antialias` that is polyphase.
+
+    >>> ResNetGenerator(1, 3, channels=4, blocks=2, antialias="tri3")(torch.zeros(2, 1, 17, 30)).shape
+    torch.Size([2, 3, 17, 30])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        channels: int = 64,
+        blocks: int = 9,
+        norm: str = "instance",
+        dropout: float = 0.0,
+        antialias: AntiAlias | str | None = None,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": channels,
+            "blocks": blocks,
+        }
+        check_counts(**counts)
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout={dropout} is not in [0, 1)")
+        if not isinstance(antialias, AntiAlias):
+            antialias = AntiAlias(filter=antialias or "none")
+        if antialias.polyphase:
+            raise InputError("polyphase=True: ResNetGenerator has reflected borders; only False is possible")
+        # What builds this network again from a checkpoint: plain numbers and strings only.
+        self.config: dict[str, Any] = {
+            **counts,
+            "norm": norm,
+            "dropout": dropout,
+            "antialias": dict(vars(antialias)),
+        }
+        widths = [channels, 2 * channels, 4 * channels]
+        self.stem = nn.Conv2d(in_channels, channels, 7, bias=norm == "none")
+        self.stem_norm = norm2d(norm, channels)
+        self.encoder = nn.ModuleList(Shrink((widths[i], widths[i + 1]), norm, antialias) for i in (0, 1))
+        self.blocks = nn.ModuleList(Residual(widths[2], norm, dropout) for _ in range(blocks))
+        self.decoder = nn.ModuleList(Grow((widths[i + 1], widths[i]), norm, antialias) for i in (1, 0))
+        self.head = nn.Conv2d(channels, out_channels, 7)
+        self.apply(init_normal)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
+        height, width = source.shape[-2:]
+        x = F.relu(self.stem_norm(reflected(self.stem, pad_to_multiple(source, 4))))
+        for layer in (*self.encoder, *self.blocks, *self.decoder):
+            x = layer(x)
+        return crop(torch.tanh(reflected(self.head, x)), height, width)

@@ -1,0 +1,293 @@
+"""Plain numbers to plotly figures. Text, axes and grid have no colours of their own: the page's style gives them."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from genstab.metrics.measurements import (known, unique)
+from genstab.report.table import (pareto_front, quantile)
+
+Shift = tuple[float, float]
+Grid = Sequence[Sequence[float | None]]
+
+# At least 3 : 1 against white and against the dark page; dashes and symbols tell runs apart without colour.
+COLOURS = ("#2f74d6", "#d1571f", "#198f5c", "#b24aa2", "#93790a", "#0f8ca0", "#7d66d8", "#c9435b")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "triangle-down")
+STABILITY_COLOURS = "Viridis"
+# The paper's: from blue, no distance, to red.
+DISTANCE_COLOURS = ((0.0, "#2c4fa3"), (0.25, "#74add1"), (0.5, "#fbf5c4"), (0.75, "#f4804d"), (1.0, "#a50026"))
+LABEL = 28  # letters of a run's name in a chart
+MOST_SHIFTS = 64  # along one axis; of more, only those along the axes and diagonals are drawn
+ARROWS = {(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑", (1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one run looks in every chart, and what it is called there."""
+
+    label: str
+    colour: str
+    dash: str
+    symbol: str
+
+
+def run_styles(names: Sequence[str]) -> dict[str, Style]:
+    """Give each run a label, a colour, a dash and a symbol; the eight colours come again with another dash.
+
+    Labels are names without what plotly would take for a tag; long ones are cut in the middle, and stay unique.
+
+    >>> run_styles(["a", "b"])["b"].symbol
+    'square'
+    >>> run_styles(["a-run-whose-name-has-no-end-lr-0.0002"]).popitem()[1].label
+    'a-run-whose-na…end-lr-0.0002'
+    """
+    count = len(COLOURS)
+    labels = unique(
+        [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
+    )
+    return {
+        name: Style(plain(label), COLOURS[i % count], DASHES[(i + i // count) % len(DASHES)], SYMBOLS[i % count])
+        for i, (name, label) in enumerate(zip(names, labels, strict=True))
+    }
+
+
+def quality_scatter(
+    points: Mapping[str, tuple[float, float]],
+    styles: Mapping[str, Style],
+    titles: tuple[str, str],
+    quality_up: bool,
+    notes: Mapping[str, str],
+) -> go.Figure:
+    """Draw stability over quality, a point a run, with the Pareto front; better is to the right and up.
+
+    Args:
+        points: (quality, stability) by run.
+        styles: see `run_styles`.
+        titles: of the two axes.
+        quality_up: more is better; otherwise the axis is reversed.
+        notes: what hovering over a run's point adds.
+    """
+    figure = _figure(height=440)
+    names = list(points)
+    sign = 1 if quality_up else -1
+    front = pareto_front([(sign * points[name][0], points[name][1]) for name in names])
+    corners = [points[names[i]] for i in front]
+    figure.add_scatter(
+        x=[x for x, _ in corners],
+        y=[y for _, y in corners],
+        mode="lines",
+        name="Pareto front",
+        line={"shape": "vh", "dash": "dot", "width": 2, "color": "#8a8f98"},
+        hoverinfo="skip",
+    )
+    for name, (x, y) in points.items():
+        figure.add_scatter(
+            x=[x],
+            y=[y],
+            mode="markers",
+            name=styles[name].label,
+            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 14},
+            text=[plain(notes[name])],
+            hovertemplate=f"<b>{styles[name].label}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>%{{text}}<extra></extra>",
+        )
+    low, high = _padded([x for x, _ in points.values()])
+    figure.update_xaxes(title=f"{titles[0]}, better →", range=[low, high] if quality_up else [high, low])
+    figure.update_yaxes(title=f"{titles[1]}, better ↑", range=_padded([y for _, y in points.values()]))
+    return figure
+
+
+def _padded(values: Sequence[float]) -> list[float]:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    pad = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
+    return [low - pad, high + pad]
+
+
+def direction(shift: Shift) -> str:
+    """Return an arrow for a shift along an axis or a diagonal, nothing for another one.
+
+    >>> direction((0, 3)), direction((2, -2)), direction((1, 3))
+    ('→', '↙', '')
+    """
+    dy, dx = shift
+    if dy and dx and abs(dy) != abs(dx):
+        return ""
+    return ARROWS[int(math.copysign(bool(dy), dy)), int(math.copysign(bool(dx), dx))]
+
+
+def _label(shift: Shift) -> str:
+    arrow = direction(shift)
+    return f"{arrow} {max(map(abs, shift)):g}" if arrow else f"({shift[0]:g}, {shift[1]:g})"
+
+
+def _in_order(shifts: set[Shift]) -> list[Shift]:
+    arrows = [*ARROWS.values(), ""]
+    return sorted(shifts, key=lambda shift: (arrows.index(direction(shift)), math.hypot(*shift), shift))
+
+
+def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Style]) -> go.Figure:
+    """Draw the mean PSNR over the shifts, a line a run and direction, with a band: the middle half of the images.
+
+    Of more than 64 shifts, only those along the axes and diagonals are drawn.
+
+    Args:
+        measured: `shifts` [[dy, dx], …] and `decibels` [[per image] per shift] by run.
+        styles: see `run_styles`.
+    """
+    figure = _figure(height=420)
+    tables = {
+        name: {(shift[0], shift[1]): known(row) for shift, row in zip(part["shifts"], part["decibels"], strict=True)}
+        for name, part in measured.items()
+    }
+    order = _in_order({shift for table in tables.values() for shift, row in table.items() if row})
+    if len(order) > MOST_SHIFTS:
+        order = [shift for shift in order if direction(shift)] or order
+    for name, table in tables.items():
+        style, legend = styles[name], True
+        for arrow in dict.fromkeys(map(direction, order)):
+            shifts = [shift for shift in order if direction(shift) == arrow and table.get(shift)]
+            labels = [_label(shift) for shift in shifts]
+            rows = [table[shift] for shift in shifts]
+            if not rows:
+                continue
+            low, high = ([quantile(row, q) for row in rows] for q in (0.25, 0.75))
+            same = {"legendgroup": name, "line": {"color": style.colour, "width": 2.5, "dash": style.dash}}
+            figure.add_scatter(
+                x=labels + labels[::-1],
+                y=high + low[::-1],
+                fill="toself",
+                fillcolor=f"rgba{(*_rgb(style.colour), 0.16)}",
+                mode="lines",
+                hoverinfo="skip",
+                showlegend=False,
+                **same | {"line": {"width": 0}},
+            )
+            figure.add_scatter(
+                x=labels,
+                y=[sum(row) / len(row) for row in rows],
+                mode="lines+markers",
+                name=styles[name].label,
+                showlegend=legend,
+                marker={"symbol": style.symbol, "size": 7},
+                customdata=[(a, b, min(row), len(row)) for a, b, row in zip(low, high, rows, strict=True)],
+                hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
+                "%{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}<extra></extra>",
+                **same,
+            )
+            legend = False
+    figure.update_xaxes(
+        title="shift of the input, pixels",
+        type="category",
+        categoryorder="array",
+        categoryarray=[_label(shift) for shift in order],
+    )
+    figure.update_yaxes(title="shift PSNR, dB")
+    return figure
+
+
+def heat_map(values: Grid, limits: tuple[float, float], colours: Any, unit: str) -> go.Figure:
+    """Draw values over (Δh, Δw), the zero shift in the middle; None is left open."""
+    reach = len(values) // 2
+    axis = list(range(-reach, reach + 1))
+    figure = _figure(height=300, margin={"l": 44, "r": 8, "t": 8, "b": 40})
+    figure.add_heatmap(
+        z=values, x=axis, y=axis, zmin=limits[0], zmax=limits[1], colorscale=colours, showscale=False,
+        hoverongaps=False, hovertemplate=f"Δh %{{y}}, Δw %{{x}}: %{{z:.3g}} {unit}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="Δw, pixels", constrain="domain", showgrid=False, zeroline=False)
+    figure.update_yaxes(
+        title="Δh, pixels", autorange="reversed", scaleanchor="x", constrain="domain", showgrid=False, zeroline=False
+    )
+    return figure
+
+
+def colour_bar(limits: tuple[float, float], colours: Any, title: str) -> go.Figure:
+    """Draw the colours of heat maps that share them, from one limit to the other."""
+    steps = [limits[0] + (limits[1] - limits[0]) * i / 127 for i in range(128)]
+    figure = _figure(height=74, margin={"l": 12, "r": 12, "t": 4, "b": 44})
+    figure.add_heatmap(z=[steps], x=steps, y=[0], colorscale=colours, showscale=False, hoverinfo="skip")
+    figure.update_yaxes(visible=False)
+    figure.update_xaxes(title=title, showgrid=False, nticks=6)
+    return figure
+
+
+def layer_lines(distances: Mapping[str, Mapping[str, float]], styles: Mapping[str, Style]) -> go.Figure:
+    """Draw the mean feature distance over the layers, a line a run."""
+    figure = _figure(height=400)
+    layers = list(dict.fromkeys(layer for by_layer in distances.values() for layer in by_layer))
+    for name, by_layer in distances.items():
+        present = [layer for layer in layers if layer in by_layer]
+        _line(figure, styles[name], [plain(layer) for layer in present], [by_layer[layer] for layer in present])
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[plain(layer) for layer in layers])
+    figure.update_yaxes(title="mean cosine distance", rangemode="tozero")
+    return figure
+
+
+def corruption_lines(
+    decibels: Mapping[str, Sequence[float | None]], severities: Sequence[float], styles: Mapping[str, Style]
+) -> go.Figure:
+    """Draw how far the output moves (dB, more is better) over the severity of a corruption, a line a run."""
+    figure = _figure(height=400)
+    for name, values in decibels.items():
+        _line(figure, styles[name], list(severities), list(values))
+    figure.update_xaxes(title="severity", dtick=1)
+    figure.update_yaxes(title="PSNR to the clean output, dB")
+    return figure
+
+
+def _line(figure: go.Figure, style: Style, x: Sequence[Any], y: Sequence[float | None]) -> None:
+    figure.add_scatter(
+        x=x, y=y, name=style.label, mode="lines+markers",
+        line={"color": style.colour, "width": 2.5, "dash": style.dash}, marker={"symbol": style.symbol, "size": 8},
+        hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
+    )  # fmt: skip
+
+
+def image_boxes(
+    values: Mapping[str, Mapping[str, float]], notes: Mapping[str, Mapping[str, str]], styles: Mapping[str, Style]
+) -> go.Figure:
+    """Draw the mean dB of every image, a box and its points a run: {run: {image: dB}}; `notes` show on hovering."""
+    figure = _figure(height=400)
+    for name, by_image in values.items():
+        figure.add_box(
+            y=list(by_image.values()), name=styles[name].label, text=[plain(notes[name][image]) for image in by_image],
+            boxpoints="all", jitter=0.5, pointpos=0,
+            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
+            fillcolor=f"rgba{(*_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(title="mean shift PSNR, dB")
+    return figure
+
+
+def plain(text: str) -> str:
+    """Escape what plotly would take for a tag.
+
+    >>> plain("<b>a</b>")
+    '&lt;b&gt;a&lt;/b&gt;'
+    """
+    return html.escape(text, quote=False)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _figure(height: int, margin: Mapping[str, int] | None = None) -> go.Figure:
+    layout = {
+        "template": None,  # plotly's own would be a third of every figure
+        "height": height,
+        "margin": margin or {"l": 56, "r": 12, "t": 12, "b": 56},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "hoverlabel": {"bgcolor": "#1d2430", "font": {"color": "#ffffff"}, "bordercolor": "#1d2430"},
+        "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0},
+        "dragmode": False,  # a finger that scrolls the page must not zoom
+        "hovermode": "closest",
+    }
+    return go.Figure(layout=layout)

@@ -1,0 +1,396 @@
+"""Tensors to pictures, numbers to tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import ceil, isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from genstab.data.image_io import to_uint8
+from genstab.data.paths import hxw
+from genstab.errors import InputError, check_counts
+from genstab.inference.eval_mode import inference
+from genstab.metrics.protocols import shift_pairs
+from genstab.metrics.shift_ops import Shift, grid_shifts, roll
+from genstab.metrics.shift_psnr import decibel, squared_error
+from genstab.report.runs import Run
+from genstab.report.slider_frames import FRAMES, Slide, read_slide, save_frames
+from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_picture
+
+Picture = np.ndarray
+# Log key, heading, unit: the lines of the table at the end of a run.
+RESULTS = (
+    ("val/shift_psnr", "shift PSNR, mean", "dB"),
+    ("val/shift_psnr_worst", "shift PSNR, worst", "dB"),
+    ("val/shift_psnr_pooled", "shift PSNR, pooled", "dB"),
+    ("val/shift_psnr_crop", "shift PSNR, crop", "dB"),
+    ("val/shift_psnr_fractional", "shift PSNR, fractional", "dB"),
+    ("val/noise_floor", "noise floor, two runs of one input", "dB"),
+    ("val/l1", "L1", ""),
+    ("val/psnr", "PSNR", "dB"),
+    ("val/ssim", "SSIM", ""),
+    ("val/tv", "total variation", ""),
+    ("val/tv_target", "total variation of the targets", ""),
+    ("val/spectrum_error", "power spectrum, off the targets' by", "dB"),
+    ("val/swd", "sliced Wasserstein distance", ""),
+    ("val/fid", "FID", ""),
+    ("val/lpips", "LPIPS", ""),
+    ("val/feature_distance", "feature distance, mean of the layers", ""),
+    ("val/corruption_psnr", "corrupted inputs, mean", "dB"),
+    ("val/corruption_relative", "corruption error over the baseline's", ""),
+    ("val/consistency", "consistency of the class, crop", ""),
+    ("val/consistency_roll", "consistency of the class, circular", ""),
+    ("val/accuracy", "accuracy", ""),
+    ("val/corruption_error", "error rate with corrupted inputs", ""),
+)
+
+
+def picture_table(columns: Mapping[str, Tensor]) -> Picture:
+    """Lay image batches side by side, a titled column each and a row an image.
+
+    Shape: each column (N, C, H, W) in [−1, 1] → (height, width, 3), uint8.
+
+    >>> import torch
+    >>> picture_table({"source": torch.zeros(2, 3, 16, 16), "output": torch.ones(2, 1, 16, 16)}).shape
+    (300, 284, 3)
+    """
+    batches = [to_uint8(batch.float().cpu()) for batch in columns.values()]
+    scale = max(1, 128 // batches[0].shape[2])  # small images are enlarged, so that pixels can be seen
+    gap, header = 4, 24
+    height, width = (side * scale for side in batches[0].shape[1:3])
+    rows = len(batches[0])
+    shape = (header + rows * (height + gap) - gap + 16, len(batches) * (width + gap) - gap + 24)
+    canvas = Image.new("RGB", (shape[1], shape[0]), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(min(14, max(8, width // 9)))
+    for column, (title, batch) in enumerate(zip(columns, batches, strict=True)):
+        left = 12 + column * (width + gap)
+        draw.text((left, 6), title, fill="black", font=font)
+        for row, image in enumerate(batch):
+            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(tile, (left, header + row * (height + gap)))
+    return np.asarray(canvas)
+
+
+def shift_map(decibels: Mapping[tuple[int, int], float], title: str = "") -> Picture:
+    """Draw shift PSNR over (Δh, Δw) as a heat map, the zero shift left white, and along both axes and the diagonal.
+
+    The distance between the peaks is the period of the aliasing: 2 pixels for features subsampled once, 4 for twice, …
+
+    Shape: {(dy, dx): dB} → (height, width, 3), uint8.
+    """
+    reach = max(max(abs(dy), abs(dx)) for dy, dx in decibels)
+    values = np.full((2 * reach + 1, 2 * reach + 1), np.nan)
+    for (dy, dx), value in decibels.items():
+        values[dy + reach, dx + reach] = value
+    figure = Figure(figsize=(9.6, 4.2), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes, lines = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    edge = reach + 0.5
+    picture = axes.imshow(values, extent=(-edge, edge, edge, -edge), cmap="viridis", interpolation="nearest")
+    axes.set(xlabel="Δw, pixels", ylabel="Δh, pixels", title=title)
+    figure.colorbar(picture, label="shift PSNR, dB")
+    for name, (dy, dx), style in (("Δw", (0, 1), "o-"), ("Δh", (1, 0), "s--"), ("diagonal", (1, 1), "^:")):
+        along = {d: decibels[d * dy, d * dx] for d in range(1, reach + 1) if (d * dy, d * dx) in decibels}
+        lines.plot(list(along), list(along.values()), style, label=name, markersize=4)
+    lines.set(xlabel="shift, pixels", ylabel="shift PSNR, dB", title="along the axes and the diagonal")
+    for axis in (axes.xaxis, axes.yaxis, lines.xaxis):
+        axis.get_major_locator().set_params(integer=True)
+    lines.grid(alpha=0.3)
+    lines.legend()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_picture(picture: Picture, path: str | Path) -> None:
+    """Write a picture (height, width, 3), uint8, as PNG."""
+    write_picture(Image.fromarray(picture), path, "PNG")
+
+
+def save_film(frames: Sequence[Picture], path: str | Path, milliseconds: int = 120) -> None:
+    """Write pictures of one size as an endless GIF."""
+    # One palette for all frames: a palette of its own for each would flicker by itself.
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 4)])).quantize(255)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    options = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
+    write_picture(images[0], path, "GIF", **options)
+
+
+def results_table(metrics: Mapping[str, float], title: str) -> Table:
+    """Return the metrics of a run that are present as a table for the terminal.
+
+    >>> results_table({"val/l1": 0.31}, "run").row_count
+    1
+    """
+    table = Table("", "", "", title=title, show_header=False)
+    for key, heading, unit in RESULTS:
+        if key in metrics:
+            table.add_row(heading, f"{metrics[key]:.2f}" if unit == "dB" else f"{metrics[key]:.4f}", unit)
+    return table
+
+
+Picture = np.ndarray
+
+
+def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Tensor]:
+    """Average distances over the images and lay them out by shift; the zero shift has none: 0.
+
+    Shape: each (number of shifts, N), the shifts being those of `genstab.metrics.shift_ops.grid_shifts(reach)`
+    → (2 reach + 1, 2 reach + 1), row Δh + reach, column Δw + reach.
+
+    Raises:
+        InputError: another number of shifts.
+
+    >>> import torch
+    >>> distance_grids({"pool": torch.arange(8.0)[:, None]}, reach=1)["pool"].tolist()
+    [[0.0, 1.0, 2.0], [3.0, 0.0, 4.0], [5.0, 6.0, 7.0]]
+    """
+    check_counts(reach=reach)
+    side, shifts = 2 * reach + 1, grid_shifts(reach)
+    grids = {}
+    for name, values in distances.items():
+        if len(values) != len(shifts):
+            raise InputError(f"distances of {name} for {len(values)} shifts; reach={reach} has {len(shifts)}")
+        grid = values.new_zeros(side, side)
+        for (dy, dx), value in zip(shifts, values.mean(1), strict=True):
+            grid[dy + reach, dx + reach] = value
+        grids[name] = grid
+    return grids
+
+
+def feature_map_picture(distances: Mapping[str, ArrayLike], title: str = "", largest: float | None = None) -> Picture:
+    """Draw a small heat map for each layer, over (Δh, Δw): from blue, where it moves with the image, to red.
+
+    One scale for all, where the paper gives each layer its own: so layers can be compared, and pictures of two models
+    that are given the same `largest`.
+
+    Args:
+        distances: cosine distances by layer, each (2 reach + 1, 2 reach + 1), see `distance_grids`.
+        title: over the whole picture.
+        largest: what is red; None: the largest distance there is, and at least 0.01, or rounding errors would glow.
+
+    Shape: → (height, width, 3), uint8.
+
+    Raises:
+        InputError: no layer, or what is no square with an odd side.
+    """
+    grids = {name: np.asarray(grid, dtype=float) for name, grid in distances.items()}
+    if not grids:
+        raise InputError("distances: there is no layer")
+    for name, grid in grids.items():
+        if grid.ndim != 2 or grid.shape[0] != grid.shape[1] or grid.shape[0] % 2 == 0:
+            raise InputError(f"distances of {name} of shape {grid.shape} are not (2 reach + 1, 2 reach + 1)")
+    most = max(np.nanmax(grid, initial=0) for grid in grids.values())
+    largest = max(0.01, most) if largest is None else largest
+    columns = min(len(grids), max(4, isqrt(2 * len(grids))))
+    rows = ceil(len(grids) / columns)
+    figure = Figure(figsize=(1.5 * columns + 1.3, 1.65 * rows + 0.5 + 0.4 * bool(title)), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, (axis, (name, grid)) in enumerate(zip(axes.flat, grids.items(), strict=False)):
+        edge = len(grid) / 2
+        axis.set_axis_on()
+        # Yellow in between: what is white has not been measured.
+        heat = axis.imshow(grid, extent=(-edge, edge, edge, -edge), cmap="RdYlBu_r", vmin=0, vmax=largest)
+        ticks = [-(len(grid) // 2), 0, len(grid) // 2]
+        axis.set(xticks=ticks, yticks=ticks)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=6, length=2, pad=1)
+        if place % columns == 0:
+            axis.set_ylabel("Δh, pixels", fontsize=7)
+        if place + columns >= len(grids):
+            axis.set_xlabel("Δw, pixels", fontsize=7)
+    bar = figure.colorbar(heat, ax=axes, label="cosine distance", extend="max" if most > largest else "neither")
+    bar.ax.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=10)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+Generate = Callable[[Tensor], Tensor]
+
+
+def shift_panel(generate: Generate, source: Tensor, shift: Shift) -> dict[str, Tensor]:
+    """Return the columns G(S x), S G(x) and their difference, four times as strong so that 25 dB can be seen.
+
+    Shape: (N, C, H, W) in [−1, 1] → (N, C', H, W) each; the difference (N, 1, H, W), −1 (black) where they agree.
+    """
+    pairs = shift_pairs(generate, source, [shift], "circular", check_finite=False)
+    _, shifted_output, output_of_shifted, _ = next(pairs)
+    difference = 4 * (shifted_output - output_of_shifted).abs().mean(1, keepdim=True) - 1
+    return {
+        "G(shifted source)": output_of_shifted,
+        "shifted G(source)": shifted_output,
+        "difference × 4": difference,
+    }
+
+
+def circular_grid(images: Tensor, reach: int) -> list[Shift]:
+    """Return the shifts with |dy| and |dx| up to `reach`, or up to what images (N, C, H, W) can be rolled by.
+
+    Raises:
+        InputError: a side of one pixel, which cannot be rolled.
+
+    >>> import torch
+    >>> circular_grid(torch.zeros(1, 3, 2, 8), 4)[-1]
+    (1, 1)
+    """
+    smallest = min(images.shape[-2:])
+    if smallest < 2:
+        raise InputError(f"images of {hxw(images.shape[-2:])} cannot be rolled both ways")
+    return grid_shifts(min(reach, smallest - 1))
+
+
+def measure_map(
+    generator: nn.Module, images: Tensor, reach: int, dtype: torch.dtype = torch.float32, **options: Any
+) -> dict[Shift, float]:
+    """Measure shift PSNR for every shift with |dy| and |dx| up to `reach`, with a progress bar; mean over the images.
+
+    Args:
+        generator, images, dtype: see `genstab.shift_psnr`.
+        reach: pixels; cut to what a circular shift of these images allows, a whole turn being none.
+        options: see `genstab.metrics.protocols.shift_pairs`.
+
+    Returns:
+        {(dy, dx): dB}, without the zero shift.
+
+    >>> measure_map(nn.Identity(), torch.rand(1, 3, 8, 8), 1)[0, 1]
+    100.0
+    """
+    shifts = circular_grid(images, reach)
+    decibels: dict[Shift, float] = {}
+    with inference(generator, dtype) as generate:
+        pairs = shift_pairs(generate, images, shifts, **options)
+        for (dy, dx), *pair_and_mask in tqdm(pairs, "shift map", len(shifts), unit="shift", leave=False, disable=None):
+            error, count = squared_error(*pair_and_mask)
+            decibels[int(dy), int(dx)] = decibel(error / count).mean().item()
+    return decibels
+
+
+def map_table(decibels: Mapping[Shift, float], images: int, protocol: str = "circular") -> dict[str, Any]:
+    """Return a shift map as plain types, as `measurements.json` holds it: rows of Δh, None at the zero shift.
+
+    >>> decibels = {(dy, dx): 10.0 * dy + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)}
+    >>> map_table(decibels, images=2)["decibels"]
+    [[-11.0, -10.0, -9.0], [-1.0, None, 1.0], [9.0, 10.0, 11.0]]
+    """
+    reach = max(dy for dy, _ in decibels)
+    span = range(-reach, reach + 1)
+    rows = [[decibels.get((dy, dx)) for dx in span] for dy in span]
+    return {"protocol": protocol, "reach": reach, "images": images, "decibels": rows}
+
+
+def film(generate: Generate, image: Tensor, frames: int) -> list[Picture]:
+    """Return one picture a frame: the source slid by another pixel, its output, and the output moved back.
+
+    Shape: (1, C, H, W) in [−1, 1] → `frames` times (height, width, 3), uint8.
+    """
+    pictures = []
+    for dx in range(frames):
+        moved = roll(image, (0, dx))[0]
+        output = generate(moved)
+        scale = output.shape[-1] // image.shape[-1]
+        back = roll(output, (0, -dx * scale))[0]
+        pictures.append(picture_table({"source": moved, "output": output, "output moved back": back}))
+    return pictures
+
+
+def save_slides(generate: Generate, image: Tensor, folder: Path) -> None:
+    """Write the source slid by 0 to 15 pixels, and its outputs, for the slider of the report.
+
+    Shape: (1, C, H, W) in [−1, 1].
+    """
+    moved = [roll(image, (0, dx))[0] for dx in range(FRAMES)]
+    save_frames(np.concatenate([to_uint8(each.float().cpu()) for each in moved]), folder / SLIDE_SOURCE)
+    save_frames(np.concatenate([to_uint8(generate(each).float().cpu()) for each in moved]), folder / SLIDE_OUTPUT)
+
+
+def write_exhibits(
+    folder: Path,
+    generator: nn.Module,
+    source: Tensor,
+    target: Tensor | None,
+    decibels: dict[Shift, float] | None,
+    title: str,
+    frames: int,
+    dtype: torch.dtype = torch.float32,
+    spare: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Picture]:
+    """Write `samples.png`, `shift_map.png`, `shift.gif` and the slides; return the first two by their log keys.
+
+    Args:
+        folder: where the files go; it exists.
+        generator: maps the source to an image.
+        source, target: (N, C, H, W) in [−1, 1], a row of the samples each; film and slides are of the first one.
+        decibels: the shift map, see `measure_map`; None: no such picture.
+        title: of the map.
+        frames: of the film.
+        dtype: the precision that the generator is called in, see `genstab.inference.eval_mode.inference`.
+        spare: what a file is written within, to go on after one that cannot be.
+    """
+    with inference(generator, dtype) as generate:
+        columns = {"source": source, "output": generate(source)}
+        with spare(folder / "shift.gif"):
+            save_film(film(generate, source[:1], frames), folder / "shift.gif")
+        with spare(folder / SLIDE_OUTPUT):
+            save_slides(generate, source[:1], folder)
+    pictures = {"samples": picture_table(columns if target is None else {**columns, "target": target})}
+    if decibels:
+        pictures["shift_map"] = shift_map(decibels, title)
+    for key, picture in pictures.items():
+        with spare(folder / f"{key}.png"):
+            save_picture(picture, folder / f"{key}.png")
+    return pictures
+
+
+def shift_table(
+    shifts: Sequence[Sequence[float]], names: Sequence[str], decibels: Tensor, pooled: Tensor
+) -> dict[str, Any]:
+    """Return shift PSNR per shift and image as plain types, as `measurements.json` holds it.
+
+    Shape: decibels (shifts, images) and pooled (shifts,), dB.
+    """
+    return {
+        "shifts": [list(shift) for shift in shifts],
+        "images": list(names),
+        "decibels": decibels.tolist(),
+        "pooled": pooled.tolist(),
+    }
+
+
+def films_beside(runs: Sequence[Run]) -> list[Picture]:
+    """Return one picture a frame: the source and each run's output sliding, and below them the same moved back.
+
+    Shape: → 16 times (height, width, 3), uint8.
+
+    Raises:
+        InputError: a run has no slides, or slid another picture than the first one.
+    """
+    slides = [read_slide(run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT) for run in runs]
+    for run, slide in zip(runs, slides, strict=True):
+        if not np.array_equal(slide.source, slides[0].source):
+            raise InputError(f"{run.name} slid another picture than {runs[0].name}: measure both on the same images")
+        if slide.scale != slides[0].scale:
+            raise InputError(f"{run.name} has a scale of {slide.scale}, {runs[0].name} of {slides[0].scale}")
+    films = {run.name: slide.frames for run, slide in zip(runs, slides, strict=True)}
+    return [picture_table(_columns(slides[0], films, frame)) for frame in range(len(slides[0].frames))]
+
+
+def _columns(slide: Slide, films: dict[str, np.ndarray], frame: int) -> dict[str, Tensor]:
+    still = slide.source.repeat(slide.scale, 0).repeat(slide.scale, 1)
+    columns = {"source": np.stack([np.roll(still, slide.scale * frame, axis=1), still])}
+    for name, frames in films.items():
+        columns[name] = np.stack([frames[frame], np.roll(frames[frame], -slide.scale * frame, axis=1)])
+    return {name: torch.from_numpy(pair).permute(0, 3, 1, 2) / 127.5 - 1 for name, pair in columns.items()}

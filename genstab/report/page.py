@@ -1,0 +1,207 @@
+"""One self-contained page that compares runs: `genstab report`."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from genstab.errors import InputError
+from genstab.report.charts import run_styles
+from genstab.report.panels import (
+    Panel,
+    corruption_panel,
+    feature_panel,
+    image_panel,
+    layer_panel,
+    lines_panel,
+    map_panel,
+    scatter_panel,
+)
+from genstab.report.runs import Run, read_runs
+from genstab.report.slider_frames import COLUMNS, Slide, data_uri, flicker_strip, middle, read_slide, sheet
+from genstab.report.table import Column, best_of, columns_of, differences, flatten, options_of, value_of
+from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE
+
+__all__ = ["Run", "build_page", "read_runs", "write_page"]
+
+SIDE = 128  # pixels of a moving picture, for so many runs; with more of them it shrinks, so that the page doesn't grow
+RUNS_AT_FULL_SIDE = 6
+PANELS = (scatter_panel, lines_panel, map_panel, image_panel, layer_panel, feature_panel, corruption_panel)
+
+
+def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
+    """Compare the runs in some folders on one page; no half-written page is ever left behind.
+
+    Args:
+        paths: run folders, or folders that hold some, see `genstab.report.runs.read_runs`.
+        output: the file to write; its folder is made where it is missing.
+        title: of the page.
+
+    Raises:
+        InputError: a path holds no run, a file of a run cannot be read, or the output cannot be written.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise InputError(f"output={output} is a folder, not a file to write")
+    page = build_page(read_runs(paths), title)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write(page, output)
+    except OSError as error:
+        raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
+    return output
+
+
+def _write(page: str, output: Path) -> None:
+    with NamedTemporaryFile("w", encoding="utf-8", dir=output.parent, suffix=".part", delete=False) as part:
+        try:
+            part.write(page)
+            part.close()
+            os.chmod(part.name, 0o644)  # not only for its writer, as temporary files are
+            os.replace(part.name, output)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
+
+
+def build_page(runs: Sequence[Run], title: str | None = None) -> str:
+    """Return the HTML page that compares some runs; it needs no other file and no network.
+
+    Raises:
+        InputError: there are no runs, or a picture of a run cannot be read.
+    """
+    if not runs:
+        raise InputError("no run to compare")
+    styles = run_styles([run.name for run in runs])
+    panels = [make(runs, styles) for make in PANELS]
+    columns = columns_of(runs)
+    films = {run.name: film for run in runs if (film := _film(run)) is not None}
+    side = SIDE if len(films) <= RUNS_AT_FULL_SIDE else int(SIDE * math.sqrt(RUNS_AT_FULL_SIDE / len(films)))
+    slides = _slides(films, side)
+    data = {"panels": {panel.id: _figures(panel) for panel in panels}, "slides": slides}
+    versions = [run.summary.get("versions") or {} for run in runs]
+    differ = differences(
+        [
+            {**options_of(run), **{f"{k} (version)": str(v) for k, v in kept.items()}}
+            for run, kept in zip(runs, versions, strict=True)
+        ]
+    )
+    resources = files("genstab")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    template = environment.from_string(resources.joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        title=title or ("One run" if len(runs) == 1 else f"{len(runs)} runs compared"),
+        runs=runs,
+        styles=styles,
+        verdicts=[(run.name, _sentences(run.summary["verdict"])) for run in runs if run.summary.get("verdict")],
+        columns=columns,
+        groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
+        rows=table_rows(runs, columns),
+        panels=panels,
+        strips=[
+            {"name": name, "uri": data_uri(flicker_strip(film.frames, film.scale)), "frames": len(film.frames)}
+            for name, film in films.items()
+        ],
+        slides=slides,
+        side=side,
+        last=max((slide["frames"] for slide in slides), default=1) - 1,
+        options_differ=differ if len(runs) > 1 else {},
+        versions_same=_same(versions),
+        configs={run.name: json.dumps(run.config, indent=2, ensure_ascii=False) for run in runs},
+        missing=[(run.name, lacks) for run in runs if (lacks := missing_of(run, columns))],
+        version=version("genstab"),
+        css=Markup(resources.joinpath("page.css").read_text(encoding="utf-8")),
+        js=Markup(resources.joinpath("page.js").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+        data=_script_json(data),
+    )
+
+
+def table_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[list[dict[str, Any]]]:
+    """Return the cells of the table of runs: the number, its text, and whether it is the best of its column."""
+    rows: list[list[dict[str, Any]]] = [[] for _ in runs]
+    for column in columns:
+        values = [value_of(run, column.key) for run in runs]
+        best = best_of(values, column.best)
+        for i, value in enumerate(values):
+            text = "–" if value is None else f"{value:.{column.digits}f}"
+            rows[i].append({"value": value, "text": text, "best": i in best})
+    return rows
+
+
+def missing_of(run: Run, columns: Sequence[Column]) -> list[str]:
+    """Return what a run lacks: the notes of its measurement, files, parts of them, and what is – in the table."""
+    absent = [column.name for column in columns if value_of(run, column.key) is None]
+    notes = run.summary.get("notes")
+    said = [str(note) for note in notes] if isinstance(notes, list) else []
+    return [*said, *run.missing, *([f"– in the table: {', '.join(absent)}"] if absent else [])]
+
+
+def _sentences(verdict: object) -> list[str]:
+    return [verdict] if isinstance(verdict, str) else [str(sentence) for sentence in verdict]  # type: ignore[attr-defined]
+
+
+def _figures(panel: Panel) -> dict[str, Any]:
+    """The figures of a panel as plain types; plotly's own JSON knows how."""
+    return {
+        "figures": [
+            {key: json.loads(figure.to_json()) for key, figure in cell.figures.items()} for cell in panel.cells
+        ],
+        "bar": {key: json.loads(figure.to_json()) for key, figure in panel.bar.items()},
+    }
+
+
+def _script_json(data: object) -> Markup:
+    """JSON that cannot end the script element that it stands in."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _film(run: Run) -> Slide | None:
+    source, output = run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT
+    return read_slide(source, output) if source.is_file() and output.is_file() else None
+
+
+def _slides(films: Mapping[str, Slide], side: int) -> list[dict[str, Any]]:
+    """The moving pictures: the source, once where all runs have the same, and each run's output."""
+    sources, outputs = [], []
+    for name, film in films.items():
+        strip, frames = middle(film, side)
+        count, height, width = frames.shape[:3]
+        common = {"frames": count, "columns": COLUMNS, "scale": film.scale}
+        still = {"uri": data_uri(strip), "strip": True, "width": width // film.scale, "height": height // film.scale}
+        sources.append(common | still | {"run": False, "name": "source", "alt": f"Source of {name}, moved"})
+        moving = {"uri": data_uri(sheet(frames)), "strip": False, "width": width, "height": height, "run": True}
+        moving |= {"whole": width == film.frames.shape[2], "decibels": slide_decibels(film)}
+        outputs.append(common | moving | {"name": name, "alt": f"Output of {name} for the moved source"})
+    if len({source["uri"] for source in sources}) == 1:
+        return [*sources[:1], *outputs]
+    for source, output in zip(sources, outputs, strict=True):
+        source["name"] = f"source of {output['name']}"
+    return [each for pair in zip(sources, outputs, strict=True) for each in pair]
+
+
+def slide_decibels(film: Slide) -> list[float | None]:
+    """Return the shift PSNR of each frame of a slide, in dB, at most 100; None for the first, which hasn't moved."""
+    still = film.frames[0].astype(float)
+    decibels: list[float | None] = [None]
+    for i, frame in enumerate(film.frames[1:], 1):
+        error = np.square(np.roll(frame, -film.scale * i, axis=1) - still).mean()
+        decibels.append(min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0)
+    return decibels
+
+
+def _same(versions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    said = [flatten(each) for each in versions if each]
+    return {key: value for key, value in (said[0] if said else {}).items() if all(e.get(key) == value for e in said)}

@@ -1,0 +1,167 @@
+"""What runs left in their folders, read back to be compared."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genstab.errors import InputError
+from genstab.runtime.files import MEASUREMENTS, SLIDE_OUTPUT, SLIDE_SOURCE, SUMMARY, read_json
+
+# How far below a folder that is no run itself its runs may lie: multirun/DATE/TIME/0.
+DEPTH = 3
+# Each part of measurements.json, and what cannot be shown without it.
+PARTS = {
+    "shift_psnr": "shift PSNR per shift and per image",
+    "shift_map": "shift map",
+    "features": "feature distance",
+    "corruptions": "corruptions",
+    "quality": "quality per image",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its name, its folder, `summary.json` and, where there are some, `measurements.json`; no NaN in either."""
+
+    name: str
+    folder: Path
+    summary: Mapping[str, Any]
+    measurements: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The run's configuration, empty where the summary has none."""
+        config = self.summary.get("config")
+        return config if isinstance(config, Mapping) else {}
+
+    @property
+    def missing(self) -> list[str]:
+        """What the folder lacks, in words, and what cannot be shown without it."""
+        parts = [what for part, what in PARTS.items() if not self.measurements.get(part)]
+        missing = []
+        if not (self.folder / MEASUREMENTS).is_file():
+            missing.append(f"no {MEASUREMENTS}: no {', no '.join(parts)}")
+        elif parts:
+            missing.append(f"{MEASUREMENTS} has no {', no '.join(parts)}")
+        slides = [name for name in (SLIDE_SOURCE, SLIDE_OUTPUT) if not (self.folder / name).is_file()]
+        if slides:
+            missing.append(f"no {', no '.join(slides)}: no slider, no flicker strip")
+        absent = [key for key in ("verdict", "config", "versions") if not self.summary.get(key)]
+        if absent:
+            missing.append(f"{SUMMARY} has no {', no '.join(absent)}")
+        return missing
+
+
+def number(value: object) -> float | None:
+    """Return a finite number as it is, anything else as None.
+
+    >>> number(3), number(None), number(float("nan")), number(True), number("3")
+    (3, None, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Return a sorting key by which 10 comes after 9.
+
+    >>> [path.name for path in sorted([Path("run10"), Path("run9"), Path("other")], key=natural)]
+    ['other', 'run9', 'run10']
+    """
+    pieces = [piece for piece in re.split(r"(\d+)", str(path)) if piece]
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Read the runs of some folders.
+
+    A folder with a `summary.json` is a run; another one stands for the runs up to three levels below it, in natural
+    order. A run given twice is read once. Runs are named by `run_name` of their config, else by their folder; where
+    two have one name, the end of their path is added.
+
+    Raises:
+        InputError: no path, a path that is neither a run nor holds one, a file that is no JSON.
+    """
+    folders: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        for folder in _runs_of(path):
+            folders.setdefault(folder.resolve(), folder)
+    if not folders:
+        raise InputError(f"no run to compare: give a folder with a {SUMMARY}, or one that has such folders in it")
+    summaries = {folder: read_json(folder / SUMMARY) for folder in folders.values()}
+    names = _names({folder: _name(folder, summary) for folder, summary in summaries.items()})
+    return [Run(names[folder], folder, summary, _measurements(folder)) for folder, summary in summaries.items()]
+
+
+def _measurements(folder: Path) -> dict[str, Any]:
+    if not (path := folder / MEASUREMENTS).is_file():
+        return {}
+    measurements = read_json(path)
+    for part in PARTS:
+        if not isinstance(found := measurements.get(part, {}), dict | None):
+            raise InputError(
+                f"cannot read {path}: {part} is a {type(found).__name__}, not an object of keys and values"
+            )
+    return measurements
+
+
+def _runs_of(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if not path.is_dir():
+        raise InputError(f"{path} is a file, not the folder of a run")
+    if (path / SUMMARY).is_file():
+        return [path]
+    found: list[Path] = []
+    level = [path]
+    for _ in range(DEPTH):
+        below = [folder for parent in level for folder in parent.iterdir() if folder.is_dir()]
+        found += [folder for folder in below if (folder / SUMMARY).is_file()]
+        level = [folder for folder in below if not (folder / SUMMARY).is_file()]
+    if not found:
+        raise InputError(f"{path} is no run: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}")
+    return sorted(found, key=natural)
+
+
+def unfinished(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the folders of jobs below some folders that left no summary: they failed, were stopped, or still run.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     Path(root, "0/.hydra").mkdir(parents=True)
+    ...     [folder.name for folder in unfinished([root])]
+    ['0']
+    """
+    below = (
+        folder for path in paths for depth in range(DEPTH) for folder in Path(path).glob("*/" * depth + "*/.hydra")
+    )
+    return sorted({folder.parent for folder in below if not (folder.parent / SUMMARY).is_file()}, key=natural)
+
+
+def _name(folder: Path, summary: Mapping[str, Any]) -> str:
+    config = summary.get("config")
+    name = config.get("run_name") if isinstance(config, Mapping) else None
+    return name if isinstance(name, str) and name.strip() else folder.resolve().name
+
+
+def _names(wanted: Mapping[Path, str]) -> dict[Path, str]:
+    """Make names unique by the shortest end of the path that tells those of one name apart."""
+    names = dict(wanted)
+    for name in set(wanted.values()):
+        same = [folder for folder in wanted if wanted[folder] == name]
+        length = 1
+        while len(same) > 1 and len({_end(folder, length) for folder in same}) < len(same):
+            length += 1
+        if len(same) > 1:
+            for folder in same:
+                end = _end(folder, length)
+                names[folder] = end if end.endswith(f"/{name}") else f"{name} ({end})"
+    return names
+
+
+def _end(folder: Path, length: int) -> str:
+    return "/".join(folder.resolve().parts[-length:])

@@ -1,0 +1,192 @@
+"""From which checkpoint a training goes on, and whether the two fit together."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule
+
+from genstab.errors import InputError
+from genstab.runtime.checkpoint_file import (read_checkpoint)
+from genstab.runtime.files import SUMMARY, read_json
+from genstab.runtime.last_checkpoint import RESUME
+
+CHECKPOINT = Path("checkpoints/last.ckpt")
+LAST = "last"
+# Options that may change on the way: where things lie, how long it takes, what is measured and logged. All others make
+# it another training. The batch size counts together with the number of processes.
+FREE = (
+    "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
+    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger",
+    "model.compile", "on_nan", "output_dir", "run_name", "run_prefix", "trainer",
+)  # fmt: skip
+FIXED = ("trainer.precision",)
+MOST = 8
+SKEW = 60.0  # seconds by which the clock of a file server may be ahead
+# What a checkpoint must have, and of what is kept of the place.
+KEYS = {
+    "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
+    "pytorch-lightning_version": str, RESUME: dict,
+}  # fmt: skip
+PLACE = {"epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
+         "optimizers", "wandb"}  # fmt: skip
+
+
+def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
+    """Return the file that `ckpt_path` means for a run in `folder`; None: there is none yet, begin.
+
+    Args:
+        wanted: a checkpoint, the folder of a run, or `last`: the last one of `folder`. Where `folder` has none and was
+            named by the user (`fixed`), the training begins there, so that one command both begins and goes on. Where
+            it is a new one, OUTPUTS/DATE/TIME, `last` is the newest one of the runs in OUTPUTS.
+        folder: of this run.
+        fixed: whether the user named it.
+
+    Raises:
+        InputError: there is no such file, or no run to go on with.
+
+    >>> find_checkpoint("last", "runs/a", fixed=True) is None
+    True
+    """
+    own = Path(folder) / CHECKPOINT
+    if wanted == LAST:
+        if own.is_file():
+            return own
+        if fixed:
+            return None
+        outputs = Path(folder).resolve().parents[1]
+        found = sorted(outputs.glob(f"*/*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise InputError(f"ckpt_path=last: no run in {outputs} has {CHECKPOINT}")
+        return found[-1]
+    path = Path(wanted)
+    if path.is_dir():
+        path /= CHECKPOINT
+    if not path.is_file():
+        raise InputError(f"ckpt_path={wanted} does not exist" + (f": no {path}" if str(path) != wanted else ""))
+    return path
+
+
+def dated(path: Path) -> str:
+    """Return a file with the date of its last change, and a doubt where that is to come: `last` goes by dates."""
+    changed = path.stat().st_mtime
+    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(changed))
+    doubt = ", in the future: was a clock set back? ckpt_path=RUN names another"
+    return f"{path} of {date}{doubt if changed > time.time() + SKEW else ''}"
+
+
+def read_place(path: Path) -> dict[str, Any]:
+    """Return a checkpoint from which a training can go on.
+
+    Raises:
+        InputError: it is damaged, cut off, or of something else.
+    """
+    checkpoint = read_checkpoint(path)
+    missing = KEYS if not isinstance(checkpoint, dict) else [key for key in KEYS if key not in checkpoint]
+    if missing:
+        raise InputError(f"{path} is no checkpoint to go on from: it has no {', '.join(missing)}")
+    if wrong := _odd(checkpoint):
+        raise InputError(f"{path} is no checkpoint to go on from: it has an odd {', '.join(wrong)}")
+    return checkpoint
+
+
+def _odd(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a checkpoint whose values are not what Lightning and `LastCheckpoint` write there."""
+    wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint[key], kind)]
+    if wrong:
+        return wrong
+    fine = {
+        "loops": "fit_loop" in checkpoint["loops"],
+        "optimizer_states": all(isinstance(each, dict) for each in checkpoint["optimizer_states"]),
+        "pytorch-lightning_version": re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]),
+        RESUME: checkpoint[RESUME].keys() >= PLACE,
+    }
+    return [key for key, good in fine.items() if not good]
+
+
+def is_over(place: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether no batch is left for a training as `config` wants it.
+
+    >>> is_over({"epoch": 3, "steps": 24}, {"trainer": {"max_epochs": 3, "max_steps": -1}})
+    True
+    """
+    epochs, steps = (config.get("trainer", {}).get(key) for key in ("max_epochs", "max_steps"))
+    return 0 <= (-1 if epochs is None else epochs) <= place["epoch"] or 0 <= (steps or -1) <= place["steps"]
+
+
+def summary_of(folder: str | Path, place: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the summary in a run's folder if it is of this place in the training, else None."""
+    path = Path(folder) / SUMMARY
+    summary = read_json(path) if path.is_file() else {}
+    return summary if summary.get("steps") == place["steps"] else None
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return each option of two configurations that makes another training of it: then → now.
+
+    An option that one of the two does not have, as of another version, is no change.
+
+    >>> changes({"seed": 1, "logger": {"name": "a"}}, {"seed": 2, "logger": {"name": "b"}})
+    ['seed 1 → 2']
+    """
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = (key for key in sorted(old.keys() & new.keys()) if not _within(key, FREE) or key in FIXED)
+    return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
+
+
+def check_fit(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    model: LightningModule,
+    images: int,
+    images_per_step: int,
+    config: Mapping[str, Any],
+) -> None:
+    """Compare a checkpoint with the training that is to go on from it.
+
+    Args:
+        path: its file, for the message.
+        checkpoint: as read.
+        model: as built.
+        images: of the training set.
+        images_per_step: the batch size times the number of processes.
+        config: the run's configuration, as plain types.
+
+    Raises:
+        InputError: one line with all that differs: then → now.
+    """
+    place = checkpoint[RESUME]
+    differences = changes(checkpoint.get("config", {}), config) + _shapes(checkpoint["state_dict"], model.state_dict())
+    counts = {"training images": images, "images per step (batch size × processes)": images_per_step}
+    for (name, now), then in zip(counts.items(), (place["images"], place["images_per_step"]), strict=True):
+        if then is not None and then != now:
+            differences.append(f"{name} {then} → {now}")
+    epochs = config.get("trainer", {}).get("max_epochs", -1)
+    if epochs not in (None, -1) and place["epoch"] + (place["batch"] > 0) > epochs:
+        differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {place['epoch'] + 1}")
+    if differences:
+        more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
+        raise InputError(f"{path} does not fit this training: {'; '.join(differences[:MOST])}{more}")
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _within(key: str, groups: tuple[str, ...]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
+
+
+def _shapes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = [f"no {key} in the checkpoint" for key in now.keys() - before.keys()]
+    found += [f"{key} is in the checkpoint only" for key in before.keys() - now.keys()]
+    for key in before.keys() & now.keys():
+        if before[key].shape != now[key].shape:
+            found.append(f"{key} {tuple(before[key].shape)} → {tuple(now[key].shape)}")
+    return sorted(found)

@@ -1,0 +1,114 @@
+"""Pictures of a training: panels in every validation; samples, a shift map and a film at its end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from genstab.data.collate import source_of
+from genstab.errors import check_counts
+from genstab.inference.eval_mode import inference, submodule
+from genstab.loggers.media import log_image, log_video
+from genstab.metrics.shift_ops import Shift, parse_shifts
+from genstab.report.figures import measure_map, picture_table, shift_panel, write_exhibits
+from genstab.runtime.files import Unwritten
+
+
+class ShiftPictures(Callback):
+    """Show what the numbers mean: panels in every validation; samples, a shift map and a film at the end.
+
+    Each validation logs `samples` (source, output, target) and `shift` (output of the shifted source, shifted output,
+    and their difference), at the step of the validation's metrics. The end of the training writes `samples.png`,
+    `shift_map.png` (PSNR over Δh, Δw) and `shift.gif` (the source slides; the output moved back should stand still)
+    to `folder` and logs them. All on the first images of the first validation batch, by the first process alone.
+
+    Args:
+        folder: where the files go.
+        images: rows of a panel.
+        shift: (dy, dx) of the panel.
+        reach: the map has all shifts with |Δh|, |Δw| up to this many pixels.
+        map_images: images that the map averages over.
+        frames: of the film, one pixel each.
+        source_key, generator: as for `ShiftStability`; a dict's `target` is shown where there is one.
+
+    Raises:
+        InputError: a count below 1, a zero shift.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        images: int = 4,
+        shift: Sequence[int] = (0, 3),
+        reach: int = 8,
+        map_images: int = 2,
+        frames: int = 32,
+        source_key: str = "source",
+        generator: str | None = None,
+    ) -> None:
+        check_counts(images=images, reach=reach, map_images=map_images, frames=frames)
+        self.folder, self.images, self.reach = Path(folder), images, reach
+        self.map_images, self.frames = map_images, frames
+        self.shift = parse_shifts([shift])[0]
+        self.source_key, self.generator = source_key, generator
+        self.source: Tensor | None = None
+        self.target: Tensor | None = None
+        self.decibels: dict[Shift, float] = {}
+        self.unwritten = Unwritten("picture", "the training goes on without it")
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the first images."""
+        if batch_idx == 0 and dataloader_idx == 0:
+            self.source = source_of(batch, self.source_key)[: self.images].detach().clone()
+            target = batch.get("target") if isinstance(batch, Mapping) else None
+            self.target = None if target is None else target[: self.images].detach().clone()
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log both panels."""
+        if trainer.sanity_checking or self.source is None:
+            return
+        with inference(submodule(pl_module, self.generator)) as generate:
+            samples = {"source": self.source, "output": generate(self.source)}
+            panels = {
+                "samples": samples if self.target is None else {**samples, "target": self.target},
+                "shift": shift_panel(generate, self.source, self.shift),
+            }
+        step = _step(trainer)
+        for logger in trainer.loggers:
+            for key, columns in panels.items():
+                log_image(logger, key, picture_table(columns), step)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and log samples, map and film."""
+        if self.source is None:
+            return
+        generator = submodule(pl_module, self.generator)
+        images = self.source[: self.map_images]
+        self.decibels = measure_map(generator, images, self.reach, check_finite=False)
+        title = f"circular, {len(images)} images"
+        shown = self.source, self.target, self.decibels, title, self.frames
+        pictures = write_exhibits(self.folder, generator, *shown, spare=self.unwritten.spare)
+        step, film = _step(trainer), self.folder / "shift.gif"
+        for logger in trainer.loggers:
+            log_image(logger, "shift_map", pictures["shift_map"], step)
+            if str(film) not in self.unwritten.files:
+                log_video(logger, "shift_film", film, step)
+
+
+def _step(trainer: Trainer) -> int:
+    # What Lightning itself logs the metrics of this moment at.
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -1,0 +1,196 @@
+"""What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
+
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+
+from genstab.data.collate import all_gathered, source_of
+from genstab.evaluation.verdict import verdict
+from genstab.loggers.media import how_to_view
+from genstab.loggers.wandb_tables import log_tables
+from genstab.report.figures import map_table, results_table, shift_table
+from genstab.runtime.files import MEASUREMENTS, SUMMARY, Unwritten, named, unwritten_of, write_json
+from genstab.runtime.last_checkpoint import LastCheckpoint
+from genstab.runtime.provenance import provenance
+from genstab.runtime.signals import Stopped
+from genstab.training.callbacks.collapse import CollapseWatch
+from genstab.training.callbacks.finite_guard import FiniteGuard
+from genstab.training.callbacks.pictures import ShiftPictures
+from genstab.training.callbacks.shift_stability import ShiftStability
+
+C = TypeVar("C", bound=Callback)
+
+
+class RunSummary(Callback):
+    """Write `summary.json` at the end of a fit and print its table.
+
+    The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
+    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `genstab.runtime.provenance`; of when the
+    program began), `processes`, `seconds` (the whole fit, since it was last continued) and `images_per_second`
+    (training alone, over all processes: without validation, and without the first batch, which starts the workers and
+    compiles); `skipped`, what `data.on_error=skip` left out and why; `updates_left_out` by `on_nan=skip`; `unwritten`,
+    what the disk did not take; and the `warnings` of `CollapseWatch`.
+
+    Args:
+        folder: where the file goes.
+        config: the run's configuration, as plain types.
+    """
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
+        self.folder, self.config = Path(folder), dict(config)
+        self.provenance: dict[str, Any] = {}
+        self.unwritten = Unwritten("file", "all else is done")
+        self.images = 0
+        self.skipped: list[str] = []
+        self.batches: int | float | None = None
+        self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration, to be compared with that of a run that goes on from the checkpoint."""
+        checkpoint["config"] = self.config
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the fit."""
+        self.fit_began, self.batches = time.perf_counter(), None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Have Lightning validate after the last batch, wherever in an epoch: the summary is of the final weights."""
+        if self.batches is None:  # not before every callback has had its on_train_start
+            self.batches = trainer.estimated_stepping_batches
+        if trainer.global_step + 1 >= self.batches:
+            trainer.check_val_every_n_epoch = 1
+            trainer.val_check_batch = batch_idx + 1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images from the second batch on."""
+        now = time.perf_counter()
+        if not self.training_began:
+            self.training_began = now
+            return
+        self.images += len(source_of(batch)) * trainer.world_size
+        self.training = now - self.training_began - self.validating
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect what each process had to leave out."""
+        self.skipped = sorted(set().union(*all_gathered(_skipped(trainer))))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock of the training."""
+        self.validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the clock of the training."""
+        if self.training_began:
+            self.validating += time.perf_counter() - self.validation_began
+
+    def summary(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what `summary.json` holds."""
+        paths = {"checkpoint": "", "best_checkpoint": ""}
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                paths["checkpoint"] = str(callback.path) if callback.path.is_file() else ""
+            elif isinstance(callback, ModelCheckpoint) and Path(callback.best_model_path).is_file():
+                paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
+        return {
+            **(metrics := {key: value.item() for key, value in sorted(trainer.callback_metrics.items())}),
+            "verdict": verdict(metrics),
+            "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
+            **{key: _relative(path, self.folder) for key, path in paths.items()},
+            "steps": trainer.global_step,
+            "processes": trainer.world_size,
+            "seconds": round(time.perf_counter() - self.fit_began, 2),
+            "images_per_second": round(self.images / self.training, 2) if self.training else None,
+            "skipped": self.skipped or _skipped(trainer),
+            "updates_left_out": [each for guard in _of(trainer, FiniteGuard) for each in guard.left_out],
+            "unwritten": named(unwritten_of(trainer), self.folder),
+            "warnings": [text for watch in _of(trainer, CollapseWatch) for text in watch.said.values()],
+            **(self.provenance or provenance(devices_of(trainer))),
+            "config": self.config,
+        }
+
+    def measurements(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what `measurements.json` holds: shift PSNR per shift and image in the last validation, and the map."""
+        found: dict[str, Any] = {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its callback connector
+            if isinstance(callback, ShiftStability) and callback.tables:
+                found["shift_psnr"] = {
+                    protocol: shift_table(
+                        callback.shifts[protocol], callback.names, decibels, callback.pooled[protocol]
+                    )
+                    for protocol, decibels in callback.tables.items()
+                }
+            elif isinstance(callback, ShiftPictures) and callback.decibels:
+                found["shift_map"] = map_table(callback.decibels, min(callback.map_images, callback.images))
+        return found
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, print the table, and say where to look."""
+        summary = self.summary(trainer)
+        measurements = self.measurements(trainer)
+        for name, content in ((MEASUREMENTS, measurements), (SUMMARY, summary)):
+            with self.unwritten.spare(self.folder / name):
+                write_json(self.folder / name, content)
+        for logger in trainer.loggers:
+            log_tables(logger, measurements, trainer.global_step)
+        console = Console()
+        metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
+        if "val/shift_psnr" in metrics or "val/l1" in metrics:
+            console.print(results_table(metrics, f"{summary['steps']} batches in {summary['seconds']:.0f} s"))
+            for line in summary["verdict"]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            console.print("No results: no validation ran.")
+        self.say_where(trainer)
+
+    @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """After Ctrl-C and the like, say where to look and how to go on."""
+        if isinstance(exception, KeyboardInterrupt | Stopped):
+            print(f"\nStopped after {trainer.global_step} batches.")
+            if self.summary(trainer)["checkpoint"]:
+                print(f"To go on: the same command with ckpt_path=last hydra.run.dir={shlex.quote(str(self.folder))}")
+            self.say_where(trainer)
+
+    def say_where(self, trainer: Trainer) -> None:
+        """Print the run folder, what is missing in it, and how to look at what each logger has."""
+        print(f"Run folder: {self.folder}")
+        for line in named(unwritten_of(trainer), self.folder):
+            print(f"not written: {line}")
+        for logger in trainer.loggers:
+            if hint := how_to_view(logger):
+                print(hint)
+
+
+def devices_of(trainer: Trainer) -> list[torch.device]:
+    """Return the devices of this node that a trainer uses.
+
+    >>> devices_of(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
+    [device(type='cpu')]
+    """
+    return list(getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device])
+
+
+def _skipped(trainer: Trainer) -> list[str]:
+    return list(getattr(trainer.datamodule, "skipped", ()))  # type: ignore[attr-defined]  # set by its data connector
+
+
+def _of(trainer: Trainer, kind: type[C]) -> list[C]:
+    return [each for each in trainer.callbacks if isinstance(each, kind)]  # type: ignore[attr-defined]  # as above
+
+
+def _relative(path: str, folder: Path) -> str | None:
+    if not path:
+        return None
+    resolved, base = Path(path).resolve(), folder.resolve()
+    return str(resolved.relative_to(base)) if resolved.is_relative_to(base) else str(resolved)

@@ -1,0 +1,127 @@
+"""The kinds of options, checked against what takes them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+from pytorch_lightning import Trainer
+
+from genstab.cli.check_config import check_arguments, check_options, check_seed, check_training
+from genstab.data.datamodules import FacadesData
+from genstab.errors import InputError
+from tests.cli.test_config import GROUPS, composed
+
+
+def takes(
+    count: int = 1,
+    rate: float = 1.0,
+    on: bool = False,
+    name: str | None = None,
+    size: int | Iterable[int] = 1,
+    mode: Literal["a", "b"] | bool = "a",
+    path: str | Path = "",
+    table: Mapping[str, int] | None = None,
+    some: Sequence[int] = (),
+    net: Path = Path(),
+    anything: Any = None,
+    unknown=None,
+):
+    """Have an argument of every kind."""
+
+
+FITS = [
+    {"count": 3}, {"rate": 3}, {"rate": 1e-4}, {"on": True}, {"name": None}, {"name": "x"}, {"size": [1, 2]},
+    {"size": (1, 2)}, {"size": 5}, {"mode": "b"}, {"mode": False}, {"path": "x"}, {"table": {"a": 1}},
+    {"table": None}, {"some": [1]}, {"net": {"_target_": "x"}}, {"net": Path("x")}, {"anything": None}, {"anything": 3},
+    {"unknown": None}, {"absent": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", FITS, ids=str)
+def test_what_fits_passes(arguments):
+    check_arguments(takes, arguments, "group")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": "3"}, "group.count='3' is not an integer"),
+        ({"count": 1.0}, "group.count=1.0 is not an integer"),
+        ({"count": True}, "group.count=true is not an integer"),
+        ({"count": None}, "group.count=null is not an integer"),
+        ({"rate": "1e-4"}, "group.rate='1e-4' is not a number"),
+        ({"rate": False}, "group.rate=false is not a number"),
+        ({"on": 1}, "group.on=1 is not true or false"),
+        ({"on": "yes"}, "group.on='yes' is not true or false"),
+        ({"name": 5}, "group.name=5 is not text or null"),
+        ({"size": 1.5}, "group.size=1.5 is not an integer or a list"),
+        ({"size": None}, "group.size=null is not an integer or a list"),
+        ({"mode": "c"}, "group.mode='c' is not one of 'a', 'b' or true or false"),
+        ({"path": None}, "group.path=null is not text or a Path"),
+        ({"table": 5}, "group.table=5 is not a group of keys or null"),
+        ({"some": 5}, "group.some=5 is not a list"),
+        ({"net": None}, "group.net=null is not a Path"),
+    ],
+)
+def test_what_does_not_is_named_with_what_would(arguments, message):
+    with pytest.raises(InputError) as error:
+        check_arguments(takes, arguments, "group")
+    assert str(error.value) == message
+
+
+def test_a_class_that_hands_on_its_keywords_is_checked_for_its_parents():
+    with pytest.raises(InputError, match=r"data\.flip='perhaps' is not true or false"):
+        check_arguments(FacadesData, {"flip": "perhaps"}, "data")
+    check_arguments(FacadesData, {"root": None, "url": "x", "batch_size": 3}, "data")
+
+
+def test_what_nothing_is_known_of_passes():
+    check_arguments(len, {"obj": 3}, "builtin")
+    check_arguments(Trainer, {"max_epochs": 3, "devices": "auto", "precision": "32-true", "logger": False}, "trainer")
+
+
+@pytest.mark.parametrize("name", ["", "nowhere.Class", "genstab.Nothing", "a b", 5, None])
+def test_a_target_that_is_not_there(name):
+    with pytest.raises(InputError, match=r"a\.b\._target_=.* is no class: "):
+        check_options({"a": {"b": {"_target_": name}}})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_seeds(seed):
+    check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", None, True])
+def test_what_is_no_seed(seed):
+    with pytest.raises(InputError, match=r"^seed=\S+ is not an integer from 0 to 4294967295$"):
+        check_seed(seed)
+
+
+@pytest.mark.parametrize("option", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
+def test_every_option_of_ours_passes(tmp_path, option):
+    missing = {"data=paired": ["data.root=x"], "data=folder": ["data.root=x"], "data=classes": ["data.root=x"]}
+    config = composed(tmp_path, option, *missing.get(option, []))
+    config.run_name = "x"
+    plain = OmegaConf.to_container(config, resolve=True)
+    check_options(plain)
+    check_training(plain)
+
+
+def test_twins_and_their_loss_go_together_and_need_room():
+    def training(**changes):
+        options = {"crop_size": 25, "twin_reach": 8, "equivariance_weight": 60.0, **changes}
+        data = {key: options[key] for key in ("crop_size", "twin_reach")}
+        check_training({"seed": 1, "data": data, "model": {"equivariance_weight": options["equivariance_weight"]}})
+
+    training()  # 25 pixels, less 8 of the shift and 8 of the margin on each side: one is left
+    training(twin_reach=0, equivariance_weight=0.0, crop_size=4)
+    with pytest.raises(InputError, match=r"data\.twin_reach=8 without a model\.equivariance_weight"):
+        training(equivariance_weight=0.0)
+    with pytest.raises(InputError, match=r"equivariance_weight needs batches of twins: set data\.twin_reach"):
+        training(twin_reach=0)
+    with pytest.raises(InputError, match=r"crop_size=24 is too small for data\.twin_reach=8: twins need 25 pixels"):
+        training(crop_size=24)
+    with pytest.raises(InputError, match=r"crop_size=\[64, 20\] is too small"):
+        training(crop_size=[64, 20])

@@ -1,0 +1,207 @@
+"""Every option of every group composes, and every experiment trains."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from genstab import AntiAlias, Pix2Pix
+from genstab.cli.main import CONF
+from genstab.cli.main import main as cli
+from genstab.cli.train import run_train as run
+
+TINY = [
+    "model.generator.channels=2",
+    "model.generator.levels=3",
+    "model.discriminator.channels=2",
+    "callbacks.pictures.reach=1",
+    "callbacks.pictures.frames=2",
+    "callbacks.stability.shifts=[[0,1]]",
+    "callbacks.stability.margin=2",
+    "trainer.max_epochs=1",
+    "data.num_workers=0",
+]
+TINY_SYNTHETIC = [*TINY, "data.train_images=4", "data.val_images=2", "data.size=32", "data.crop_size=32"]
+GROUPS = {
+    "antialias": [
+        "none",
+        "rect2",
+        "tri3",
+        "bin4",
+        "bin5",
+        "bin6",
+        "bin7",
+        "kaiser",
+        "ideal",
+        "polyphase",
+        "polyphase_tri3",
+        "stable",
+    ],
+    "data": ["synthetic", "paired", "facades", "folder", "classes", "shards"],
+    "model": ["pix2pix"],
+    "trainer": ["default", "cpu", "gpu", "ddp", "ddp_cpu"],
+    "logger": ["wandb", "tensorboard", "csv"],
+    "callbacks": ["default"],
+    "experiment": ["facades", "facades_small"],
+    "hydra/launcher": ["slurm", "slurm_cpu"],
+}
+
+
+def composed(tmp_path, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [f"output_dir={tmp_path}", *overrides])
+
+
+@pytest.fixture
+def facades(tmp_path):
+    """Three pairs side by side, as the archive has them."""
+    for split, count in {"train": 2, "val": 1}.items():
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for i in range(count):
+            Image.effect_noise((128, 64), 90).convert("RGB").save(tmp_path / "data" / split / f"{i}.jpg")
+    return tmp_path / "data"
+
+
+def test_the_groups_and_their_options_are_all_there():
+    found = {group: {path.stem for path in (CONF / group).glob("*.yaml")} for group in GROUPS}
+    assert found == {group: set(options) for group, options in GROUPS.items()}
+
+
+def test_defaults(tmp_path):
+    config = composed(tmp_path)
+    assert (config.antialias.filter, config.antialias.placement) == ("tri3", "pre")
+    assert config.data._target_ == "genstab.data.datamodules.SyntheticData"
+    assert config.logger._target_ == "genstab.loggers.media.wandb_logger"
+
+
+@pytest.mark.parametrize("filter", GROUPS["antialias"][:9])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_every_filter_reaches_the_generator(tmp_path, filter, placement):
+    config = composed(tmp_path, f"antialias={filter}", f"antialias.placement={placement}", *TINY_SYNTHETIC)
+    model = instantiate(config.model)
+    assert isinstance(model, Pix2Pix)
+    assert instantiate(config.antialias) == AntiAlias(filter, placement)
+    blurs = [module.filter for module in model.generator.modules() if hasattr(module, "filter")]
+    assert blurs == ([] if filter == "none" else [filter] * 6)  # three levels down and up
+
+
+@pytest.mark.parametrize("filter", ["none", "tri3"])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_polyphase_reaches_the_generator_with_and_without_a_filter(tmp_path, filter, placement):
+    options = ["antialias=polyphase", f"antialias.filter={filter}", f"antialias.placement={placement}"]
+    config = composed(tmp_path, *options, *TINY_SYNTHETIC)
+    model = instantiate(config.model)
+    assert instantiate(config.antialias) == AntiAlias(filter, placement, "circular", True)
+    assert model.generator.config["antialias"]["polyphase"] is True
+    blurs = [module.filter for module in model.generator.modules() if hasattr(module, "filter")]
+    assert blurs == ([] if filter == "none" else [filter] * 6)
+    model.eval()
+    images = torch.randn(1, 3, 16, 24)
+    torch.testing.assert_close(model(images.roll((3, 5), (2, 3))), model(images).roll((3, 5), (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ([], "tri3-pre-seed1"),
+        (["antialias=none", "antialias.placement=post", "seed=2"], "none-post-seed2"),
+        (["antialias=polyphase"], "polyphase-none-pre-seed1"),
+        (["antialias=polyphase_tri3"], "polyphase-tri3-pre-seed1"),
+        (["antialias=polyphase", "antialias.filter=tri3"], "polyphase-tri3-pre-seed1"),
+        (["antialias=stable"], "stable-tri3-pre-seed1"),
+    ],
+)
+def test_run_names_tell_the_options_apart(tmp_path, options, name):
+    assert composed(tmp_path, *options).run_name == name
+
+
+@pytest.mark.parametrize("option", GROUPS["trainer"])
+@pytest.mark.parametrize("logger", GROUPS["logger"])
+def test_every_trainer_and_logger_composes(tmp_path, option, logger):
+    config = composed(tmp_path, f"trainer={option}", f"logger={logger}")
+    assert config.trainer._target_ == "pytorch_lightning.Trainer"
+    instantiate(config.logger)
+
+
+@pytest.mark.parametrize("experiment", GROUPS["experiment"])
+def test_every_experiment_trains(tmp_path, facades, experiment):
+    run(
+        composed(
+            tmp_path,
+            f"experiment={experiment}",
+            f"data.root={facades}",
+            "logger=csv",
+            "trainer.accelerator=cpu",
+            "trainer.check_val_every_n_epoch=1",
+            *TINY,
+        )
+    )
+    assert (tmp_path / "summary.json").is_file()
+
+
+def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_twins(tmp_path, facades):
+    options = ["experiment=facades", "antialias=stable", f"data.root={facades}", "logger=csv"]
+    with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
+        run(composed(tmp_path, *options, "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", *TINY))
+    assert json.loads((tmp_path / "summary.json").read_text())["train/loss_g_shift"] == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_of_an_experiment_goes_on_where_it_ended(tmp_path, facades, monkeypatch):
+    def sweep(options):
+        arguments = ["train", "-m", "experiment=facades_small", f"data.root={facades}", *TINY, "logger=csv", "seed=3"]
+        arguments += ["ckpt_path=last", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+        monkeypatch.setattr(sys, "argv", ["genstab", *arguments, f"antialias={options}"])
+        cli.main()
+        return {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/summary.json")}
+
+    first = sweep("none")
+    assert list(first) == ["none-pre-seed3"]
+    both = sweep("none,stable")
+    assert sorted(both) == ["none-pre-seed3", "stable-tri3-pre-seed3"]
+    summary = json.loads((tmp_path / "sweep/stable-tri3-pre-seed3/summary.json").read_text())
+    weights = {"l1": 100, "shift": 60, "detail": 60}
+    parts = [weight * summary[f"train/loss_g_{part}"] for part, weight in weights.items()]
+    assert summary["train/loss_g"] == pytest.approx(summary["train/loss_g_gan"] + sum(parts), rel=1e-5)
+    assert min(parts) > 0
+    assert both["none-pre-seed3"] == first["none-pre-seed3"]  # it was not trained again
+
+
+def test_experiments_say_how_to_run_them():
+    for path in (CONF / "experiment").glob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert lines[0] == "# @package _global_"
+        assert lines[1].startswith(f"# python train.py experiment={path.stem}")
+
+
+def test_the_recipes_are_the_papers(tmp_path):
+    paper = composed(tmp_path, "experiment=facades")
+    assert (paper.data.load_size, paper.data.crop_size, paper.data.batch_size) == (286, 256, 1)
+    assert (paper.model.generator.channels, paper.model.generator.levels) == (64, 8)
+    assert (paper.model.lr, paper.model.l1_weight, paper.trainer.max_epochs) == (2e-4, 100, 200)
+    small = composed(tmp_path, "experiment=facades_small")
+    assert (small.data.crop_size, small.data.batch_size, small.model.generator.channels) == (128, 4, 32)
+
+
+@pytest.mark.parametrize("data", ["synthetic", "paired"])
+def test_data_options_train(tmp_path, facades, data):
+    options = (
+        TINY_SYNTHETIC
+        if data == "synthetic"
+        else [f"data.root={facades}", "data.load_size=36", "data.crop_size=32", *TINY]
+    )
+    value = run(composed(tmp_path, f"data={data}", "logger=csv", "trainer=cpu", *options))
+    assert 0 < value <= 100
+
+
+def test_the_sweep_file_names_options_that_exist():
+    sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    assert set(sweep["parameters"]["antialias"]["values"]) <= set(GROUPS["antialias"])
+    assert sweep["metric"] == {"name": "val/shift_psnr", "goal": "maximize"}
+    assert Path(CONF.parent / sweep["program"]).is_file()

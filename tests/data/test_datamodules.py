@@ -1,0 +1,188 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning import Trainer
+from torch.utils.data import default_collate
+
+from genstab import InputError
+from genstab.data.augment import PairAugment
+from genstab.data.datamodules import FacadesData, PairedData, SyntheticData
+from genstab.data.overlapping_crops import equivariance_loss
+from tests.conftest import tiny_pix2pix
+from tests.training.test_pix2pix import QUIET
+
+
+def picture(path, size=(40, 32), colour=(10, 20, 30), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two training pairs and one for validation, A blue and B red, 40 wide and 32 high."""
+    for split, names in {"train": ("1", "2"), "val": ("3",)}.items():
+        for name in names:
+            picture(tmp_path / f"{split}A" / f"{name}_A.png", colour=(0, 0, 255))
+            picture(tmp_path / f"{split}B" / f"{name}_B.jpg", colour=(255, 0, 0))
+    return tmp_path
+
+
+def paired(folder, **kwargs):
+    return PairedData(str(folder), **{"crop_size": 24, "load_size": 28, "num_workers": 0, **kwargs})
+
+
+@pytest.mark.parametrize(("direction", "source_channel"), [("AtoB", 2), ("BtoA", 0)])
+def test_pairs_reach_the_model_in_their_direction(folder, direction, source_channel):
+    data = paired(folder, direction=direction)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    assert batch["name"] == ["3"]
+    assert batch["source"].shape == batch["target"].shape == (1, 3, 24, 24)  # resized
+    assert (batch["source"][0].amax((1, 2)) > 0.9).nonzero().flatten().tolist() == [source_channel]
+    assert (batch["target"][0].amax((1, 2)) > 0.9).nonzero().flatten().tolist() == [2 - source_channel]
+
+
+def test_training_batches_are_augmented_on_the_device_and_validation_is_not(folder):
+    data, seen = paired(folder, batch_size=2), []
+    model = tiny_pix2pix()
+    model.generator = torch.nn.Conv2d(3, 3, 1)
+    model.discriminator = type(model.discriminator)(3, 3, channels=2)
+    model.generator.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].shape[-2:])))
+    Trainer(max_epochs=1, num_sanity_val_steps=0, **QUIET).fit(model, datamodule=data)
+    assert seen == [(True, (24, 24)), (False, (24, 24))]
+    assert data.train_set[0]["source"].shape == (3, 28, 28)  # larger files shrink on reading
+    smaller = paired(folder, load_size=[50, 60])
+    smaller.setup("fit")
+    assert smaller.train_set[0]["source"].shape == (3, 32, 40)  # smaller ones are enlarged on the device
+
+
+def test_native_size_is_kept_without_a_load_size(folder):
+    data = paired(folder, load_size=None, crop_size=[32, 40])
+    data.setup("fit")
+    assert next(iter(data.val_dataloader()))["source"].shape == (1, 3, 32, 40)
+
+
+def test_both_images_of_a_pair_get_the_same_geometry():
+    torch.manual_seed(0)
+    # a picture that tells its columns and rows apart; the target is the same in other units
+    ramp = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 20), torch.linspace(-1, 1, 20), indexing="ij"))
+    source = ramp[None].expand(16, -1, -1, -1).contiguous()
+    augment = PairAugment((16, 16), (22, 24))
+    a, b = augment(source, source * 0.5)
+    assert a.shape == (16, 2, 16, 16)
+    torch.testing.assert_close(a * 0.5, b)
+    steps = a[:, 1, 0, -1] - a[:, 1, 0, 0]
+    assert set(steps.sign().tolist()) == {-1, 1}  # some are mirrored
+    assert len({round(v, 4) for v in a[:, 0, 0, 0].tolist()}) > 2  # cropped at several heights
+    kept, _ = PairAugment((16, 16), (22, 24), flip=False)(source, source)
+    assert (kept[:, 1, 0, -1] > kept[:, 1, 0, 0]).all()
+    assert a.abs().max() <= 1 + 1e-5
+
+
+def test_synthetic_splits_differ_and_repeat():
+    data, again = SyntheticData(4, 2, size=32, crop_size=32), SyntheticData(4, 2, size=32, crop_size=32)
+    assert (len(data.train_set), len(data.val_set)) == (4, 2)
+    assert torch.equal(data.val_set[1]["source"], again.val_set[1]["source"])
+    assert not torch.equal(data.val_set[0]["source"], data.train_set[0]["source"])
+
+
+def test_facades_already_there_need_no_network(folder):
+    data = FacadesData(str(folder), url="http://127.0.0.1:9/none", crop_size=24, load_size=28, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.train_set) == 2
+    assert next(iter(data.val_dataloader()))["source"][0, 0].min() > 0.9  # BtoA: labels, red here, to photos
+
+
+def test_facades_without_a_network_say_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="new does not exist"):
+        FacadesData(str(tmp_path / "new"))
+    (tmp_path / "new").mkdir()
+    data = FacadesData(str(tmp_path / "new"), url="http://127.0.0.1:9/facades.tar.gz")
+    with pytest.raises(InputError, match=r"data=paired data.root=") as error:
+        data.prepare_data()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": "nowhere"}, "nowhere"),
+        ({"direction": "AB"}, "direction='AB' is not one of AtoB, BtoA"),
+        ({"crop_size": 30}, r"load_size=\(28, 28\) is smaller than crop_size=\(30, 30\)"),
+        ({"crop_size": 33, "load_size": None}, r"1_A.png.*32.*33"),
+        ({"crop_size": [8, 8, 8]}, r"crop_size=\[8, 8, 8\] is neither"),
+        ({"source_channels": 1}, r"1_A.png.* 3 channels.*data.source_channels"),
+        ({"target_channels": 4}, r"1_B.jpg.* 3 channels.*data.target_channels"),
+        ({"check": "half"}, "check='half' is not one of fast, full, off"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+    ],
+)
+def test_bad_options_are_named(folder, options, message):
+    with pytest.raises(InputError, match=message):
+        paired(options.pop("root", folder), **options).setup("fit")
+
+
+def test_images_of_several_sizes_need_a_load_size(folder):
+    for side in "AB":
+        picture(folder / f"train{side}" / "9.png", size=(64, 64))
+    with pytest.raises(InputError, match=r"images of 2 sizes.*set data.load_size"):
+        paired(folder, load_size=None).setup("fit")
+    data = paired(folder)
+    data.setup("fit")
+    assert {data.train_set[i]["source"].shape for i in range(3)} == {(3, 28, 28)}
+
+
+def test_an_unreadable_image_is_named(folder):
+    (folder / "trainA" / "2_A.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"2_A.png"):
+        paired(folder).setup("fit")
+
+
+def test_a_truncated_image_is_named_before_training(folder):
+    path = folder / "trainB" / "2_B.jpg"
+    Image.effect_noise((40, 32), 90).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"2_B.jpg"):
+        paired(folder, check="full").prepare_data()
+    paired(folder).prepare_data()
+
+
+def test_unpaired_files_are_named(folder):
+    picture(folder / "trainB" / "7_B.png")
+    with pytest.raises(InputError, match=r"7"):
+        paired(folder).setup("fit")
+
+
+def test_synthetic_size_must_hold_the_crop():
+    with pytest.raises(InputError, match="size=32 is smaller than crop_size"):
+        SyntheticData(size=32, crop_size=64)
+
+
+@pytest.mark.parametrize(("size", "crop_size"), [(40, 32), (34, 32), (32, 32)])
+def test_twins_are_windows_of_the_crops_size_also_of_pictures_without_room(size, crop_size):
+    data = SyntheticData(6, 2, size=size, crop_size=crop_size, batch_size=4, twin_reach=5, num_workers=0)
+    data.trainer = SimpleNamespace(training=True)
+    item = default_collate([data.train_set[i] for i in range(4)])
+    batch = data.on_after_batch_transfer(item, 0)
+    assert batch["source"].shape == batch["target"].shape == (4, 3, 32, 32)
+    assert equivariance_loss(batch["source"], batch["shift"]).item() == 0
+    assert equivariance_loss(batch["target"], batch["shift"]).item() == 0
+    dy, dx = batch["shift"]
+    assert equivariance_loss(batch["source"], (dy + (1 if dy < 5 else -1), dx)).item() > 0
+    data.trainer = SimpleNamespace(training=False)
+    assert "shift" not in data.on_after_batch_transfer(default_collate([data.val_set[0]]), 0)
+
+
+def test_batches_of_one_have_no_twins_and_a_reach_is_positive():
+    with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
+        data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, twin_reach=8, num_workers=0)
+    data.trainer = SimpleNamespace(training=True)
+    batch = data.on_after_batch_transfer(default_collate([data.train_set[0]]), 0)
+    assert batch["source"].shape == (1, 3, 32, 32)
+    assert equivariance_loss(batch["source"], batch["shift"]).item() == 0
+    with pytest.raises(InputError, match="twin_reach=-1"):
+        SyntheticData(twin_reach=-1)

@@ -1,0 +1,169 @@
+"""Folders of images, with and without classes, and what of a paired data set measuring reads."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from genstab.cli.main import CONF
+from genstab.cli.main import main as cli
+from genstab.data.datamodules import FacadesData, PairedData
+from genstab.data.folder import ClassData, ClassImages, FolderData, FolderImages
+from genstab.data.image_io import read_image
+from genstab.data.paths import find_images
+from genstab.errors import InputError
+from tests.cli.test_config import TINY
+from tests.data.test_pairs import paint, touch
+
+
+def test_images_are_found_in_natural_order(tmp_path):
+    touch(tmp_path, "10.png", "9.jpeg", "b/2.TIF", "b/1.webp", "c.png/x.bmp")
+    touch(tmp_path, "notes.txt", ".git/x.png", "b/.cache/x.png")
+    (tmp_path / "b/dangling.png").symlink_to("nowhere")
+    names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    assert names == ["9.jpeg", "10.png", "b/1.webp", "b/2.TIF", "b/dangling.png", "c.png/x.bmp"]
+    assert [path.name for path in find_images(str(tmp_path), recursive=False)] == ["9.jpeg", "10.png"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    touch(tmp_path, "elsewhere/1.png", "root/2.png")
+    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "root")
+    assert [path.name for path in find_images(tmp_path / "root")] == ["2.png", "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "root", "message"),
+    [
+        ([], "nowhere", "data.root=.*nowhere does not exist"),
+        (["a.png"], "a.png", "data.root=.*a.png is not a folder"),
+        ([], ".", "data.root=.* has no images .*: found nothing"),
+        (["a.txt", "b/c.gif"], ".", r"data.root=.* has no images \(.bmp, .*\): found a.txt, b/$"),
+    ],
+)
+def test_a_folder_without_images(tmp_path, files, root, message):
+    (tmp_path / "data").mkdir()
+    touch(tmp_path / "data", *files)
+    with pytest.raises(InputError, match=message):
+        FolderImages(tmp_path / "data" / root)
+
+
+def test_items(tmp_path):
+    paint(tmp_path / "a/1.png", (4, 6), 255, 0, 51)
+    paint(tmp_path / "2.png", (8, 6), 0, 0, 0)
+    images = FolderImages(tmp_path)
+    assert len(images) == 2
+    assert [images[i]["name"] for i in range(2)] == ["2.png", "a/1.png"]
+    assert set(images[0]) == {"source", "name"}
+    assert images[1]["source"].equal(torch.tensor([1.0, -1.0, -0.6])[:, None, None].expand(3, 4, 6))
+    halved = FolderImages(tmp_path, size=(2, 3))
+    assert halved[0]["source"].shape == halved[1]["source"].shape == (3, 2, 3)
+    assert halved[1]["source"][2].flatten().tolist() == pytest.approx([-0.6] * 6)
+
+
+def folder_data(tmp_path, **options):
+    data = FolderData(str(tmp_path), **options)
+    data.setup("validate")
+    return data
+
+
+def test_batches_of_a_folder(tmp_path):
+    for i, grey in enumerate((0, 51, 255)):
+        paint(tmp_path / f"{i}.png", (4, 6), grey)
+    batches = list(folder_data(tmp_path, val_batch_size=2).val_dataloader())
+    assert [batch["source"].shape for batch in batches] == [(2, 1, 4, 6), (1, 1, 4, 6)]
+    assert [name for batch in batches for name in batch["name"]] == ["0.png", "1.png", "2.png"]
+    assert batches[0]["source"][:, 0, 0, 0].tolist() == pytest.approx([-1, -0.6])
+    (batch,) = folder_data(tmp_path, size=8).val_dataloader()
+    assert batch["source"].shape == (3, 1, 8, 8)
+    assert folder_data(tmp_path / ".", recursive=False).val_set[2]["name"] == "2.png"
+
+
+def test_images_that_make_no_batch_are_named(tmp_path):
+    paint(tmp_path / "1.png", (4, 6), 1)
+    paint(tmp_path / "2.png", (4, 8), 1)
+    with pytest.raises(InputError, match=r"2.png is 4×8 but .*1.png is 4×6: set data.size=\[height,width\]"):
+        folder_data(tmp_path).val_dataloader()
+    assert len(folder_data(tmp_path, size=[4, 4]).val_dataloader()) == 1
+    paint(tmp_path / "3.png", (4, 6), 1, 2, 3)
+    with pytest.raises(InputError, match=r"3.png has 3 channels but .*1.png has 1: they must have the same"):
+        folder_data(tmp_path, size=4).val_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_batch_size": 0}, "val_batch_size=0 is not an integer of at least 1"),
+        ({"num_workers": -1}, "num_workers=-1 is not an integer of at least 0"),
+        ({"size": [1, 2, 3]}, "size=.* is neither a positive integer nor a pair"),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    for kind in (FolderData, ClassData):
+        with pytest.raises(InputError, match=message):
+            kind(str(tmp_path), **options)
+
+
+def test_classes(tmp_path):
+    for i, name in enumerate(("cat/b.png", "cat/a.png", "ant/deep/c.png", "ant/d.png")):
+        paint(tmp_path / name, (4, 4), i)
+    (tmp_path / ".hidden").mkdir()
+    images = ClassImages(tmp_path)
+    assert images.classes == ["ant", "cat"]
+    assert [(item["name"], item["label"]) for item in images] == [
+        ("ant/d.png", 0), ("ant/deep/c.png", 0), ("cat/a.png", 1), ("cat/b.png", 1),
+    ]  # fmt: skip
+    data = ClassData(str(tmp_path), val_batch_size=3)
+    data.setup("validate")
+    first, last = data.val_dataloader()
+    assert (first["label"].tolist(), last["label"].tolist()) == ([0, 0, 1], [1])
+    assert first["source"].shape == (3, 1, 4, 4)
+    with pytest.raises(InputError, match="genstab does not train"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["a.png"], "has 0 sub-folders, wanted is one for each of two classes or more: found a.png"),
+        (["cat/a.png"], "has 1 sub-folders, .*found cat/"),
+        (["cat/a.png", "dog/b.png", "c.png"], "has images outside of its class folders: c.png$"),
+        (["cat/a.png", "dog/b.txt"], "has classes without images: dog$"),
+        (["cat/a.txt"], "has no images"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path, files, message):
+    touch(tmp_path, *files)
+    with pytest.raises(InputError, match=f"data.root=.*{message}"):
+        ClassImages(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["folder", "classes"])
+def test_the_options_of_the_command_line(tmp_path, option, monkeypatch):
+    for name in ("a/1.png", "b/2.png"):
+        paint(tmp_path / "images" / name, (32, 32), 1, 2, 3)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["output_dir=.", f"data={option}", f"data.root={tmp_path}/images"])
+    data = instantiate(config.data)
+    data.setup("validate")
+    assert len(data.val_set) == 2
+    overrides = [f"data={option}", f"data.root={tmp_path}/images", "logger=csv", "hydra.run.dir=run"]
+    monkeypatch.setattr(sys, "argv", ["genstab", *overrides, *(key for key in TINY if "data." not in key)])
+    with pytest.raises(SystemExit, match=rf"genstab: data={option} (has no targets|is to measure)"):
+        cli.train()
+    assert not Path("run/csv").exists()
+
+
+def test_measuring_a_paired_data_set_needs_no_training_images(tmp_path):
+    paint(tmp_path / "testA/1.png", (8, 8), 1, 2, 3)
+    paint(tmp_path / "testB/1.png", (8, 8), 4, 5, 6)
+    for data in (PairedData(str(tmp_path), crop_size=8, load_size=8), FacadesData(str(tmp_path), crop_size=8)):
+        if isinstance(data, FacadesData):
+            paint(tmp_path / "trainA/broken.png", (8, 8), 1)  # alone and of one channel
+        data.setup("validate")
+        assert data.val_set[0]["source"].equal(read_image(tmp_path / f"test{data.direction[0]}/1.png"))
+        with pytest.raises(InputError, match="train"):
+            data.setup("fit")

@@ -1,0 +1,410 @@
+import importlib.util
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageOps
+
+from genstab.data.image_io import EXTENSIONS, image_shape, read_image, to_uint8
+from genstab.errors import InputError
+
+RNG = np.random.default_rng(0)
+DEEP = np.array([[[0, 1000, 65535], [257, 1, 32768]]], dtype=np.uint16)  # (1, 2, 3)
+# 1000 / 65535 * 2 - 1; cut to 8 bits it would be 3 / 255 * 2 - 1 = -0.976.
+DEEP_1000 = -0.96948195620660715
+
+
+def random(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return RNG.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def scaled(pixels: np.ndarray) -> torch.Tensor:
+    """(H, W) or (H, W, C) integers to what `read_image` promises, in float64."""
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    values = pixels.astype(np.float64) / np.iinfo(pixels.dtype).max * 2 - 1
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+def check(path: Path, expected: torch.Tensor, tolerance: float = 1e-7) -> None:
+    image = read_image(path)
+    assert image.dtype == torch.float32
+    assert image.is_contiguous()
+    assert image_shape(path) == tuple(image.shape) == tuple(expected.shape)
+    assert torch.allclose(image.double(), expected.double(), rtol=0, atol=tolerance)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png16(pixels: np.ndarray, *, before: bytes = b"", after: bytes = b"") -> bytes:
+    """Write (H, W, C) uint16 as a PNG by hand: Pillow can't."""
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    data = chunk(b"IDAT", zlib.compress(lines))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + data + after + chunk(b"IEND", b"")
+
+
+def exif(orientation: int) -> bytes:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data.tobytes()[len(b"Exif\0\0") :]
+
+
+def test_extensions() -> None:
+    assert {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"} == EXTENSIONS
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [(suffix, mode) for suffix in ("png", "tif") for mode in ("L", "LA", "RGB", "RGBA")]
+    + [("webp", "RGB"), ("webp", "RGBA"), ("bmp", "L"), ("bmp", "RGB")],
+)
+def test_eight_bits(tmp_path: Path, suffix: str, mode: str) -> None:
+    pixels = random(5, 7, len(mode))
+    if mode.endswith("A"):
+        pixels[..., -1] |= 1  # WebP forgets the colour of what is fully transparent
+    image = Image.fromarray(pixels.squeeze())
+    assert image.mode == mode
+    image.save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    check(tmp_path / f"a.{suffix}", scaled(pixels))
+
+
+def test_values_by_hand(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8)).save(tmp_path / "a.png")
+    assert torch.allclose(read_image(tmp_path / "a.png"), torch.tensor([[[-1.0, -0.6, 1.0]]]), rtol=0, atol=1e-7)
+    assert read_image(tmp_path / "a.png")[0, 0, [0, 2]].tolist() == [-1.0, 1.0]  # the ends are exact
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    for mode, value, channels in [("L", 100, 1), ("RGB", (100, 100, 100), 3), ("CMYK", (0, 0, 0, 155), 3)]:
+        Image.new(mode, (9, 6), value).save(tmp_path / f"{mode}.JPG", "JPEG", quality=100)
+        check(
+            tmp_path / f"{mode}.JPG",
+            torch.full((channels, 6, 9), 100 / 255 * 2 - 1),
+            tolerance=1.01 * 2 / 255,
+        )
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_bilevel_and_palette(tmp_path: Path, suffix: str) -> None:
+    bits = Image.fromarray(np.array([[0, 255, 255]], dtype=np.uint8)).convert("1")
+    bits.save(tmp_path / f"bits.{suffix}")
+    check(tmp_path / f"bits.{suffix}", torch.tensor([[[-1.0, 1.0, 1.0]]]))
+
+    palette = Image.new("P", (2, 1))
+    palette.putdata([1, 0])
+    palette.putpalette([0, 51, 255, 255, 0, 102])
+    palette.save(tmp_path / f"palette.{suffix}")
+    check(tmp_path / f"palette.{suffix}", torch.tensor([[[1.0, -1.0]], [[-1.0, -0.6]], [[-0.2, 1.0]]]))
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\x80"])
+def test_transparent_palette_is_rgb(tmp_path: Path, transparency: int | bytes) -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putdata([1, 0])
+    palette.putpalette([0, 51, 255, 255, 0, 102])
+    palette.save(tmp_path / "a.png", transparency=transparency)
+    with Image.open(tmp_path / "a.png") as image:
+        assert "transparency" in image.info
+    check(tmp_path / "a.png", torch.tensor([[[1.0, -1.0]], [[-1.0, -0.6]], [[-0.2, 1.0]]]))
+
+
+def test_cmyk_tiff_is_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (2, 3), (0, 255, 0, 0)).save(tmp_path / "a.tif")
+    check(tmp_path / "a.tif", torch.tensor([1.0, -1.0, 1.0]).view(3, 1, 1).expand(3, 3, 2))
+
+
+def test_sixteen_bits_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png16(DEEP))
+    tifffile.imwrite(tmp_path / "a.tif", DEEP, photometric="rgb")
+    for name in ("a.png", "a.tif"):
+        image = read_image(tmp_path / name)
+        assert image.shape == (3, 1, 2)
+        assert image[1, 0, 0].item() == pytest.approx(DEEP_1000, abs=1e-7)
+        assert image[0, 0, 0].item() == -1
+        assert image[2, 0, 0].item() == 1
+        assert image[0, 0, 1].item() == pytest.approx(1 / 255 * 2 - 1, abs=1e-7)  # 257 = 65535 / 255
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bit_png(tmp_path: Path, channels: int) -> None:
+    pixels = random(5, 7, channels, dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(png16(pixels))
+    check(tmp_path / "a.png", scaled(pixels))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 6), (6, 1), (3, 3)])
+def test_tiff_layouts(tmp_path: Path, dtype: type, compression: str | None, size: tuple[int, int]) -> None:
+    path = tmp_path / "a.tif"
+    options = {"compression": compression}
+    for channels in (1, 2, 3, 4, 7):
+        pixels = random(*size, channels, dtype=dtype)
+        kind = "rgb" if channels in (3, 4) else "minisblack"
+        if channels == 1:
+            tifffile.imwrite(path, pixels[..., 0], **options)
+            check(path, scaled(pixels))
+        tifffile.imwrite(path, pixels, photometric=kind, planarconfig="contig" if channels > 1 else None, **options)
+        check(path, scaled(pixels))
+        if channels > 1:
+            planar = pixels.transpose(2, 0, 1)
+            tifffile.imwrite(path, planar, photometric=kind, planarconfig="separate", **options)
+            check(path, scaled(pixels))
+            tifffile.imwrite(path, planar, photometric="minisblack", metadata={"axes": "CYX"}, **options)
+            check(path, scaled(pixels))
+    tifffile.imwrite(path, random(5, 7, 1, dtype=dtype), photometric="minisblack")
+    assert image_shape(path) == tuple(read_image(path).shape) == (1, 5, 7)
+
+
+def test_tiff_details(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pixels = random(32, 16, 3, dtype=np.uint16)
+    tifffile.imwrite(path, pixels, photometric="rgb", byteorder=">", tile=(16, 16), bigtiff=True)
+    check(path, scaled(pixels))
+    tifffile.imwrite(path, pixels[..., 0], photometric="miniswhite")
+    check(path, -scaled(pixels[..., 0]))
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pixels, photometric="rgb")
+        tiff.write(random(9, 7), subfiletype=1)  # a thumbnail
+    check(path, scaled(pixels))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "I;16", "P"])
+def test_lzw_tiff(tmp_path: Path, mode: str) -> None:
+    # tifffile reads LZW with imagecodecs only; Pillow reads these at full depth.
+    image = Image.fromarray(random(5, 7, dtype=np.uint16)) if mode == "I;16" else None
+    image = image or Image.fromarray(random(5, 7, 3)).convert(mode)
+    image.save(tmp_path / "a.tif", compression="tiff_lzw")
+    target = {"1": "L", "P": "RGB"}.get(mode, mode)
+    check(tmp_path / "a.tif", scaled(np.asarray(image if target == mode else image.convert(target))))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="imagecodecs reads it")
+def test_codec_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "compression": "zlib", "metadata": None}
+    tifffile.imwrite(path, random(5, 7, 3, dtype=np.uint16), **options)
+    relabel(path, 259, 5)  # LZW
+    for function in (read_image, image_shape):
+        with pytest.raises(InputError, match=r"a\.tif: .*LZW.* 16 bits in 3 channels; .* imagecodecs"):
+            function(path)
+    tifffile.imwrite(path, random(5, 7, 5), photometric="minisblack", planarconfig="contig", compression="zlib")
+    relabel(path, 259, 5)
+    with pytest.raises(InputError, match=r"a\.tif: .* 8 bits in 5 channels; .* imagecodecs"):
+        image_shape(path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("imagecodecs") is not None, reason="imagecodecs reads it")
+def test_alpha_that_pillow_would_change(tmp_path: Path) -> None:
+    # Where tifffile gives 4 stored channels, Pillow drops an unnamed one and divides by a premultiplied one.
+    path, pixels = tmp_path / "a.tif", random(5, 7, 4)
+    for kind, name in [(0, "unspecified"), (1, "assocalpha")]:
+        tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=[name], compression="zlib", metadata=None)
+        check(path, scaled(pixels))
+        Image.fromarray(pixels).save(path, compression="tiff_lzw")
+        check(path, scaled(pixels))
+        relabel(path, 338, kind)
+        with pytest.raises(InputError, match=r"a\.tif: .* 8 bits in 4 channels; .* imagecodecs"):
+            image_shape(path)
+
+
+def test_hole_in_a_tiff(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", random(5, 7), compression="zlib", metadata=None)
+    relabel(tmp_path / "a.tif", 279, 0)  # the strip's length: tifffile would read zeros
+    with pytest.raises(InputError, match=r"a\.tif: truncated"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_decoder_that_disagrees_with_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(png16(DEEP))
+    monkeypatch.setattr("kornia_rs.io.decode_image_png_u16", lambda *_: DEEP[:, :1])
+    with pytest.raises(InputError, match=r"a\.png: it holds \(1, 1, 3\), its header says \(1, 2, 3\)"):
+        read_image(tmp_path / "a.png")
+
+
+def relabel(path: Path, tag: int, value: int) -> None:
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        tiff.pages.first.tags[tag].overwrite(value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    pixels = np.zeros((8, 16), dtype=np.uint8)
+    pixels[0, :12], pixels[:4, 0] = 255, 120  # no symmetry
+    stored, data = Image.fromarray(pixels), Image.Exif()
+    data[0x0112] = orientation
+    stored.save(tmp_path / "a.jpg", exif=data, quality=100)
+    stored.convert("RGB").save(tmp_path / "a.webp", exif=data, lossless=True)
+    stored.save(tmp_path / "a.png", exif=data)
+    stored.save(tmp_path / "lzw.tif", tiffinfo={0x0112: orientation}, compression="tiff_lzw")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[(0x0112, 3, 1, orientation, True)])
+    deep = pixels.astype(np.uint16)[..., None] * 257
+    (tmp_path / "deep.png").write_bytes(png16(deep, before=chunk(b"eXIf", exif(orientation))))
+    (tmp_path / "late.png").write_bytes(png16(deep, after=chunk(b"eXIf", exif(orientation))))
+
+    tagged = Image.open(tmp_path / "a.png")
+    expected = scaled(np.asarray(ImageOps.exif_transpose(tagged)))
+    tagged.close()
+    assert expected.shape == ((1, 16, 8) if orientation >= 5 else (1, 8, 16))
+    if orientation > 1:
+        assert expected.shape[1:] != pixels.shape or not torch.equal(expected, scaled(pixels))
+    for name in ("a.png", "a.tif", "lzw.tif", "deep.png", "late.png"):
+        check(tmp_path / name, expected)
+    check(tmp_path / "a.webp", expected.expand(3, -1, -1))
+    check(tmp_path / "a.jpg", expected, tolerance=0.1)
+
+
+def test_content_not_suffix_decides(tmp_path: Path) -> None:
+    pixels = random(4, 6, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", "PNG")
+    check(tmp_path / "a.jpg", scaled(pixels))
+
+
+@pytest.mark.parametrize("function", [read_image, image_shape])
+def test_no_image(tmp_path: Path, function) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("I am no picture")
+    (tmp_path / "folder.png").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "gif.png", "GIF")
+    for name, reason in [
+        ("empty.png", "the file is empty"),
+        ("text.png", "no PNG, JPEG, BMP, WebP or TIFF image"),
+        ("gif.png", "no PNG, JPEG, BMP, WebP or TIFF image"),
+        ("folder.png", "Is a directory"),
+        ("absent.png", "No such file"),
+    ]:
+        with pytest.raises(InputError, match=f"^cannot read .*{name}: {reason}") as caught:
+            function(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [read_image, image_shape])
+def test_several_pictures(tmp_path: Path, function) -> None:
+    first, second = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "red")
+    for name in ("a.webp", "b.png"):
+        first.save(tmp_path / name, save_all=True, append_images=[second])
+        with pytest.raises(InputError, match=f"{name}: it holds several pictures"):
+            function(tmp_path / name)
+    tifffile.imwrite(tmp_path / "c.tif", random(5, 8, 6), photometric="minisblack")
+    with pytest.raises(InputError, match=r"c\.tif: \(5, 8, 6\) with the axes QYX is a stack of pages"):
+        function(tmp_path / "c.tif")
+    with tifffile.TiffWriter(tmp_path / "d.tif") as tiff:
+        tiff.write(random(5, 8))
+        tiff.write(random(6, 8))
+    with pytest.raises(InputError, match=r"d\.tif: it holds 2 pictures"):
+        function(tmp_path / "d.tif")
+
+
+@pytest.mark.parametrize("function", [read_image, image_shape])
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int16", "uint32"])
+def test_other_depths(tmp_path: Path, function, dtype: str) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((3, 4), dtype=dtype))
+    with pytest.raises(InputError, match=rf"a\.tif: pixels of {dtype}, \d+ bits, are not uint8 or uint16"):
+        function(tmp_path / "a.tif")
+
+
+def test_sixteen_bit_palette_of_inks(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", random(5, 7, 4, dtype=np.uint16), photometric="separated")
+    with pytest.raises(InputError, match=r"a\.tif: .*SEPARATED.* 16 bits in 4 channels; save it as grey or RGB"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", ["a.png", "deep.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "zlib.tif", "lzw.tif"])
+def test_truncated_at_every_length(tmp_path: Path, kind: str) -> None:
+    pixels, path = random(16, 16, 3), tmp_path / kind
+    if kind == "deep.png":
+        path.write_bytes(png16(random(16, 16, 3, dtype=np.uint16)))
+    elif kind in ("a.tif", "zlib.tif"):
+        tifffile.imwrite(path, pixels, photometric="rgb", compression="zlib" if kind == "zlib.tif" else None)
+    else:
+        Image.fromarray(pixels).save(path, **{"lzw.tif": {"compression": "tiff_lzw"}}.get(kind, {}))
+    whole, data = read_image(path), path.read_bytes()
+    refused = 0
+    for length in range(0, len(data), 11):
+        path.write_bytes(data[:length])
+        try:
+            image = read_image(path)
+        except InputError as error:
+            assert str(error).startswith(f"cannot read {path}: ")  # noqa: PT017
+            if kind.endswith("png") and length > 33:  # past the header chunk
+                assert "truncated, it ends before its IEND chunk" in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            assert torch.equal(image, whole)  # only a trailer was cut
+    assert refused >= 0.9 * len(range(0, len(data), 11))
+
+
+def test_bit_flips_raise_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = bytearray(png16(random(4, 4, 3, dtype=np.uint16)))
+    for position in range(8, len(data) - 12):  # past the signature, before the empty IEND
+        data[position] ^= 0x40
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=r"^cannot read .*a\.png: "):
+            read_image(path)
+        data[position] ^= 0x40
+    path.write_bytes(data)
+    assert read_image(path).shape == (3, 4, 4)
+
+
+def test_large_picture_warns_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", random(10, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 150)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(tmp_path / "a.png").shape == read_image(tmp_path / "a.tif").shape == (1, 10, 20)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(InputError, match=r"a\.png: Image size \(200 pixels\) exceeds limit"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.tif: 10×20 exceeds the limit of 100 pixels"):
+        image_shape(tmp_path / "a.tif")
+
+
+def test_shape_needs_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "a.jpg", "a.webp", "a.bmp"):
+        Image.new("RGB", (6, 4)).save(tmp_path / name)
+    (tmp_path / "deep.png").write_bytes(png16(DEEP))
+    tifffile.imwrite(tmp_path / "a.tif", random(4, 6, 3), photometric="rgb")
+    for owner, name in [(Image.Image, "load"), (tifffile.TiffPageSeries, "asarray")]:
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr("kornia_rs.io.decode_image_png_u16", lambda *_: pytest.fail("decoded"))
+    for path in tmp_path.iterdir():
+        assert image_shape(path) == ((3, 1, 2) if path.name == "deep.png" else (3, 4, 6))
+
+
+def test_to_uint8_values() -> None:
+    levels = torch.arange(256) / 255 * 2 - 1
+    assert to_uint8(levels.view(1, 16, 16))[..., 0].reshape(-1).tolist() == list(range(256))
+    assert to_uint8(torch.tensor([[[-3.0, -1.0, 1.0, 3.0, 0.0]]]))[0, :, 1].tolist() == [0, 0, 255, 255, 128]
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_to_uint8_channels(channels: int, shown: list[int]) -> None:
+    images = torch.rand(2, 3, channels, 4, 5, dtype=torch.float64) * 2 - 1
+    pixels = to_uint8(images.requires_grad_())
+    assert pixels.shape == (2, 3, 4, 5, 3)
+    assert pixels.dtype == np.uint8
+    expected = np.rint((images.detach().numpy() + 1) * 127.5)
+    assert np.array_equal(pixels, expected[:, :, shown].transpose(0, 1, 3, 4, 2))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(3, 4), torch.zeros(1, 2, 2, dtype=torch.uint8), torch.zeros(0, 2, 2)])
+def test_to_uint8_refuses(images: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=r"is not|are not floating point \(\.\.\., C, H, W\)"):
+        to_uint8(images)
+
+
+def test_read_and_write_back(tmp_path: Path) -> None:
+    pixels = random(5, 7, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(to_uint8(read_image(tmp_path / "a.png")), pixels)

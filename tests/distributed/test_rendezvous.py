@@ -1,0 +1,191 @@
+"""Processes of torchrun and SLURM: who makes the config, who gets it, and what is said when one is missing."""
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from genstab import InputError
+from genstab.distributed import rendezvous as team
+from genstab.distributed.rendezvous import Team, free_port
+
+
+class Environment:
+    """What a launcher says, without one."""
+
+    main_address = "127.0.0.1"
+
+    def __init__(self, rank, size, port):
+        self.rank, self.size, self.main_port = rank, size, port
+
+    def global_rank(self):
+        return self.rank
+
+    def world_size(self):
+        return self.size
+
+
+@pytest.fixture
+def port(monkeypatch):
+    for name in ("MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.setenv(name, "")  # put back what the second job changes
+        monkeypatch.delenv(name)
+    return free_port()
+
+
+class Follower(threading.Thread):
+    """Rank 1, 2, …, in a thread."""
+
+    def __init__(self, rank, size, port):
+        super().__init__(daemon=True)
+        self.environment, self.heard, self.error = Environment(rank, size, port), [], None
+        self.start()
+
+    def run(self):
+        try:
+            processes = Team("SLURM", self.environment)
+            with processes.following():
+                for config in processes.configs():
+                    self.heard.append(config)
+        except (InputError, SystemExit) as error:
+            self.error = error
+
+
+def test_the_others_get_every_config_and_end_with_the_first(port):
+    followers = [Follower(rank, 3, port) for rank in (1, 2)]
+    first = Team("SLURM", Environment(0, 3, port))
+    with first.leading():
+        first.publish("a: 1")
+        assert "MASTER_PORT" not in os.environ  # the first job meets where the launcher says
+        first.publish("a: 2")
+        assert int(os.environ["MASTER_PORT"]) != port
+    for follower in followers:
+        follower.join(10)
+        assert follower.heard == ["a: 1", "a: 2"]
+        assert follower.error is None
+
+
+@pytest.mark.parametrize(("end", "code"), [(InputError("no"), 1), (SystemExit(0), None), (SystemExit("no"), 1)])
+def test_the_others_end_as_the_first_did_and_leave_the_message_to_it(port, end, code):
+    follower = Follower(1, 2, port)
+    first = Team("SLURM", Environment(0, 2, port))
+    with pytest.raises(type(end)), first.leading():
+        raise end
+    follower.join(10)
+    assert follower.heard == []
+    assert getattr(follower.error, "code", None) == code
+
+
+def test_who_does_not_come_is_missed_in_one_line(port, monkeypatch):
+    monkeypatch.setattr(team, "PATIENCE", 0.3)
+    monkeypatch.setattr(team, "FAREWELL", 0.1)
+    first = Team("SLURM", Environment(0, 4, port))
+    began = time.monotonic()
+    message = r"SLURM speaks of 4 processes, but only 1 came within 0 s: was the command started by srun"
+    with pytest.raises(InputError, match=message), first.leading():
+        first.publish("a: 1")
+    assert time.monotonic() - began < 5
+
+
+def test_a_first_process_that_cannot_be_reached_or_dies_is_named(port, monkeypatch):
+    monkeypatch.setattr(team, "PATIENCE", 0.3)
+    with pytest.raises(InputError, match=rf"SLURM: cannot reach the first process within 0 s at 127.0.0.1:{port}"):
+        Team("SLURM", Environment(1, 2, port))
+    first = Team("SLURM", Environment(0, 2, port))
+    follower = Follower(1, 2, port)
+    while first.store.add("here", 0) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)  # longer than its patience: a first process that lives may take its time
+    assert follower.is_alive()
+    first.store = None
+    follower.join(10)
+    assert str(follower.error) == "SLURM: the first process ended without a word"
+
+
+def test_a_trainer_for_another_number_of_processes_is_refused():
+    alone = Team("torchrun", Environment(0, 1, 1))
+    alone.check(1, 1)
+    alone.publish("nobody listens")
+    with pytest.raises(InputError, match=r"torchrun started 1 process, but trainer.devices=2 and trainer.num_nodes=3"):
+        alone.check(2, 3)
+
+
+def test_slurm_and_torchrun_are_known_by_their_variables(monkeypatch):
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "interactive"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    assert team.team() is None
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert team.team().launcher == "SLURM"
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert team.team().launcher == "torchrun"  # also inside SLURM
+
+
+@pytest.mark.parametrize(
+    ("joined", "message"),
+    [
+        (False, r"SLURM: cannot reach the first process within 2 s at 127\.0\.0\.1:\d+ .*: no answer for 2 s"),
+        (True, "SLURM: the first process gave no answer for 2 s"),
+    ],
+)
+def test_a_first_process_that_stands_still_is_given_up(port, monkeypatch, joined, message):
+    monkeypatch.setattr(team, "FAREWELL", 0.5)
+    monkeypatch.setattr(team, "PATIENCE", 2.0)
+    child = os.fork()
+    if child == 0:
+        first = Team("SLURM", Environment(0, 2, port))
+        while joined and first.store.add("here", 0) < 2:
+            time.sleep(0.01)
+        time.sleep(0.3)  # for the store to answer the last one
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if not joined:
+        os.waitpid(child, os.WUNTRACED)  # the kernel still accepts for it
+    follower = Follower(1, 2, port)
+    follower.join(10)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert re.fullmatch(message, str(follower.error))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_address_that_nobody_knows_is_named(port, monkeypatch, rank):
+    monkeypatch.setattr(team, "PATIENCE", 0.3)
+    environment = Environment(rank, 2, port)
+    environment.main_address = "no-such-host.invalid"
+    with pytest.raises(InputError, match=rf"no-such-host\.invalid:{port} \(MASTER_ADDR, MASTER_PORT\): .*[Nn]ame"):
+        Team("SLURM", environment)
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(InputError, match=rf"SLURM: cannot listen at 127\.0\.0\.1:{port} .*address already in use"):
+            Team("SLURM", Environment(0, 2, port))
+
+
+def test_the_others_hear_that_the_first_one_speaks_for_them(port, monkeypatch):
+    class Failing(Follower):
+        def run(self):
+            processes = Team("SLURM", self.environment)
+            with processes.following():
+                for config in processes.configs():
+                    self.heard += [(config, processes.first_speaks(0.2), processes.first_speaks(5))]
+
+    follower = Failing(1, 2, port)
+    first = Team("SLURM", Environment(0, 2, port))
+    with first.leading():
+        first.publish("a: 1")
+        time.sleep(1)
+        first.speak()
+        first.publish("a: 2")  # the next job of a sweep
+        first.speak()
+    follower.join(10)
+    assert [(config, at_last) for config, _, at_last in follower.heard] == [("a: 1", True), ("a: 2", True)]
+    assert follower.heard[0][1] is False

@@ -1,0 +1,349 @@
+"""A folder of images through a generator: names, sizes, channels, depths, and what goes wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from torch import nn
+
+from genstab import InputError, UNet
+from genstab.cli.main import main as cli
+from genstab.data.datamodules import PairedData
+from genstab.data.image_io import image_depth, image_shape, read_image, to_uint8, write_image
+from genstab.inference.eval_mode import inference
+from genstab.inference.load_model import place
+from genstab.inference.predict import predict
+from tests.conftest import tiny_pix2pix
+
+
+def network(source=3, target=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(source, 4, 3, padding=1), nn.Dropout(), nn.Conv2d(4, target, 1), nn.Tanh())
+
+
+class Picky(nn.Module):
+    def forward(self, images):
+        raise AssertionError
+
+
+def paint(folder, *names, size=(16, 20), channels=3, depth=8):
+    for name in names:
+        torch.manual_seed(len(name))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(folder / name, torch.rand(channels, *size) * 2 - 1, depth)
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "in"
+    paint(folder, "1.png", "2.png", "10.png", "a/1.bmp", "a/b/photo.JPG", "a/w.webp")
+    paint(folder, "odd.png", "small.png", size=(9, 7))
+    paint(folder, "deep.png", "deep.tif", depth=16)
+    return folder
+
+
+def test_names_sizes_channels_and_depths_stay(images, tmp_path):
+    result = predict(network(), images, tmp_path / "out", batch_size=2)
+    assert names(tmp_path / "out") == names(images) == sorted(result.written)
+    for name in result.written:
+        before, after = images / name, tmp_path / "out" / name
+        assert image_shape(after) == image_shape(before)
+        assert image_depth(after) == image_depth(before) == (16 if "deep" in name else 8)
+        with Image.open(before) as source, Image.open(after) as output:
+            assert output.format == source.format
+    assert result.summary("out") == "10 images written to out, 0 there already"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 99])
+def test_the_values_are_those_of_a_direct_call(images, tmp_path, batch_size):
+    model = network()
+    predict(model, images, tmp_path / "out", batch_size=batch_size)
+    with inference(model) as generator:
+        for name in names(images):
+            expected, written = generator(read_image(images / name)[None])[0], read_image(tmp_path / "out" / name)
+            if name.endswith("JPG"):
+                assert (written - expected).abs().mean() < 0.04  # noise is what JPEG does worst
+            else:  # half a level, of which there are 255 or 65535 in a range of 2
+                assert (written - expected).abs().max() <= 1.01 / (2 ** image_depth(images / name) - 1)
+
+
+def test_the_pixels_are_those_of_the_pictures(images, tmp_path):
+    model = network()
+    predict(model, images, tmp_path / "out", batch_size=1)
+    with inference(model) as generator:
+        expected = to_uint8(generator(read_image(images / "odd.png")[None]))[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/odd.png")), expected)
+
+
+def test_it_is_what_validation_gives(tmp_path):
+    """The same image through the validation loader, the trained module and `to_uint8`, and by `predict`."""
+    for split in ("train", "val"):
+        paint(tmp_path / "pairs", f"{split}A/1.png", f"{split}A/2.png", size=(32, 24), channels=1)
+        paint(tmp_path / "pairs", f"{split}B/1.png", f"{split}B/2.png", size=(32, 24))
+    data = PairedData(str(tmp_path / "pairs"), source_channels=1, load_size=34, crop_size=(32, 32), num_workers=0)
+    data.setup("validate")
+    model = tiny_pix2pix()
+    (batch,) = data.val_dataloader()
+    with inference(model) as generator:
+        expected = generator(batch["source"])
+    predict(model.generator, tmp_path / "pairs/valA", tmp_path / "out", size=(32, 32))
+    predict(model.generator, tmp_path / "pairs/valA", tmp_path / "native")
+    for i, name in enumerate(("1.png", "2.png")):
+        assert image_shape(tmp_path / "out" / name) == image_shape(tmp_path / "native" / name) == (3, 32, 24)
+        shrunk = nn.functional.interpolate(expected[i : i + 1], (32, 24), mode="bilinear", antialias=True)
+        assert np.abs(np.asarray(Image.open(tmp_path / "out" / name)) - to_uint8(shrunk)[0].astype(int)).max() <= 1
+
+
+def test_a_second_run_does_what_is_missing(images, tmp_path):
+    out = tmp_path / "out"
+    predict(network(), images, out)
+    times = {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    (out / "2.png").unlink()
+    (out / ".2.png.part").write_bytes(b"of a killed run")
+    (out / ".1.png.part").write_bytes(b"of a run that was killed while it overwrote")
+    (images / "2.png").touch()
+    result = predict(network(), images, out)
+    assert (result.written, len(result.present)) == (["2.png"], 9)
+    assert names(out) == names(images)
+    assert {name for name in names(out) if (out / name).stat().st_mtime_ns != times[name]} == {"2.png"}
+    assert len(predict(network(), images, out, overwrite=True).written) == 10
+    assert predict(network(), images, out).summary(out) == f"0 images written to {out}, 10 there already"
+
+
+def test_what_is_there_is_not_even_read(images, tmp_path):
+    predict(network(), images, tmp_path / "out")
+    (images / "2.png").write_bytes(b"")
+    assert len(predict(network(), images, tmp_path / "out").present) == 10
+
+
+def broken(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[60:90] = bytes(30)
+    (folder / name).write_bytes(content)
+
+
+def test_an_unreadable_image_ends_it_or_is_left_out(images, tmp_path):
+    out = tmp_path / "out"
+    broken(images, "10.png")  # its header is whole
+    with pytest.raises(InputError, match=r"cannot read .*in/10\.png"):
+        predict(network(), images, out)
+    assert "10.png" not in names(out)
+    (images / "a/1.bmp").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot read .*in/a/1\.bmp: the file is empty"):
+        predict(network(), images, tmp_path / "other")
+    assert not (tmp_path / "other").exists()  # headers are read before anything is written
+    result = predict(network(), images, out, on_error="skip")
+    assert set(result.failed) == {"10.png", "a/1.bmp"}
+    assert "the file is empty" in result.failed["a/1.bmp"]
+    assert names(out) == sorted(set(names(images)) - set(result.failed))
+    assert result.summary("out").endswith("2 left out")
+
+
+def test_what_the_generator_can_not_take_is_named(images, tmp_path):
+    paint(images, "z.png", channels=4)
+    for model, message in (
+        (network(), r"in/z.png, 4 channels of 16×20 pixels: .*expected input\[1, 4, 16, 20\] to have 3 channels"),
+        (tiny_pix2pix().generator, r"in/1.png, 3 channels of 16×20 pixels: UNet: in_channels=1, not"),
+        (nn.Sequential(nn.Conv2d(3, 3, 2)), r"in/1.png, .*: the generator returns 15×19 pixels: set size="),
+        (nn.Flatten(), r"in/1.png, .*: the generator returns \(4, 960\), not images"),
+        (Picky(), r"in/1.png, 3 channels of 16×20 pixels: AssertionError$"),
+        (nn.Linear(20, 20), r"in/odd.png, 3 channels of 9×7 pixels: "),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            predict(model, images, tmp_path / f"out{len(message)}", on_error="raise")
+        assert "\n" not in str(error.value)
+    result = predict(network(), images, tmp_path / "out", on_error="skip")
+    assert list(result.failed) == ["z.png"]
+    assert len(result.written) == 10
+
+
+def test_alpha_stays_where_the_generator_takes_it(tmp_path):
+    paint(tmp_path / "in", "x.png", channels=4)
+    predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
+    assert read_image(tmp_path / "out/x.png").equal(read_image(tmp_path / "in/x.png"))
+
+
+def test_formats_that_can_not_hold_the_output(tmp_path):
+    paint(tmp_path / "in", "1.jpg", "2.png")
+    with pytest.raises(InputError, match=r"cannot write .*out/1.jpg: 4 channels, .jpg of 8 bits holds 1, 3"):
+        predict(network(3, 4), tmp_path / "in", tmp_path / "out")
+    result = predict(network(3, 4), tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert (list(result.failed), result.written) == (["1.jpg"], ["2.png"])
+    assert names(tmp_path / "out") == ["2.png"]
+
+
+class Nans(nn.Module):
+    def forward(self, images):
+        return images / 0 * 0
+
+
+def test_nan_is_no_image(tmp_path):
+    paint(tmp_path / "in", "1.png")
+    with pytest.raises(InputError, match=r"cannot write .*1.png: the image has NaN in it"):
+        predict(Nans(), tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("model", "scale"), [(nn.Upsample(scale_factor=2), 2), (nn.AvgPool2d(4), 0.25)])
+def test_outputs_of_an_integer_scale(tmp_path, model, scale):
+    paint(tmp_path / "in", "1.png", size=(16, 24))
+    predict(model, tmp_path / "in", tmp_path / "out")
+    assert image_shape(tmp_path / "out/1.png") == (3, 16 * scale, 24 * scale)
+    predict(model, tmp_path / "in", tmp_path / "resized", size=(8, 8))
+    assert image_shape(tmp_path / "resized/1.png") == (3, 16, 24)
+
+
+def test_16_bits_are_not_lost_on_the_way(tmp_path):
+    (tmp_path / "in").mkdir()
+    levels = np.arange(600, dtype=np.uint16).reshape(20, 30) * 109
+    tifffile.imwrite(tmp_path / "in/x.tif", levels)
+    predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
+    assert np.array_equal(tifffile.imread(tmp_path / "out/x.tif"), levels)
+
+
+def test_folders_that_do_not_do(images, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(images)
+    (tmp_path / "empty").mkdir()
+    for source, output, message in (
+        (images, images, "is the input folder"),
+        (images, tmp_path / "link", "is the input folder"),
+        (images, images / "out", "lies in input=.*recursive=false"),
+        (images, tmp_path / "file", "output=.*file is a file, not a folder"),
+        (images, tmp_path / "file/out", "cannot make the folder .*file/out: Not a directory"),
+        (tmp_path / "nowhere", tmp_path / "out", "input=.*nowhere does not exist"),
+        (tmp_path / "file", tmp_path / "out", "input=.*file is not a folder"),
+        (tmp_path / "empty", tmp_path / "out", "input=.*empty has no images .*found nothing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predict(network(), source, output)
+    assert len(names(images)) == 10
+    result = predict(network(), images, images / "out", recursive=False)
+    assert sorted(result.written) == sorted(path.name for path in images.glob("*.*"))
+    with pytest.raises(InputError, match="batch_size=0"):
+        predict(network(), images, tmp_path / "out", batch_size=0)
+    with pytest.raises(InputError, match="on_error='no' is not one of raise, skip"):
+        predict(network(), images, tmp_path / "out", on_error="no")
+
+
+def test_devices():
+    assert place(network(), "cpu") == torch.device("cpu")
+    for device, message in {
+        "gpu": "device='gpu' is not one of auto, cpu, mps, cuda",
+        "cuda:99": "device=cuda:99: this machine has . CUDA devices",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            place(network(), device)
+
+
+# --- the command
+
+
+def genstab(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["genstab", *arguments])
+    cli.main()
+
+
+NETWORK = ["model._target_=genstab.UNet", "model.channels=2", "model.levels=3"]
+
+
+def test_the_command(images, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(3)
+    torch.save(UNet(channels=2, levels=3).state_dict(), "x.pth")
+    for done in ("10 images written to out, 0 there already", "0 images written to out, 10 there already"):
+        genstab(monkeypatch, "predict", *NETWORK, "model.checkpoint=x.pth", "input=in", "output=out", "device=cpu")
+        assert capsys.readouterr().out == f"{done}\n"
+    assert names(tmp_path / "out") == names(images)
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "x.pth"}  # nothing of Hydra's
+
+
+def test_a_generator_of_other_values_and_folders_with_any_name(tmp_path, monkeypatch, capsys):
+    images = tmp_path / "it's a, b=[c] (1)"
+    paint(images, "1.png")
+    # of images in [0, 1], nothing is brighter than grey; in [-1, 1], nothing than three quarters
+    clipped = ["model._target_=torch.nn.Hardtanh", "model.min_val=0", "model.max_val=0.5"]
+    genstab(monkeypatch, "predict", *clipped, f"input={images}", "output=a: b", "value_range=[0,1]")
+    given, done = (to_uint8(read_image(folder / "1.png")[None]) for folder in (images, tmp_path / "a: b"))
+    assert abs(done.astype(int) - given.clip(0, 128)).max() <= 1
+    assert capsys.readouterr().out == "1 image written to a: b, 0 there already\n"
+
+
+def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
+    (images / "1.png").write_bytes(b"")
+    options = [*NETWORK, "input=in", "output=out", "on_error=skip", "size=[16,16]", "batch_size=2"]
+    with pytest.raises(SystemExit, match=r"genstab: 1 images were left out: 1\.png"):
+        genstab(monkeypatch, "predict", *options)
+    printed = capsys.readouterr()
+    assert printed.out == "9 images written to out, 0 there already, 1 left out\n"
+    assert "left out: cannot read in/1.png: the file is empty\n" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "Missing mandatory value: input"),
+        (["input=in"], "Missing mandatory value: output"),
+        (["input=in", "output=out"], "no model: model.checkpoint wants a checkpoint or run folder of genstab"),
+        (["input=in", "output=out", "model.checkpoint=no.pt"], "checkpoint no.pt does not exist"),
+        (["input=in", "output=out", "model.chekpoint=x"], "model.chekpoint is an argument of a network"),
+        (["input=in", "output=out", *NETWORK, "model.chanels=2"], "model._target_=genstab.UNet: .*'chanels'"),
+        (["input=in", "output=in", *NETWORK], "output=in is the input folder"),
+        (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], "size=.* is neither a positive integer nor a pair"),
+        (["input=in", "output=out", *NETWORK, "value_range=[1,0]"], r"value_range=\[1, 0\] is not \[least,greatest\]"),
+        (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
+        (["input=in", "output=out", *NETWORK, "overwrit=true"], "Could not override 'overwrit'"),
+        (["input=nowhere", "output=out", *NETWORK], "input=nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(images, monkeypatch, capsys, overrides, message):
+    with pytest.raises(SystemExit, match=f"genstab: .*{message}") as error:
+        genstab(monkeypatch, "predict", *overrides)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr() == ("", "")
+    assert not Path("out").exists()
+
+
+def test_help(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        genstab(monkeypatch, "predict", "--help")
+    printed = capsys.readouterr().out
+    assert "genstab predict model.checkpoint=RUN/checkpoints/last.ckpt input=DIR output=OUT" in printed
+    assert "on_error: raise" in printed
+
+
+def test_a_sweep_over_models(images, tmp_path, monkeypatch):
+    options = ["input=in", "recursive=false", "output=out${hydra:job.num}", "model.bias=true,false"]
+    network = ["model._target_=torch.nn.Conv2d", "model.in_channels=3", "model.out_channels=3", "model.kernel_size=1"]
+    genstab(monkeypatch, "predict", "-m", *options, *network)
+    assert names(tmp_path / "out0") == names(tmp_path / "out1")
+
+
+KILLED = """
+import os, sys
+from genstab import cli, image_writing
+replace = os.replace
+def once(part, path):  # the first image is finished, the second one written and not yet in place
+    if os.listdir("out") != [os.path.basename(part)]:
+        os.kill(os.getpid(), 9)
+    replace(part, path)
+os.replace = once
+sys.argv = ["genstab", "predict", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_killed_run_goes_on(images, tmp_path, monkeypatch):
+    options = [*NETWORK, "input=in", "output=out", "recursive=false"]
+    done = subprocess.run([sys.executable, "-c", KILLED, *options], capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert names(tmp_path / "out") == [".2.png.part", "1.png"]
+    genstab(monkeypatch, "predict", *options)
+    assert names(tmp_path / "out") == sorted(path.name for path in images.glob("*.*"))

@@ -1,0 +1,149 @@
+"""Figures hold the numbers that they are drawn from."""
+
+import pytest
+
+from genstab.report.charts import (
+    COLOURS,
+    colour_bar,
+    corruption_lines,
+    heat_map,
+    image_boxes,
+    layer_lines,
+    quality_scatter,
+    run_styles,
+    shift_lines,
+)
+from genstab.report.panels import corruption_panel, image_means, map_panel, scatter_panel
+from genstab.report.runs import Run
+from tests.helpers.run_folder import measurements
+
+STYLES = run_styles(["a", "b", "<c>"])
+
+
+def run(name, measured=None, **metrics):
+    return Run(name, None, {f"val/{key}": value for key, value in metrics.items()}, measured or {})
+
+
+def luminance(colour):
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_every_colour_stands_out_on_a_light_and_on_a_dark_page(colour):
+    for page in ("#ffffff", "#12161d"):
+        dark, light = sorted((luminance(colour), luminance(page)))
+        assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_runs_look_different_even_when_the_colours_come_again():
+    styles = run_styles([str(i) for i in range(24)])
+    assert len({(style.colour, style.dash) for style in styles.values()}) == 24
+
+
+def test_long_names_are_cut_and_stay_apart():
+    names = [f"{'long' * 20}{i}{'-name' * 9}" for i in range(3)] + ["<b>", "short"]
+    labels = [style.label for style in run_styles(names).values()]
+    assert len(set(labels)) == 5
+    assert max(map(len, labels)) <= 32
+    assert labels[3:] == ["&lt;b&gt;", "short"]
+
+
+def test_a_front_over_an_error_prefers_less_of_it():
+    points = {"a": (0.3, 35.0), "b": (0.2, 30.0), "<c>": (0.25, 28.0)}
+    figure = quality_scatter(points, STYLES, ("L1", "dB"), False, dict.fromkeys(points, ""))
+    assert list(zip(figure.data[0].x, figure.data[0].y, strict=True)) == [(0.3, 35.0), (0.2, 30.0)]
+    assert figure.layout.xaxis.range[0] > 0.3 > 0.2 > figure.layout.xaxis.range[1]
+    assert figure.data[3].name == "&lt;c&gt;"
+    figure = quality_scatter(points, STYLES, ("SSIM", "dB"), True, dict.fromkeys(points, ""))
+    assert list(figure.data[0].x) == [0.3]
+    assert figure.layout.xaxis.range[0] < 0.2
+
+
+def test_lines_are_means_per_shift_by_direction_with_a_band():
+    measured = {
+        "a": {
+            "shifts": [[0, 2], [0, 1], [1, 0], [2, 1]],
+            "decibels": [[20, 30, 40], [10, None, 20], [None] * 3, [5, 5, 8]],
+        },
+        "b": {"shifts": [[-1.5, 1.5]], "decibels": [[30]]},
+    }
+    figure = shift_lines(measured, STYLES)
+    band, right, _, other, _, diagonal = figure.data
+    assert (right.x, right.y) == (("→ 1", "→ 2"), (15, 30))
+    assert band.y == (17.5, 35, 25, 12.5)  # upper quartiles there, lower ones back
+    assert (other.x, other.y) == (("(2, 1)",), (6,))
+    assert (diagonal.x, diagonal.y, diagonal.name) == (("↗ 1.5",), (30,), "b")
+    assert [line.showlegend for line in (right, other, diagonal)] == [True, False, True]
+    assert figure.layout.xaxis.categoryarray == ("→ 1", "→ 2", "↗ 1.5", "(2, 1)")
+
+
+def test_of_many_shifts_only_axes_and_diagonals_are_drawn():
+    shifts = [[dy, dx] for dy in range(-4, 5) for dx in range(-4, 5) if (dy, dx) != (0, 0)]
+    figure = shift_lines({"a": {"shifts": shifts, "decibels": [[30.0]] * len(shifts)}}, STYLES)
+    assert len(figure.layout.xaxis.categoryarray) == 8 * 4
+    figure = shift_lines({"a": {"shifts": shifts[:40], "decibels": [[30.0]] * 40}}, STYLES)
+    assert len(figure.layout.xaxis.categoryarray) == 40
+
+
+def test_a_map_has_the_zero_shift_in_the_middle_and_down_points_down():
+    figure = heat_map([[1, 2, 3], [4, None, 6], [7, 8, 9]], (1, 9), "Viridis", "dB")
+    (trace,) = figure.data
+    assert (trace.x, trace.y) == ((-1, 0, 1), (-1, 0, 1))
+    assert trace.z[2][1] == 8
+    assert figure.layout.yaxis.autorange == "reversed"
+    (bar,) = colour_bar((1, 9), "Viridis", "dB").data
+    assert (bar.z[0][0], bar.z[0][-1]) == (1, 9)
+
+
+def test_maps_share_a_scale_that_a_perfect_run_does_not_stretch():
+    perfect = {"shift_map": {"decibels": [[100.0] * 3, [100.0, None, 100.0], [100.0] * 3]}}
+    other = {"shift_map": {"decibels": [[20.0] * 3, [31.0, None, None], [30.0] * 3]}}
+    panel = map_panel([run("a", perfect), run("b", other), run("<c>")], STYLES)
+    assert [(cell.run, cell.figures[""].data[0].zmin, cell.figures[""].data[0].zmax) for cell in panel.cells] == [
+        ("a", 20, 31),
+        ("b", 20, 31),
+    ]
+    assert "100 dB" in panel.bar[""].layout.xaxis.title.text
+    alone = map_panel([run("a", perfect)], STYLES).cells[0].figures[""].data[0]
+    assert alone.zmin < alone.zmax
+
+
+def test_the_scatter_has_a_choice_for_every_pair_that_is_there():
+    runs = [
+        run("a", shift_psnr=30.0, l1=0.2, tv=0.05, tv_target=0.1),
+        run("b", shift_psnr=25.0, shift_psnr_crop=28.0, ssim=0.5),
+    ]
+    (cell,) = scatter_panel(runs, STYLES).cells
+    assert set(cell.figures) == {
+        "val/l1|val/shift_psnr", "sharpness|val/shift_psnr", "val/ssim|val/shift_psnr", "val/ssim|val/shift_psnr_crop",
+    }  # fmt: skip
+    assert cell.figures["sharpness|val/shift_psnr"].data[1].x == (0.5,)
+    assert not scatter_panel([run("a", l1=0.2)], STYLES).cells
+
+
+def test_corruptions_and_their_mean():
+    measured = {
+        "corruptions": {
+            "severities": [1, 2],
+            "decibels": {"noise": [30, 20], "fog": [20, None]},
+            "relative": {"noise": 0.5},
+        }
+    }
+    panel = corruption_panel([run("a", measured)], STYLES)
+    assert panel.cells[0].figures[""].data[0].y == (25, 20)
+    assert panel.cells[0].figures["fog"].data[0].y == (20, None)
+    assert panel.table["rows"] == [["noise", "0.50"], ["fog", "–"]]
+
+
+def test_the_other_figures_hold_a_trace_a_run():
+    measured = measurements()
+    means = image_means(measured["shift_psnr"]["circular"])
+    notes = {name: dict.fromkeys(means, "note") for name in "ab"}
+    boxes = image_boxes({"a": means, "b": means}, notes, STYLES)
+    assert list(boxes.data[1].y) == list(means.values())
+    layers = layer_lines({"a": {"one": 0.1, "two": 0.2}, "b": {"two": 0.3}}, STYLES)
+    assert (layers.data[1].x, layers.data[1].y) == (("two",), (0.3,))
+    assert corruption_lines({"a": [1, None]}, [1, 2], STYLES).data[0].y == (1, None)

@@ -1,0 +1,110 @@
+"""Run folders, read back: which are runs, what they are called, what they lack."""
+
+import json
+import math
+
+import pytest
+
+from genstab.errors import InputError
+from genstab.report.runs import read_runs
+from tests.helpers.run_folder import make_run
+
+
+def bare(folder, **summary):
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_folder_of_runs_stands_for_them_in_natural_order(tmp_path):
+    for name in ("10", "9", "2/deep/deeper"):
+        bare(tmp_path / "sweep" / name)
+    bare(tmp_path / "one")
+    (tmp_path / "sweep" / ".submitit").mkdir()
+    runs = read_runs([tmp_path / "one", tmp_path / "sweep"])
+    assert [run.name for run in runs] == ["one", "deeper", "9", "10"]
+
+
+def test_what_lies_inside_a_run_or_too_deep_is_no_run(tmp_path):
+    bare(tmp_path / "run")
+    bare(tmp_path / "run" / "inner")
+    assert [run.name for run in read_runs([tmp_path])] == ["run"]
+    bare(tmp_path / "a/b/c/d/e")
+    with pytest.raises(InputError, match="a is no run: neither it nor a folder up to 3 levels below it has a summary"):
+        read_runs([tmp_path / "a"])
+    assert [run.name for run in read_runs([tmp_path / "a/b"])] == ["e"]
+
+
+def test_a_run_given_twice_is_read_once(tmp_path, monkeypatch):
+    bare(tmp_path / "sweep/0")
+    monkeypatch.chdir(tmp_path)
+    assert len(read_runs(["sweep", "sweep/0", tmp_path / "sweep/../sweep/0"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "run does not exist$"),
+        (lambda path: path.write_text(""), "run is a file, not the folder of a run$"),
+        (lambda path: path.mkdir(), "run is no run: neither it nor"),
+        (
+            lambda path: (path.mkdir(), (path / "summary.json").write_text('{"a": ')),
+            "cannot read .*summary.json: .*line 1",
+        ),
+        (lambda path: (path.mkdir(), (path / "summary.json").write_text("[1]")), "holds a list, not an object"),
+        (
+            lambda path: (bare(path), (path / "measurements.json").write_bytes(b"\xff")),
+            "cannot read .*measurements.json",
+        ),
+        (
+            lambda path: (bare(path), (path / "measurements.json").write_text('{"features": [1]}')),
+            "cannot read .*measurements.json: features is a list, not an object",
+        ),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path, make, message):
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        read_runs([tmp_path / "run"])
+
+
+def test_no_path_is_an_error():
+    with pytest.raises(InputError, match="no run to compare: give a folder with a summary"):
+        read_runs([])
+
+
+def test_names_come_from_the_config_else_the_folder_and_are_unique(tmp_path):
+    for folder, name in [("a/0", "tri3"), ("a/1", "tri3"), ("b/1", "tri3"), ("b/2", None), ("c/2", None), ("c/3", " ")]:
+        bare(tmp_path / folder, config={} if name is None else {"run_name": name})
+    names = [run.name for run in read_runs([tmp_path])]
+    assert names == ["tri3 (a/0)", "tri3 (a/1)", "tri3 (b/1)", "b/2", "c/2", "3"]
+
+
+def test_nan_is_none(tmp_path):
+    folder = bare(tmp_path / "run", **{"val/l1": math.nan, "val/psnr": math.inf, "val/ssim": 0.5})
+    (folder / "measurements.json").write_text('{"shift_map": {"decibels": [[NaN, -Infinity]]}}')
+    (run,) = read_runs([folder])
+    assert run.summary == {"val/l1": None, "val/psnr": None, "val/ssim": 0.5}
+    assert run.measurements["shift_map"]["decibels"] == [[None, None]]
+
+
+def test_what_a_folder_lacks_is_said(tmp_path):
+    (whole,) = read_runs([make_run(tmp_path / "whole")])
+    assert whole.missing == []
+
+    (empty,) = read_runs([bare(tmp_path / "empty")])
+    assert empty.missing == [
+        "no measurements.json: no shift PSNR per shift and per image, no shift map, no feature distance, "
+        "no corruptions, no quality per image",
+        "no slide_source.webp, no slide_output.webp: no slider, no flicker strip",
+        "summary.json has no verdict, no config, no versions",
+    ]
+
+    part = make_run(tmp_path / "part")
+    (part / "measurements.json").write_text('{"shift_psnr": {"circular": {}}, "features": null}')
+    (part / "slide_source.webp").unlink()
+    (run,) = read_runs([part])
+    assert run.missing == [
+        "measurements.json has no shift map, no feature distance, no corruptions, no quality per image",
+        "no slide_source.webp: no slider, no flicker strip",
+    ]

@@ -1,0 +1,51 @@
+"""Several runs' films in one."""
+
+import numpy as np
+import pytest
+
+from genstab.errors import InputError
+from genstab.report.figures import films_beside
+from genstab.report.runs import read_runs
+from genstab.report.slider_frames import save_frames
+from tests.helpers.run_folder import make_run, slide_frames
+
+SIDE, TILE, LEFT, TOP, GAP = 64, 128, 12, 24, 4  # pixels; pictures of 64 are shown twice as large
+
+
+def tile(picture, row, column):
+    top, left = TOP + row * (TILE + GAP), LEFT + column * (TILE + GAP)
+    return picture[top : top + TILE : 2, left : left + TILE : 2]
+
+
+def test_what_is_moved_back_stands_still_where_there_is_no_flicker(tmp_path):
+    folders = [make_run(tmp_path / name, 0, name, SIDE, flicker) for name, flicker in (("calm", 0), ("wild", 60))]
+    frames = films_beside(read_runs(folders))
+    source, wild = slide_frames(SIDE, 0, 60)
+    assert len(frames) == 16
+    for i, frame in enumerate(frames):
+        assert np.array_equal(tile(frame, 0, 0), source[i])
+        assert np.array_equal(tile(frame, 0, 1), source[i])  # the calm one draws its source
+        assert np.array_equal(tile(frame, 0, 2), wild[i])
+        assert np.array_equal(tile(frame, 1, 0), source[0])
+        assert np.array_equal(tile(frame, 1, 1), source[0])
+        assert np.array_equal(tile(frame, 1, 2), np.roll(wild[i], -i, axis=1))
+
+
+def test_an_output_larger_than_its_source_is_moved_at_its_scale(tmp_path):
+    folder = make_run(tmp_path / "a", 0, "a", SIDE)
+    source, _ = slide_frames(SIDE, 0)
+    save_frames(source.repeat(2, 1).repeat(2, 2), folder / "slide_output.webp")
+    for frame in films_beside(read_runs([folder])):
+        back = frame[TOP + TILE + GAP :, LEFT + TILE + GAP :][:TILE, :TILE]
+        assert np.array_equal(back, source[0].repeat(2, 0).repeat(2, 1))
+
+
+def test_runs_that_cannot_be_beside_each_other_are_named(tmp_path):
+    first = make_run(tmp_path / "first", 0, "first", SIDE)
+    other = make_run(tmp_path / "other", 0, "other", SIDE)
+    save_frames(slide_frames(SIDE, 5)[0], other / "slide_source.webp")
+    with pytest.raises(InputError, match="other slid another picture than first"):
+        films_beside(read_runs([first, other]))
+    (other / "slide_source.webp").unlink()
+    with pytest.raises(InputError, match=r"slide_source\.webp cannot be read"):
+        films_beside(read_runs([first, other]))

@@ -1,0 +1,115 @@
+"""The numbers that a page compares runs by."""
+
+import itertools
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from genstab.report.runs import Run
+from genstab.report.table import COLUMNS, best_of, columns_of, differences, options_of, pareto_front, quantile, value_of
+
+
+def run(**summary):
+    return Run("run", Path(), summary)
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([], []),
+        ([(1, 1)], [0]),
+        ([(1, 1), (1, 1)], [0, 1]),  # equals don't beat each other
+        ([(1, 2), (1, 3)], [1]),  # as good in one, better in the other
+        ([(1, 2), (2, 2)], [1]),
+        ([(3, 1), (1, 3), (2, 2), (2, 1), (0, 3)], [1, 2, 0]),
+        ([(2, 2), (1, 1), (3, 0), (0, 3)], [3, 0, 2]),
+        ([(-0.3, 35), (-0.2, 30), (-0.1, 25), (-0.25, 28)], [0, 1, 2]),
+    ],
+)
+def test_the_front_worked_out_by_hand(points, front):
+    assert pareto_front(points) == front
+
+
+def test_the_front_is_what_a_sweep_from_the_right_finds():
+    random.seed(0)
+    points = [(random.randrange(6), random.randrange(6)) for _ in range(40)]
+    best, found = -math.inf, set()
+    for x, same in itertools.groupby(sorted(set(points), reverse=True), key=lambda point: point[0]):
+        highest = max(y for _, y in same)
+        if highest > best:
+            found.add((x, highest))
+        best = max(best, highest)
+    front = pareto_front(points)
+    assert {points[i] for i in front} == found
+    assert [points[i] for i in front] == sorted(points[i] for i in front)
+    assert len(front) == sum(point in found for point in points)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "places"),
+    [
+        ([1.0, 3.0, 3.0, None], "max", {1, 2}),
+        ([1.0, 3.0, None], "min", {0}),
+        ([0.5, 1.4, 1.6], "one", {1}),
+        ([2.0, 2.0], "max", set()),  # nothing to choose between
+        ([2.0], "min", set()),
+        ([None, None], "max", set()),
+        ([1.0, 2.0], "", set()),
+    ],
+)
+def test_the_best_values(values, best, places):
+    assert best_of(values, best) == places
+
+
+def test_values_in_the_units_of_the_table():
+    measured = run(
+        **{"val/tv": 0.03, "val/tv_target": 0.04, "parameters": 2_500_000, "val/l1": float("nan"), "seconds": True}
+    )
+    assert value_of(measured, "tv_ratio") == pytest.approx(0.75)
+    assert value_of(measured, "parameters") == 2.5
+    assert value_of(measured, "val/l1") is None
+    assert value_of(measured, "seconds") is None
+    assert value_of(run(**{"val/tv": 1.0, "val/tv_target": 0}), "tv_ratio") is None
+
+
+def test_columns_are_those_that_a_run_has_in_order_and_unknown_ones_last():
+    columns = columns_of(
+        [run(**{"val/zzz": 1.0, "val/l1": 0.1}), run(**{"val/shift_psnr": 30.0, "val/bad": None, "val/aaa": 2})]
+    )
+    assert [column.key for column in columns] == ["val/shift_psnr", "val/l1", "val/aaa", "val/zzz"]
+    assert len({column.key for column in COLUMNS}) == len(COLUMNS)
+
+
+def test_options_that_differ_and_which_stand_out():
+    options = [{"a": "1", "b": "x", "c": "1"}, {"a": "1", "b": "y", "c": "2"}, {"a": "1", "b": "y", "d": "0"}]
+    assert differences(options) == {
+        "b": [("x", True), ("y", False), ("y", False)],
+        "c": [("1", False), ("2", True), (None, True)],
+        "d": [(None, False), (None, False), ("0", True)],
+    }
+    assert differences(options[:1]) == {}
+
+
+def test_the_runs_own_folder_is_no_option():
+    config = {
+        "output_dir": "/runs/7",
+        "callbacks": {"last": {"dirpath": "/runs/7/checkpoints"}},
+        "run_name": "x",
+        "l": [1, None],
+    }
+    assert options_of(run(config=config)) == {
+        "output_dir": "…",
+        "callbacks.last.dirpath": "…/checkpoints",
+        "l": "[1, null]",
+    }
+    assert options_of(run(config="broken")) == {}
+
+
+def test_quantiles_are_those_of_numpy():
+    numpy = pytest.importorskip("numpy")
+    values = [4.0, 1.0, 7.0, 2.0, 2.0]
+    for part in (0, 0.1, 0.25, 0.5, 0.75, 1):
+        assert quantile(values, part) == pytest.approx(numpy.quantile(values, part))
+    assert quantile([3.0], 0.25) == 3.0

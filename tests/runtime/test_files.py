@@ -1,0 +1,103 @@
+import errno
+import os
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from genstab import InputError
+from genstab.runtime import files as whole_files
+from genstab.runtime.files import WholeCheckpoints, write_whole
+from genstab.runtime.last_checkpoint import LastCheckpoint
+from tests.conftest import pairs_loader, tiny_pix2pix
+from tests.training.test_pix2pix import QUIET
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+def test_a_crash_leaves_the_old_file(tmp_path, monkeypatch, moment):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"half")
+        if moment == "write":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def crash(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    if moment != "write":
+        monkeypatch.setattr(whole_files.os, moment, crash)
+    with pytest.raises(OSError, match=r"No space|Input/output"):
+        write_whole(path, write)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt"]
+    assert path.read_bytes() == b"old"
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    path = tmp_path / "a.ckpt"
+    child = os.fork()
+    if child == 0:
+        write_whole(path, lambda file: (file.write(b"x" * 10**6), file.flush(), os.kill(os.getpid(), 9)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt.part"]
+    write_whole(path, lambda file: file.write(b"new"))
+    assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt"]
+    assert path.read_bytes() == b"new"
+
+
+def full_disk(monkeypatch, *, after):
+    """Let saving fail from the given time on."""
+    save, calls = torch.save, []
+
+    def saved(*args):
+        calls.append(args)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args)
+
+    monkeypatch.setattr(whole_files.torch, "save", saved)
+
+
+def test_a_full_disk_is_one_warning_and_the_old_checkpoint_is_kept(tmp_path, monkeypatch):
+    keeper = WholeCheckpoints()
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    full_disk(monkeypatch, after=1)
+    keeper.save_checkpoint({"step": 1}, path)
+    assert not keeper.unwritten.files
+    with pytest.warns(UserWarning, match=r"last\.ckpt could not be written .*No space left.*the one before it is kept"):
+        keeper.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    monkeypatch.undo()
+    keeper.save_checkpoint({"step": 3}, path)
+    assert not keeper.unwritten.files
+    assert torch.load(path, weights_only=True) == {"step": 3}
+
+
+@pytest.mark.parametrize("world", [True, False])
+def test_what_torch_makes_of_a_full_disk_is_told_from_a_defect(tmp_path, monkeypatch, world):
+    def save(*args):
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device") if world else TypeError("a defect")
+        except Exception:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904
+
+    monkeypatch.setattr(whole_files.torch, "save", save)
+    keeper = WholeCheckpoints()
+    with pytest.warns(UserWarning, match="No space left") if world else pytest.raises(RuntimeError, match="pos 704"):
+        keeper.save_checkpoint({}, tmp_path / "a.ckpt")
+    assert list(keeper.unwritten.files.values()) == ["No space left on device"] * world
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* could not be written:UserWarning")
+def test_a_training_goes_on_but_says_in_the_end_that_its_weights_are_not_saved(tmp_path, monkeypatch):
+    full_disk(monkeypatch, after=1)
+    options = {key: value for key, value in QUIET.items() if key != "enable_checkpointing"}
+    trainer = Trainer(max_epochs=3, callbacks=[LastCheckpoint(tmp_path)], **options)
+    with pytest.raises(
+        InputError,
+        match=r"final weights could not be saved: .*last\.ckpt: No space left on .*; those from",
+    ):
+        trainer.fit(tiny_pix2pix(), pairs_loader(2, 2))
+    assert trainer.global_step == 3
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1

@@ -1,0 +1,380 @@
+"""A training that ended in its middle goes on as if it had not."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genstab import InputError
+from genstab.cli.main import main as cli
+from genstab.runtime import signals as stopping
+from genstab.runtime.resume import find_checkpoint
+from tests.distributed.test_processes import ROOT, program
+from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run
+from tests.helpers.wandb_file import finish, read_history
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of the run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(folder)
+    return folder
+
+
+def place(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["resume"]
+
+
+def stop(folder, step, where, signum=0, *options, **base):
+    """Train until something strikes; return the code that the program would end with."""
+    with pytest.raises((Killed, SystemExit)) as end:
+        run(folder, *options, kill=(step, where, signum), **base)
+    return getattr(end.value, "code", None)
+
+
+@pytest.mark.parametrize(
+    ("step", "where", "batches"),  # and the batches done in the checkpoint that is then the last one
+    [
+        (2, "start", 0),  # before the first one: from the beginning
+        (10, "update", 9),  # between discriminator and generator
+        (12, "end", 9),
+        (16, "validation", 15),
+        (16, "epoch", 15),
+        (24, "validation", 24),  # three batches more than 21, before the validation
+        (24, "after", 24),
+    ],
+)
+def test_it_ends_with_the_same_bits(tmp_path, whole, step, where, batches):
+    stop(tmp_path / "run", step, where)
+    found = place(tmp_path / "run")["batches"] if batches else 0
+    assert found == batches
+    run(tmp_path / "run")
+    assert differing(left(tmp_path / "run"), left(whole)) == []
+
+
+def test_an_epoch_that_max_steps_ended_goes_on_also_if_it_is_the_last(tmp_path):
+    run(tmp_path / "run", "trainer.max_steps=21")
+    assert (place(tmp_path / "run")["epoch"], place(tmp_path / "run")["batch"]) == (EPOCHS - 1, 5)
+    run(tmp_path / "run")
+    found = left(tmp_path / "run")
+    assert found["metrics"]["steps"] == STEPS
+    assert (found["resume"]["epoch"], found["resume"]["batch"]) == (EPOCHS, 0)
+    # validated after the last batch: rows of step 7, 15, 20 (where it ended before) and 23
+    header, *rows = (row.split(",") for row in found["rows"])
+    measured = [row for row in (dict(zip(header, row, strict=True)) for row in rows) if row["val/l1"]]
+    assert [int(row["step"]) for row in measured] == [7, 15, 20, 23]
+    assert float(measured[-1]["val/l1"]) == pytest.approx(found["metrics"]["val/l1"])
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    printed = program(ROOT / "tests" / "killed.py", tmp_path, 20, 0)
+    assert printed.count("(-9, 0) as unbroken") == 20
+    assert set(re.findall(r"killed at (\w+)", printed)) == {
+        "start", "update", "end", "writing", "validation", "epoch", "after",
+    }  # fmt: skip
+
+
+def compared(tmp_path, *options, **base):
+    """Train with and without two kills, and return what differs."""
+    run(tmp_path / "one", *options, **base)
+    for step, where in ((10, "start"), (17, "end")):
+        stop(tmp_path / "two", step, where, 0, *options, **base)
+    run(tmp_path / "two", *options, **base)
+    return differing(left(tmp_path / "two"), left(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "trainer.max_steps=21",  # in an epoch
+        "trainer.check_val_every_n_epoch=2",
+        "+trainer.val_check_interval=3",  # validations within an epoch
+        "data.num_workers=2",
+    ],
+)
+def test_whatever_ends_an_epoch_and_whoever_loads(tmp_path, option):
+    assert compared(tmp_path, option) == []
+
+
+def test_pairs_on_disk(tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in {"train": 15, "val": 2}.items():
+        (tmp_path / "pairs" / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (26, 52, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pairs" / split / f"{i}.png")
+    base = [option for option in TINY if not re.match(r"data\.(train|val)_images|data\.size", option)]
+    assert compared(tmp_path, "data=paired", f"data.root={tmp_path / 'pairs'}", "data.load_size=28", base=base) == []
+
+
+@pytest.mark.parametrize(
+    ("signum", "where", "step", "batches", "pending"),  # and whether a validation is to come
+    [
+        (signal.SIGINT, "start", 10, 11, False),  # the batch that is under way is finished
+        (signal.SIGTERM, "update", 11, 12, False),
+        (signal.SIGTERM, "end", 24, 24, True),
+        (signal.SIGINT, "validation", 16, 16, True),
+        (signal.SIGTERM, "epoch", 8, 8, False),
+    ],
+)
+def test_a_signal_saves_within_one_step_and_the_code_says_which(
+    tmp_path, whole, capsys, signum, where, step, batches, pending
+):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert stop(tmp_path / "run", step, where, signum) == 128 + signum
+    assert place(tmp_path / "run")["batches"] == batches
+    assert place(tmp_path / "run")["pending"] is pending
+    assert f"ckpt_path=last hydra.run.dir={tmp_path / 'run'}" in capsys.readouterr().out
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    run(tmp_path / "run")
+    assert differing(left(tmp_path / "run"), left(whole)) == []
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with stopping.StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(stopping.Stopped) as end:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert end.value.code == 130
+
+
+def test_a_loaders_worker_dies_of_sigterm_and_leaves_ctrl_c_to_its_parent():
+    with stopping.StopSignals():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
+def test_another_thread_trains_without_signals(tmp_path):
+    thread = threading.Thread(target=lambda: stopping.StopSignals().start())
+    thread.start()
+    thread.join()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """One task of an array job, with an `scontrol` that notes what it was asked for."""
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin" / "scontrol"
+    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    job = {"JOB_ID": "7", "ARRAY_JOB_ID": "5", "ARRAY_TASK_ID": "2", "JOB_NAME": "train", "NTASKS": "1"}
+    for key, value in {**job, "PROCID": "0", "LOCALID": "0", "NODEID": "0", "NTASKS_PER_NODE": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    return stub
+
+
+def test_slurm_requeues_the_job_which_then_goes_on(tmp_path, whole, slurm, capsys):
+    assert stop(tmp_path / "run", 10, "update", signal.SIGUSR1) == 138
+    assert (tmp_path / "asked").read_text() == "requeue 5_2\n"
+    assert "SLURM job 5_2 is requeued" in capsys.readouterr().out
+    assert place(tmp_path / "run")["batches"] == 11
+    assert not list((tmp_path / "run").glob("hpc_ckpt*"))  # Lightning's own, saved in the middle of a step
+    run(tmp_path / "run")  # the same command in the same folder, as SLURM starts it again
+    assert differing(left(tmp_path / "run"), left(whole)) == []
+
+
+def test_a_job_that_cannot_be_requeued_says_so(slurm, monkeypatch):
+    slurm.write_text("#!/bin/sh\necho Job is not allowed to >&2; exit 1\n")
+    assert stopping.requeue() == "SLURM job 5_2 was not requeued: Job is not allowed to"
+    monkeypatch.setenv("PATH", "")
+    assert "SLURM job 5_2 was not requeued: " in stopping.requeue()
+
+
+def test_it_can_go_on_in_another_folder_with_its_best(tmp_path, whole):
+    stop(tmp_path / "run", 18, "start")
+    best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
+    kept = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    score = 1e-9  # better than any
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if "val/l1" in key)
+    state["best_model_score"] = torch.tensor(score)
+    state["best_k_models"] = {path: torch.tensor(score) for path in state["best_k_models"]}
+    kept[last] = None
+    torch.save(checkpoint, last)
+    run(tmp_path / "other", f"ckpt_path={tmp_path / 'run'}")
+    for part in ("state_dict", "optimizer_states", "metrics"):
+        assert differing(left(tmp_path / "other")[part], left(whole)[part]) == []
+    assert (tmp_path / "other" / "checkpoints" / "best.ckpt").read_bytes() == best
+    summary = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert summary["best_checkpoint"] == "checkpoints/best.ckpt"
+    assert all(path.read_bytes() == text for path, text in kept.items() if text is not None)
+
+
+def test_it_goes_on_with_the_same_wandb_run(tmp_path):
+    logger = ["logger=wandb"]
+    stop(tmp_path / "run", 10, "start", 0, *logger)
+    finish()
+    run(tmp_path / "run", *logger)
+    finish()
+    first, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"), key=os.path.getmtime)
+    assert first.name == second.name  # run-ID.wandb
+    steps = [
+        [row["trainer/global_step"] for row in read_history(file) if "train/loss_g" in row] for file in (first, second)
+    ]
+    assert steps == [[1, 3, 5, 7, 9], [9, 11, 13, 15, 17, 19, 21, 23]]  # from the checkpoint after nine batches
+
+
+def test_what_is_done_is_not_done_again_and_a_longer_training_is(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
+    measured = json.loads((whole / "summary.json").read_text())["val/shift_psnr"]
+    assert run(tmp_path / "run") == pytest.approx(measured)
+    assert f"Nothing is left to do: {tmp_path / 'run'} has its {STEPS} batches" in capsys.readouterr().out
+    assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"last\.ckpt does not fit this training: antialias\.filter tri3 → bin5"):
+        run(tmp_path / "run", "antialias=bin5")
+    run(tmp_path / "run", "trainer.max_epochs=4")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == STEPS + BATCHES
+
+
+def test_which_checkpoint_is_meant(tmp_path):
+    outputs = tmp_path / "outputs"
+    new = outputs / "2026-01-02" / "10-00-00"
+    with pytest.raises(InputError, match=r"ckpt_path=last: no run in .*outputs has checkpoints/last\.ckpt"):
+        find_checkpoint("last", new, fixed=False)
+    runs = [outputs / name / "checkpoints" / "last.ckpt" for name in ("2026-01-01/23-00-00", "2026-01-02/09-00-00")]
+    for age, path in enumerate(runs):  # the first is the newer one
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert find_checkpoint("last", new, fixed=False) == runs[0]
+    assert find_checkpoint("last", new, fixed=True) is None
+    assert find_checkpoint("last", runs[1].parents[1], fixed=True) == runs[1]
+    assert find_checkpoint(str(runs[1].parents[1]), new, fixed=False) == runs[1]
+    for wanted in ("nowhere.ckpt", str(outputs)):
+        with pytest.raises(InputError, match=f"ckpt_path={wanted} does not exist"):
+            find_checkpoint(wanted, new, fixed=False)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was killed in its second epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    stop(folder, 11, "start")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["model.generator.channels=4"], ["model.generator.channels 2 → 4", r"generator\.\S+ \(2,.*\) → \(4,"]),
+        (["antialias=bin5"], ["antialias.filter tri3 → bin5"]),  # no weight shows it
+        (["model.lr=0.1", "seed=4"], ["model.lr 0.0002 → 0.1", "seed 3 → 4"]),
+        (["data.train_images=14"], ["data.train_images 15 → 14", "training images 15 → 14"]),
+        (["data.batch_size=4"], [r"images per step \(batch size × processes\) 2 → 4"]),
+        (["trainer.precision=bf16-mixed"], ["trainer.precision 32-true → bf16-mixed"]),
+        (["trainer.max_epochs=1"], ["trainer.max_epochs=1: it is already in epoch 2"]),
+    ],
+)
+def test_what_does_not_fit_is_listed_in_one_line(tmp_path, stopped, options, named):
+    with pytest.raises(InputError, match=r"last\.ckpt does not fit this training: ") as error:
+        run(tmp_path / "new", f"ckpt_path={stopped}", *options)
+    for each in named:
+        assert re.search(each, str(error.value)), each
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()  # nothing was begun
+
+
+def test_what_fits_is_not(tmp_path, stopped):
+    options = [
+        "trainer.max_epochs=2",
+        "callbacks.stability=null",
+        "callbacks.last.every_n_train_steps=null",
+        "run_name=x",
+    ]
+    run(tmp_path / "new", f"ckpt_path={stopped}", "logger=tensorboard", "data.val_images=2", *options)
+    assert json.loads((tmp_path / "new" / "summary.json").read_text())["steps"] == 2 * BATCHES
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "weights", "pickle"])
+def test_other_files_are_refused_by_name(tmp_path, stopped, damage):
+    path = tmp_path / "odd.ckpt"
+    content = (stopped / "checkpoints" / "last.ckpt").read_bytes()
+    if damage == "weights":
+        torch.save({"state_dict": {}}, path)
+    elif damage == "pickle":
+        torch.save({"state_dict": print}, path)
+    else:
+        weight = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        largest = bytes(max(weight.values(), key=torch.numel).untyped_storage())
+        flipped = content.replace(largest, bytes([largest[0] ^ 1]) + largest[1:])
+        path.write_bytes({"cut": content[:-100], "empty": b"", "flipped": flipped}[damage])
+    with pytest.raises(
+        InputError, match=r"odd\.ckpt (cannot be read as a checkpoint|is no checkpoint to go on from)"
+    ) as e:
+        run(tmp_path / "new", f"ckpt_path={path}")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_last_in_a_sweep_wants_its_folder(monkeypatch):
+    arguments = ["train", "-m", "ckpt_path=last", "antialias=none,tri3", "hydra/hydra_logging=none"]
+    monkeypatch.setattr(sys, "argv", ["genstab", *arguments])
+    with pytest.raises(SystemExit, match=r"genstab: ckpt_path=last in a sweep .*hydra\.sweep\.dir=multirun/DATE/TIME"):
+        cli.main()
+
+
+def several(*options, code=0):
+    """Train on several processes by the command; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY, "trainer=ddp_cpu", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_three_processes_go_on_with_the_same_bits(tmp_path):
+    options = ["trainer.devices=3", "trainer.max_epochs=4", "data.batch_size=1", "data.train_images=23"]
+    several(*options, f"hydra.run.dir={tmp_path / 'whole'}")
+    killer = "+callbacks.killer={_target_: tests.helpers.killed.Killer, step: %d, place: %s, signum: %d}"
+    three = [*options, f"hydra.run.dir={tmp_path / 'three'}"]
+    several(*three, killer % (13, "update", signal.SIGTERM), code=143)
+    assert place(tmp_path / "three")["batches"] == 14
+    assert len(place(tmp_path / "three")["random"]) == 3
+    several(*three)
+    assert differing(left(tmp_path / "three"), left(tmp_path / "whole")) == []
+
+
+@pytest.mark.slow
+def test_the_command_stops_and_goes_on(tmp_path, whole):
+    options = [option for option in TINY if not option.startswith("ckpt_path")]
+    killer = (
+        f"{{_target_: tests.helpers.killed.Killer, step: {EVERY + 2}, place: update, signum: {int(signal.SIGINT)}}}"
+    )
+    command = [sys.executable, str(ROOT / "train.py"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.run([*command, f"+callbacks.killer={killer}"], env=environment, capture_output=True, text=True)
+    assert (first.returncode, first.stderr.count("Traceback")) == (130, 0), first.stderr
+    second = subprocess.run([*command, "ckpt_path=last"], env=environment, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "Goes on from " in second.stdout
+    [done] = Path("outputs").glob("*/*/summary.json")  # the second one's
+    for part in ("state_dict", "optimizer_states", "metrics"):
+        assert differing(left(done.parent)[part], left(whole)[part]) == []

@@ -1,0 +1,123 @@
+"""One folder, one training: another one gets a folder of its own, or is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from genstab import InputError
+from genstab.cli.main import main as cli
+from genstab.runtime.resume import dated, find_checkpoint
+from genstab.runtime.run_folder import alone_in, check_unused, fresh
+from tests.distributed.test_processes import ROOT
+from tests.helpers.killed import TINY, run
+
+ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_training_in_a_folder_is_refused_and_nothing_is_written_over(tmp_path):
+    run(tmp_path / "run", base=ONCE)
+    before = contents(tmp_path / "run")
+    message = r"run already holds a training \(checkpoints/last\.ckpt\): go on with it by ckpt_path=last, or name"
+    for options in ([], ["seed=4"]):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path / "run", *options, base=ONCE)
+    run(tmp_path / "other", "seed=4", base=ONCE)
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "run", f"ckpt_path={tmp_path / 'other'}", "trainer.max_steps=2", base=ONCE)
+    assert contents(tmp_path / "run") == before
+    run(tmp_path / "run", f"ckpt_path={tmp_path / 'run'}", "trainer.max_steps=2", base=ONCE)  # the same training
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
+
+
+def test_a_summary_without_a_checkpoint_is_not_written_over_either(tmp_path):
+    run(tmp_path / "run", "callbacks.last=null", "callbacks.best=null", base=ONCE)
+    with pytest.raises(InputError, match=r"run already holds a training \(summary\.json\)"):
+        run(tmp_path / "run", base=ONCE)
+    run(tmp_path / "run", "ckpt_path=last", base=ONCE)  # begins: there is nothing to go on from
+
+
+HOLD = """
+import sys, time
+from genstab.runtime.run_folder import alone_in
+with alone_in(sys.argv[1]):
+    print('in', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(
+            InputError, match=r"another training runs in .*run: wait for its end, or name another folder"
+        ):
+            run(tmp_path / "run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        (tmp_path / "run" / "summary.json").touch()
+        with pytest.raises(InputError, match="another training runs in"):
+            run(tmp_path / "run", "ckpt_path=null")
+        (tmp_path / "run" / "summary.json").unlink()
+        other.kill()
+    run(tmp_path / "run", base=ONCE)  # a killed one keeps nobody out
+
+
+def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    (tmp_path / "summary.json").touch()
+    with pytest.raises(InputError, match=r"already holds a training \(summary\.json\)"):
+        check_unused(tmp_path, None, (Path("summary.json"),))
+
+
+def test_file_systems_without_locks(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with alone_in(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_left_to_who_writes_there(tmp_path):
+    (tmp_path / "file").touch()
+    assert fresh(f"{tmp_path}/file/run") == f"{tmp_path}/file/run"
+
+
+def test_a_clock_that_stands_still_gives_each_run_its_own_folder(monkeypatch):
+    monkeypatch.setattr("hydra.core.utils.datetime", type("Still", (), {"now": lambda: datetime(2026, 1, 2, 3, 4, 5)}))
+    options = [*ONCE, "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    sweep = ["-m", *(option for option in options if not option.startswith("seed")), "seed=1,2"]
+    for arguments in (options, options, sweep, sweep):
+        monkeypatch.setattr(sys, "argv", ["genstab", "train", *arguments])
+        cli.main()
+    runs = ["outputs/2026-01-02/03-04-05", "outputs/2026-01-02/03-04-05-2"]
+    runs += [f"multirun/2026-01-02/03-04-05{more}/{job}" for more in ("", "-2") for job in (0, 1)]
+    found = [str(path.parent) for path in Path().rglob("summary.json")]
+    assert sorted(found) == sorted(runs)
+    assert sorted(str(path.parent.parent) for path in Path().rglob(".hydra/config.yaml")) == sorted(runs)
+
+
+def test_last_is_the_newest_file_and_says_where_a_clock_was_set_back(tmp_path):
+    runs = [tmp_path / "2026-01-02" / name / "checkpoints" / "last.ckpt" for name in ("10-00-00", "09-00-00")]
+    for path in runs:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    later = time.time() + 3600  # written before the clock was set back by more than an hour
+    os.utime(runs[1], (later, later))
+    assert find_checkpoint("last", tmp_path / "2026-01-02" / "10-00-01", fixed=False) == runs[1]
+    assert re.fullmatch(r".*last\.ckpt of [-\d]+ [:\d]+", dated(runs[0]))
+    assert re.fullmatch(r".*last\.ckpt of [-\d]+ [:\d]+, in the future: was a clock set back\? .*", dated(runs[1]))
