@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+ON_ERROR = ("raise", "skip")  # the choices at an image that cannot be read
+
 
 class InputError(ValueError):
     """Bad input: the message names the thing, its value and what is allowed, in one line.

@@ -14,6 +14,7 @@ from genstab.errors import check_choice
 from genstab.layers.filters import FILTERS, PLACEMENTS, AntiAlias
 from genstab.networks.patchgan import PatchGAN
 from genstab.networks.unet import UNet
+from genstab.report.seeds import STABLE, STABLE_BLUR, STABLE_HEAD, STABLE_LOSSES
 from genstab.training.pix2pix import Pix2Pix
 
 NONE = "none"
@@ -24,10 +25,7 @@ EVERY |= {
     "polyphase": AntiAlias(NONE, "pre", "circular", True),
     "polyphasextri3": AntiAlias("tri3", "pre", "circular", True),
 }
-STABLE = "stable"
-STABLE_HEAD = 10  # as in conf/antialias/stable.yaml, and so are its losses
-STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
-EVERY[STABLE] = AntiAlias("tri3")
+EVERY[STABLE] = AntiAlias(*STABLE_BLUR)
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
 

@@ -77,10 +77,8 @@ def compare(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until an accelerator has done what it was given; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def interleave(

@@ -114,7 +114,7 @@ def check_options(config: Mapping[str, Any], group: str = "") -> None:
     Raises:
         InputError: there is no such class, or as `check_arguments`.
 
-    >>> check_options({"data": {"_target_": "genstab.data.datamodules.PairedData", "root": None}})
+    >>> check_options({"data": {"_target_": "genstab.data.PairedData", "root": None}})
     Traceback (most recent call last):
     ...
     genstab.errors.InputError: data.root=null is not text

@@ -27,7 +27,7 @@ from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
 from genstab.runtime.streams import spared_streams
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
@@ -227,7 +227,3 @@ def main() -> None:
         COMMANDS[command]()
     else:
         sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}")
-
-
-if __name__ == "__main__":
-    main()

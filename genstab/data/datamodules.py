@@ -55,7 +55,7 @@ class PairData(LightningDataModule):
         num_workers: loader processes; None: two less than the processors, at most 8. (On two processors a worker
             would take more from the training than it gives.)
         twin_reach: more than 0: a quarter of each training batch, at least one picture, in two windows, up to so many
-            pixels apart, instead of all of it in one; see `genstab.data.overlapping_crops`. Batches of one have no twins, of which it
+            pixels apart, instead of all of it in one; see `overlapping_crops`. Batches of one have no twins: it
             warns; nor has the last of an epoch, if one is left.
 
     Raises:

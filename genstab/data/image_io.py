@@ -225,7 +225,7 @@ def depth_of_format(path: str | Path, depth: int) -> int:
 
 
 def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
-    """Write an image in [-1, 1] in the format that its name stands for: the inverse of `genstab.data.image_io.read_image`.
+    """Write an image in [-1, 1] in the format that its name stands for: the inverse of `read_image`.
 
     Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
     quality 95 and full-resolution colours. The file appears when it is whole: before, it is called `.NAME.part`.

@@ -18,7 +18,7 @@ class EpochOrder(DistributedSampler[int]):
     Batch k of batch_size images on each process is then batch k of P · batch_size images on one process. Nothing is
     repeated, except where the last batch of an epoch has fewer images than there are processes: then each process gets
     the same number of them, and all processes together each equally often, which leaves losses and batch statistics as
-    they are. If that took more than `batch_size`, every process gets one, and `genstab.data.sampler.share` leaves out those
+    they are. If that took more than `batch_size`, every process gets one, and `share` leaves out those
     that were dealt before. `skip` leaves out the first images of this process's next pass, without reading them.
 
     Args:

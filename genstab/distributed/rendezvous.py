@@ -78,7 +78,6 @@ def reach(address: str, port: int, seconds: float, listening: bool = True) -> No
             return
 
 
-T = TypeVar("T")
 # Seconds that the processes wait for each other at the start; those of one launcher come within a few.
 PATIENCE = 300.0
 # Seconds that the first process waits at its end for the others to hear of it.

@@ -12,8 +12,6 @@ from tqdm import tqdm
 
 from genstab.errors import InputError
 
-ON_ERROR = ("raise", "skip")  # at an image that cannot be read
-
 
 @dataclass
 class Batch:

@@ -16,9 +16,9 @@ from genstab.evaluation.options import Plan
 from genstab.inference.eval_mode import inference
 from genstab.metrics.perceptual import Perceptual
 from genstab.metrics.protocols import shift_pairs
+from genstab.metrics.quality import image_quality, total_variation
 from genstab.metrics.shift_ops import Shift, window, window_size
-from genstab.metrics.quality import (image_quality, total_variation)
-from genstab.metrics.shift_psnr import (decibel, shift_errors)
+from genstab.metrics.shift_psnr import decibel, shift_errors
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 from genstab.report.figures import Picture, shift_table

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from genstab.bench.timing import synchronize
 from genstab.data.paths import hxw
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
@@ -185,13 +185,14 @@ def _parameters(model: nn.Module) -> int | None:
 
 def _speed(generator: nn.Module, source: Tensor, plan: Plan, device: torch.device) -> float:
     """Return images per second: the fastest of three forward passes."""
+    wait = partial(torch.accelerator.synchronize, device) if device.type != "cpu" else lambda: None
     seconds = []
     with inference(generator, plan.dtype) as generate:
         for _ in range(3):
-            synchronize(device)
+            wait()
             began = time.perf_counter()
             generate(source)
-            synchronize(device)
+            wait()
             seconds.append(time.perf_counter() - began)
     return len(source) / min(seconds)
 

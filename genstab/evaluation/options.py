@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from genstab.errors import InputError, check_choice, check_counts
-from genstab.evaluation.dataset_batches import ON_ERROR
+from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.metrics.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.metrics.perceptual import METRICS as PERCEPTUAL
 from genstab.metrics.protocols import PROTOCOLS

@@ -30,7 +30,7 @@ def corruption_errors(
     progress: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return the mean squared errors between G(x) and G(corrupt(x)); `genstab.metrics.shift_psnr.decibel` makes them dB.
+    """Return the mean squared errors between G(x) and G(corrupt(x)); `decibel` makes them dB.
 
     G(x) is computed once. A module is called in eval mode and left as it was; a function as it is. Its
     outputs may have another size than its inputs.

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genstab.errors import InputError
-from genstab.runtime.checkpoint_file import (check_archive, read_checkpoint)
-from genstab.inference.checkpoints import (load_generator)
+from genstab.inference.cyclegan_checkpoints import foreign_generator
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
+from genstab.layers.filters import AntiAlias
+from genstab.networks.resnet import ResNetGenerator
+from genstab.networks.unet import UNet
+from genstab.runtime.checkpoint_file import check_archive, read_checkpoint
 
 CHECKPOINT, SAFETENSORS = "a checkpoint", "a safetensors file"
 LAST = Path("checkpoints/last.ckpt")
@@ -36,7 +39,7 @@ def load_model(checkpoint: str | Path | None, network: nn.Module | None = None, 
         network: gets the weights; without a checkpoint it keeps those that it has.
         norm: see `genstab.load_generator`.
 
-    A program (TorchScript, exported, ONNX) is code, so load only what you trust; see `genstab.inference.exported_programs.Program`. Of
+    A program (TorchScript, exported, ONNX) is code, so load only what you trust; see `Program`. Of
     every other file nothing is executed.
 
     Raises:
@@ -210,3 +213,39 @@ def _problems(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "a number"
+
+
+PREFIX = "generator."
+
+
+def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
+    """Return the generator of a checkpoint in eval mode, on the CPU.
+
+    Either of genstab (`checkpoints/*.ckpt` of a run) or a `*_net_G.pth` of the PyTorch CycleGAN/pix2pix repository:
+    its U-Nets and ResNet generators become a plain `genstab.UNet` or `genstab.ResNetGenerator`. The file is read with
+    `weights_only=True`: nothing in it is executed.
+
+    Args:
+        path: the file.
+        norm: `instance` or `none` for a file of that repository whose keys allow both. By default convolutions with a
+            bias mean `instance`, as that repository builds its networks.
+
+    Raises:
+        InputError: there is no such file, it holds no such generator, or its norm is another one.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
+    if not isinstance(config, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        return foreign_generator(path, checkpoint, norm).eval()
+    if norm not in (None, config.get("norm")):
+        raise InputError(f"norm={norm!r} does not fit {path}: its generator has {config.get('norm')}")
+    network = ResNetGenerator if "blocks" in config else UNet
+    weights = checkpoint["state_dict"].items()
+    try:
+        generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
+        generator.load_state_dict({key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)})
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
+    return generator.eval()

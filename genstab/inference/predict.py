@@ -19,8 +19,7 @@ from genstab.data.image_io import (
     write_image,
 )
 from genstab.data.paths import find_images, hxw
-from genstab.errors import InputError, check_choice, check_counts
-from genstab.evaluation.dataset_batches import ON_ERROR
+from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
 
 

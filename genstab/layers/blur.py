@@ -1,7 +1,7 @@
 """Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2).
 
-The functions take taps, as `genstab.layers.filters.taps` gives them: one tensor, or a pair for rows and for columns. An empty
-tensor is the ideal low-pass of `genstab.layers.ideal`, cut at the Nyquist frequency of the new grid, and where there is none
+The functions take taps, as `taps` gives them: one tensor, or a pair for rows and for columns. An empty
+tensor is the ideal low-pass of `ideal`, cut at the Nyquist frequency of the new grid, and where there is none
 (stride 1) at half of the old one.
 """
 

@@ -22,7 +22,7 @@ def taps(filter: Filter) -> Tensor:
     """Return the 1-D taps of a filter, shape (size,), float64, sum 1.
 
     Binomial: taps[i] = C(size − 1, i) / 2^(size − 1). `none` is the identity [1]. `kaiser` is `kaiser_taps()`. `ideal`
-    reaches over the whole map and has no taps of its own: an empty tensor stands for it, see `genstab.layers.ideal`. Numbers
+    reaches over the whole map and has no taps of its own: an empty tensor stands for it, see `ideal`. Numbers
     instead of a name are taps already; they are divided by their sum.
 
     Raises:
@@ -101,7 +101,7 @@ class AntiAlias:
         placement: `pre` or `post`.
         padding_mode: how the blur continues the map beyond its border; `circular` makes the whole of a `genstab.UNet`
             periodic, its convolutions too.
-        polyphase: subsample on a grid that follows the picture, see `genstab.layers.polyphase`; only circular padding keeps
+        polyphase: subsample on a grid that follows the picture, see `polyphase`; only circular padding keeps
             what it promises.
 
     Raises:

@@ -16,7 +16,6 @@ from genstab.layers.blur import BlurPool2d
 from genstab.layers.conv import BlurConv2d, BlurConvTranspose2d, Blurred, BlurUpsample2d, pair
 from genstab.layers.filters import AntiAlias, Filter
 from genstab.layers.pooling import BlurAvgPool2d, MaxBlurPool2d
-from genstab.networks.unet import Down
 
 BLURRED: dict[type[nn.Module], type[Blurred]] = {
     nn.Conv2d: BlurConv2d,
@@ -138,7 +137,7 @@ def antialias(
             continue
         if isinstance(layer, BlurPool2d):
             raise InputError(f"antialias: {names[0] or 'the module'} is a BlurPool2d: anti-aliased by hand; exclude it")
-        if isinstance(layer, Down) and layer.polyphase:
+        if getattr(layer, "polyphase", False) is True:  # as the U-Net's `Down` says of itself
             raise InputError(f"antialias: {names[0]} samples on the picture's own grid, which a blur would break")
         if isinstance(layer, Blurred):
             done = True
@@ -174,7 +173,7 @@ def remove_antialias(module: nn.Module) -> nn.Module:
     """Put the plain layers back, in place, with the same tensors; return the module, or what replaces it.
 
     Raises:
-        InputError: the module has no layer of `genstab.layers.conv`, or a subclass of one (a parametrisation makes one).
+        InputError: the module has no layer of `conv`, or a subclass of one (a parametrisation makes one).
 
     >>> remove_antialias(antialias(nn.MaxPool2d(2)))
     MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)

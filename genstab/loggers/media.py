@@ -130,7 +130,7 @@ def close(logger: Logger) -> None:
 def outlive(logger: Logger) -> None:
     """Let a training outlive whatever its logger fails in: one warning says so, and it is named at the end.
 
-    `metrics.csv` keeps its rows until they can be written (see `genstab.loggers.csv_log`), TensorBoard goes on in another file,
+    `metrics.csv` keeps its rows until they can be written (see `csv_log`), TensorBoard goes on in another file,
     and W&B offline, where its service died.
 
     >>> logger = CSVLogger("/dev/null")

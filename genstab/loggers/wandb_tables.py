@@ -6,7 +6,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from genstab.metrics.measurements import (known, unique)
+from genstab.metrics.measurements import known, unique
 
 Rows = list[list[Any]]
 

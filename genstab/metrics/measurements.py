@@ -1,12 +1,7 @@
 """Values and image names as `measurements.json` holds them."""
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-from genstab.report.runs import Run, number
+from collections.abc import Sequence
 
 
 def known(values: Sequence[float | None]) -> list[float]:

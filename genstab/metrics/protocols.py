@@ -27,7 +27,7 @@ def shift_pairs(
 
     `circular` rolls the image; every pixel counts. `crop` cuts two windows out of the image, as a camera that moved
     would, and compares them where they overlap, less `margin` pixels on each side. `fractional` moves by parts of a
-    pixel, by `genstab.metrics.shift_ops.fourier_shift`, and leaves out what came in from outside and `margin` pixels on each side.
+    pixel, by `fourier_shift`, and leaves out what came in from outside and `margin` pixels on each side.
 
     A generator of larger images (super-resolution) is measured at their scale: where its output is k times as high
     and as wide as its input, S moves the output by k times the shift, and k times the margin is left out.

@@ -1,14 +1,11 @@
 """Quality of outputs beside their targets: L1, PSNR, SSIM and total variation, one value an image."""
 
-from collections.abc import Sequence
-from typing import Any, cast
-import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from typing import cast
+
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from genstab.errors import InputError, check_choice, check_counts
-from genstab.inference.eval_mode import inference
-from genstab.metrics.protocols import shift_pairs
+
+from genstab.errors import InputError
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Shift PSNR and image quality: pure functions that return one value an image, and thin metrics that add them up."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
@@ -222,10 +221,6 @@ class ShiftPSNR(Metric):
         else:
             value = decibel(self.error / self.pixels, self.data_range, self.cap)
         return value.float()
-
-
-
-
 
 
 class ShiftTable(Metric):

@@ -1,17 +1,13 @@
 """What the networks share: normalisation by name, initial weights, padding to a multiple and its crop."""
 
 from math import gcd
-from typing import Any, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from genstab.errors import InputError, check_choice, check_counts
-from genstab.layers.anchored_noise import AnchoredNoise
-from genstab.layers.blur import BlurPool2d
-from genstab.layers.filters import AntiAlias
-from genstab.layers.padding import pad2d
-from genstab.layers.polyphase import PolyphaseDown2d, choose_phases, roll_phases
 
+from genstab.errors import check_choice
+from genstab.layers.padding import pad2d
 
 NORMS = ("batch", "instance", "group", "none")
 

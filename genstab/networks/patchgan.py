@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_counts
-from genstab.networks.blocks import (init_normal, norm2d)
+from genstab.networks.blocks import init_normal, norm2d
 
 
 class PatchGAN(nn.Module):

@@ -10,7 +10,7 @@ from genstab.errors import InputError, check_counts
 from genstab.layers.blur import BlurPool2d
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
-from genstab.networks.blocks import (crop, init_normal, norm2d, pad_to_multiple)
+from genstab.networks.blocks import crop, init_normal, norm2d, pad_to_multiple
 
 
 def reflected(conv: nn.Conv2d, x: Tensor) -> Tensor:

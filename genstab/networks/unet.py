@@ -1,28 +1,20 @@
 """The pix2pix U-Net generator (Isola 2017, arXiv 1611.07004, section 6.1.1), with a blur at every resampling step."""
 
-from math import gcd
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError, check_choice, check_counts
+from genstab.errors import InputError, check_counts
 from genstab.layers.anchored_noise import AnchoredNoise
 from genstab.layers.blur import BlurPool2d
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
 from genstab.layers.polyphase import PolyphaseDown2d, choose_phases, roll_phases
+from genstab.networks.blocks import crop, init_normal, norm2d, pad_to_multiple
 
 MOST_LEVELS = 16
-
-
-
-
-
-
-
-
 
 
 class Down(nn.Module):
@@ -124,7 +116,7 @@ class UNet(nn.Module):
     circular shifts by multiples of 2^levels. With `polyphase` (Chaman and Dokmanić 2021, arXiv 2105.04040) it commutes
     with every integer circular shift, up to rounding, if H and W are multiples of 2^levels: padded by reflection they
     are no longer periodic. Pictures that equal their own shift by an odd number of pixels are excepted, see
-    `genstab.layers.polyphase.choose_phases`. Departure from the paper: with the placement `pre` the grid is chosen on the
+    `choose_phases`. Departure from the paper: with the placement `pre` the grid is chosen on the
     input of each convolution, which then runs with stride 2.
 
     Exported with dynamic axes it becomes one program for every batch size and for every H and W from 2 pixels on. In a
@@ -139,7 +131,7 @@ class UNet(nn.Module):
         norm: `batch`, `instance`, `group` or `none`.
         dropout: probability, on as long as the module is in training mode.
         antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
-        head: channels of `genstab.layers.anchored_noise` with which a `Head` draws detail after the last layer of the decoder;
+        head: channels of `anchored_noise` with which a `Head` draws detail after the last layer of the decoder;
             0: no head, as in the paper.
 
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].

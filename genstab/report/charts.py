@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from genstab.metrics.measurements import (known, unique)
-from genstab.report.table import (pareto_front, quantile)
+from genstab.metrics.measurements import known, unique
+from genstab.report.table import pareto_front, quantile
 
 Shift = tuple[float, float]
 Grid = Sequence[Sequence[float | None]]

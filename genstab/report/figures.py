@@ -139,9 +139,6 @@ def results_table(metrics: Mapping[str, float], title: str) -> Table:
     return table
 
 
-Picture = np.ndarray
-
-
 def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Tensor]:
     """Average distances over the images and lay them out by shift; the zero shift has none: 0.
 

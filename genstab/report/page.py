@@ -97,7 +97,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
             for run, kept in zip(runs, versions, strict=True)
         ]
     )
-    resources = files("genstab")
+    resources = files("genstab.report")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
     template = environment.from_string(resources.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from genstab.metrics.measurements import known, unique
 from genstab.report.charts import (
     DISTANCE_COLOURS,
     STABILITY_COLOURS,
@@ -18,8 +19,7 @@ from genstab.report.charts import (
     shift_lines,
 )
 from genstab.report.runs import Run
-from genstab.metrics.measurements import (known, unique)
-from genstab.report.table import (value_of)
+from genstab.report.table import value_of
 
 WORST = 5
 # Key, heading, whether more is better; the last one is worked out.

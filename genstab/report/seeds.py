@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genstab.bench.step import EVERY, STABLE, STABLE_HEAD, STABLE_LOSSES
 from genstab.errors import InputError
+from genstab.metrics.measurements import known, unique
 from genstab.report.runs import Run
-from genstab.metrics.measurements import (known, unique)
-from genstab.report.table import (COLUMNS, Column, options_of, value_of)
+from genstab.report.table import COLUMNS, Column, options_of, value_of
 from genstab.runtime.files import read_json
 
+STABLE = "stable"
+STABLE_BLUR = "tri3", "pre"  # as in conf/antialias/stable.yaml, and so are its head and its losses
+STABLE_HEAD = 10
+STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
 COST = Column("cost", "step", "×", "cost", "", 2)
 SHOWN = (
     "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_crop", "val/shift_psnr_fractional", "val/l1", "val/ssim",
@@ -99,7 +102,7 @@ def bench_name(config: Mapping[str, Any]) -> str:
     extra = {"head": (model.get("generator") or {}).get("head"), **{key: model.get(key) for key in STABLE_LOSSES}}
     if any(extra.values()):  # more than a blur: the benchmark knows one such option
         stable = {"head": STABLE_HEAD, **STABLE_LOSSES}
-        same = extra == stable and (filter, placement) == (EVERY[STABLE].filter, EVERY[STABLE].placement)
+        same = extra == stable and (filter, placement) == STABLE_BLUR
         return STABLE if same and not antialias.get("polyphase") else ""
     if antialias.get("polyphase"):
         return "" if placement != "pre" else "polyphase" if filter == "none" else f"polyphasex{filter}"

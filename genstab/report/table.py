@@ -114,10 +114,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(front, key=lambda i: (points[i][0], -points[i][1]))
 
 
-
-
-
-
 def quantile(values: Sequence[float], part: float) -> float:
     """Return a quantile, with linear interpolation.
 

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 from zipfile import ZipFile
+
 import torch
-from torch import nn
+
 from genstab.errors import InputError
-from genstab.inference.cyclegan_checkpoints import foreign_generator
-from genstab.layers.filters import AntiAlias
-from genstab.networks.resnet import ResNetGenerator
-from genstab.networks.unet import UNet
 
 
 def read_checkpoint(path: Path) -> Any:

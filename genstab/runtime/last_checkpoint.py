@@ -83,7 +83,7 @@ class LastCheckpoint(Checkpoint):
 
     It is written at the end of epochs, within them as often as asked for, at the end of the training, and within one
     step after Ctrl-C, SIGTERM or, in a SLURM job, SIGUSR1, which also requeues the job; the program then ends with 128
-    plus the signal's number (see `genstab.runtime.signals`). On several processes a validation is finished before that. Every
+    plus the signal's number (see `signals`). On several processes a validation is finished before that. Every
     checkpoint of the trainer, the best one too, gets what is needed to go on, and is written whole or not at all.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
-CODE = Path(__file__).parent
+CODE = Path(__file__).parents[1]
 GIT_TIMEOUT = 5.0
 """Seconds that git may take for an answer, on a slow or dead disk."""
 

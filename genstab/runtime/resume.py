@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_lightning import LightningModule
 
 from genstab.errors import InputError
-from genstab.runtime.checkpoint_file import (read_checkpoint)
+from genstab.runtime.checkpoint_file import read_checkpoint
 from genstab.runtime.files import SUMMARY, read_json
 from genstab.runtime.last_checkpoint import RESUME
 

@@ -16,7 +16,7 @@ from genstab.data.collate import dataset_positions
 from genstab.data.overlapping_crops import MARGIN, equivariance_loss
 from genstab.data.sampler import share
 from genstab.errors import InputError, check_choice
-from genstab.metrics.quality import (image_quality)
+from genstab.metrics.quality import image_quality
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 from genstab.training.losses import GAN_LOSSES, adversarial_loss, detail_loss
@@ -40,7 +40,7 @@ class Pix2Pix(LightningModule):
         discriminator: (source, image) → logits of any shape.
         gan_loss: `bce` or `lsgan`.
         l1_weight: λ, 100 in the paper.
-        equivariance_weight: of a third loss, `train/loss_g_shift`: how far the outputs for the `genstab.data.overlapping_crops` of a
+        equivariance_weight: of a third loss, `train/loss_g_shift`: how far the outputs for the `overlapping_crops` of a
             batch differ where they overlap.
         detail_weight: of a fourth, `train/loss_g_detail`, see `genstab.training.losses.detail_loss`.
         lr: learning rate of both Adam optimizers, constant for the first half and falling linearly to 0 in the second.

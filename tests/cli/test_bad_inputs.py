@@ -1,6 +1,6 @@
 """Bad inputs of every kind through the program: it works, or one line names the thing and the reason; never more.
 
-Neither a traceback nor a hang nor silence. What `tests.data.test_bad_data` checks of the data module is run here as a user
+Neither a traceback nor a hang nor silence. What `test_bad_data` checks of the data module is run here as a user
 would, beside more files, names, folders, options, checkpoints and archives.
 """
 

@@ -76,8 +76,8 @@ def test_the_groups_and_their_options_are_all_there():
 def test_defaults(tmp_path):
     config = composed(tmp_path)
     assert (config.antialias.filter, config.antialias.placement) == ("tri3", "pre")
-    assert config.data._target_ == "genstab.data.datamodules.SyntheticData"
-    assert config.logger._target_ == "genstab.loggers.media.wandb_logger"
+    assert config.data._target_ == "genstab.data.SyntheticData"
+    assert config.logger._target_ == "genstab.loggers.wandb_logger"
 
 
 @pytest.mark.parametrize("filter", GROUPS["antialias"][:9])

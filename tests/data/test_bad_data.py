@@ -21,7 +21,7 @@ from genstab import InputError
 from genstab.cli.main import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.pairs import find_pairs
-from genstab.metrics.quality import (image_quality)
+from genstab.metrics.quality import image_quality
 from genstab.runtime.files import read_json, write_json
 from tests.cli.test_config import TINY
 from tests.data.test_bombs import png

@@ -17,8 +17,8 @@ from genstab.evaluation.generators import fitting_multiple
 from genstab.evaluation.measure import measure
 from genstab.evaluation.options import Plan
 from genstab.loggers.wandb_tables import per_image_rows
+from genstab.metrics.quality import total_variation
 from genstab.metrics.shift_ops import grid_shifts
-from genstab.metrics.quality import (total_variation)
 from genstab.metrics.sliced_wasserstein import SlicedWasserstein
 from genstab.report.figures import measure_map
 from genstab.report.slider_frames import read_frames

@@ -10,8 +10,8 @@ from torch import nn
 
 from genstab import InputError, ShiftPSNR, shift_psnr
 from genstab.inference.eval_mode import inference, submodule
-from genstab.metrics.quality import (image_quality, total_variation)
-from genstab.metrics.shift_psnr import (decibel, shift_errors, squared_error)
+from genstab.metrics.quality import image_quality, total_variation
+from genstab.metrics.shift_psnr import decibel, shift_errors, squared_error
 
 SHIFTS = [(0, 1), (1, 0), (-2, 3)]
 

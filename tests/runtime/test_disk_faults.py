@@ -327,15 +327,6 @@ def test_an_unwritable_tmpdir_is_done_without(tmp_path):
     assert "Warning" not in printed
 
 
-def test_no_folder_for_temporary_files_at_all_ends_it_with_one_line():
-    none = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/missing']; import genstab.cli"
-    code, printed = finish(start("-c", none))
-    assert code == 1
-    assert printed == (
-        "genstab: No usable temporary directory found in ['/missing']: set TMPDIR to a folder that can be written\n"
-    )
-
-
 def test_a_table_has_whole_rows_and_all_of_them(disk, monkeypatch):
     """Rows of a new column, whose header is another one, and of known ones; each time the disk is full in between."""
     logger, plain = (kind(disk / name, name="csv", version="") for kind, name in

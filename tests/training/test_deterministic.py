@@ -15,7 +15,7 @@ from genstab import AntiAlias, PatchGAN, Pix2Pix, ResNetGenerator, UNet
 from genstab.layers.conv import blur
 from genstab.layers.filters import FILTERS, PADDING_MODES, PLACEMENTS
 from genstab.layers.padding import pad2d
-from genstab.networks.blocks import (NORMS)
+from genstab.networks.blocks import NORMS
 from genstab.training.losses import GAN_LOSSES
 from tests.distributed.test_processes import program
 from tests.helpers.killed import TINY, differing, left, run

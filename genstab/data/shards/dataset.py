@@ -26,7 +26,7 @@ class ShardPairs(Dataset[dict[str, Any]]):
 
     Shards that are not here are fetched when they are needed, or in the background where a `Position` or `in_order`
     says which will be next. What is read, checked and resized, and what `on_error="skip"` does, is as with
-    `genstab.data.pairs.PairedImages`: it leaves out images that cannot be read or do not fit, and shards that are damaged.
+    `PairedImages`: it leaves out images that cannot be read or do not fit, and shards that are damaged.
     One that cannot be fetched ends a training in any case.
 
     Args:

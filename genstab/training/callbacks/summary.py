@@ -33,7 +33,7 @@ class RunSummary(Callback):
     """Write `summary.json` at the end of a fit and print its table.
 
     The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
-    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `genstab.runtime.provenance`; of when the
+    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `provenance`; of when the
     program began), `processes`, `seconds` (the whole fit, since it was last continued) and `images_per_second`
     (training alone, over all processes: without validation, and without the first batch, which starts the workers and
     compiles); `skipped`, what `data.on_error=skip` left out and why; `updates_left_out` by `on_nan=skip`; `unwritten`,

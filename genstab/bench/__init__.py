@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m genstab.bench layers`, `… step` and `… guards`."""

@@ -1,0 +1,1 @@
+"""The command line: arguments, configs and the jobs of each command."""

@@ -1,0 +1,1 @@
+"""Measure any model on any images, and say in words what was found."""

@@ -1,0 +1,1 @@
+"""Models from any file, called as for a measurement, and applied to folders."""

@@ -1,0 +1,1 @@
+"""What is measured: shift PSNR under every protocol, quality, features, corruptions."""

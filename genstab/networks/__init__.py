@@ -1,0 +1,1 @@
+"""Generators and the discriminator, each with a blur at every resampling step."""

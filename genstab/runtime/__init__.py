@@ -1,0 +1,1 @@
+"""What keeps a training whole: its folder, files, checkpoints, signals and random state."""

@@ -1,0 +1,1 @@
+"""pix2pix as a LightningModule, its losses and its callbacks."""
