@@ -80,7 +80,7 @@ class Plan:
 
     images: int | None = 64
     batch_size: int = 32
-    protocols: Sequence[str] = PROTOCOLS
+    protocols: Sequence[str] = ("circular", "crop", "fractional")
     shifts: Sequence[Shift] = EIGHT_TO_THE_RIGHT
     reach: int | None = None
     fractional_shifts: Sequence[FractionalShift] = PARTS_OF_A_PIXEL
