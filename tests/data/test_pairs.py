@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genstab.data.datamodules import pairs as module
+from genstab.data import pairs as module
 from genstab.data.pairs import Pair, PairedImages, Wanted, check_pairs, find_pairs
 from genstab.errors import InputError
 

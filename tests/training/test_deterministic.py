@@ -12,14 +12,14 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genstab import AntiAlias, PatchGAN, Pix2Pix, ResNetGenerator, UNet
-from genstab.layers.conv import blur
+from genstab.layers import blur
 from genstab.layers.filters import FILTERS, PADDING_MODES, PLACEMENTS
 from genstab.layers.padding import pad2d
 from genstab.networks.blocks import NORMS
 from genstab.training.losses import GAN_LOSSES
 from tests.distributed.test_processes import program
 from tests.helpers.killed import TINY, differing, left, run
-from tests.test_structure import PACKAGE
+from tests.test_structure import HOUSE, MODULES
 
 # What torch cannot repeat on CUDA and refuses in deterministic mode, as the documentation of
 # `torch.use_deterministic_algorithms` names it, and the operators behind it. `bincount` and `cumsum` may be used on
@@ -234,14 +234,15 @@ def draws(tree):
 
 
 def test_nothing_draws_without_a_seed():
-    found = {path.name: [name for _, name in draws(ast.parse(path.read_text()))] for path in PACKAGE.glob("*.py")}
-    found = {name: sorted(calls) for name, calls in found.items() if calls}
+    trees = {path.relative_to(HOUSE).as_posix(): ast.parse(path.read_text()) for path in MODULES}
+    found = {path: sorted(name for _, name in draws(tree)) for path, tree in trees.items()}
+    found = {path: calls for path, calls in found.items() if calls}
     assert found == {
         # the benchmark's images, whose values do not matter
-        "bench_layers.py": ["torch.randn", "torch.randn_like"],
-        "bench_step.py": ["torch.rand"],
+        "bench/layers.py": ["torch.randn", "torch.randn_like"],
+        "bench/step.py": ["torch.rand"],
         # in a training, as kornia's crops, from the state that it seeds, saves and restores
-        "twins.py": ["torch.randint", "torch.randint"],
+        "data/overlapping_crops.py": ["torch.randint", "torch.randint"],
     }
     assert list(
         draws(ast.parse("import random; np.random.default_rng(); random.random(); torch.rand(3, generator=g)"))
