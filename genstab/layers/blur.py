@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice
-from genstab.layers.depthwise import depthwise, fits
 from genstab.layers.filters import PADDING_MODES, Filter, taps
 from genstab.layers.ideal import ideal_lowpass
 from genstab.layers.padding import pad2d
@@ -120,8 +119,6 @@ def blur_downsample2d(
     if not all(t.numel() for t in pair):
         return _with_ideal(images, pair, strides, padding_mode, mirrored)
     padding = blur_padding(pair, mirrored)
-    if fits(images, pair):
-        return depthwise(images, pair, strides, (padding[2], padding[0]), padding_mode)
     if any(padding):
         images = pad2d(images, padding, padding_mode)
     return blur_valid2d(images, pair, strides)

@@ -6,7 +6,6 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from genstab.errors import check_choice
-from genstab.layers.depthwise import source_index
 from genstab.layers.filters import PADDING_MODES
 
 
@@ -30,25 +29,41 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     if exporting:  # one program for all sizes: what fits the example need not fit every map
         room = (statically_known_true(room[0]), statically_known_true(room[1]))
     if mode == "replicate" or all(room):
-        if mode == "circular":  # torch's own loses the channels-last order, which costs more than the padding
-            images = torch.cat((images[..., width - left :], images, images[..., :right]), -1)
-            return torch.cat((images[..., height - top :, :], images, images[..., :bottom, :]), -2)
-        if mode == "reflect" and torch.are_deterministic_algorithms_enabled() and not exporting:
-            return _reflected(_reflected(images, -1, left, right), -2, top, bottom)
+        # For circular padding, torch's own loses the channels-last order, which costs more than the padding. For the
+        # gradient of reflection, its kernel on CUDA adds up in any order, and raises an error in deterministic mode.
+        if mode == "circular" or (mode == "reflect" and torch.are_deterministic_algorithms_enabled() and not exporting):
+            return _concatenated(_concatenated(images, -1, left, right, mode), -2, top, bottom, mode)
         return F.pad(images, padding, mode=mode)
-    images = images.index_select(-2, _padded_index(height, top, bottom, mode, images.device))
-    return images.index_select(-1, _padded_index(width, left, right, mode, images.device))
+    padded = images.index_select(-2, _padded_index(height, top, bottom, mode, images.device))
+    padded = padded.index_select(-1, _padded_index(width, left, right, mode, images.device))
+    if not exporting and images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last):
+        return padded.contiguous(memory_format=torch.channels_last)  # index_select loses that order
+    return padded
 
 
-def _reflected(images: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Pad one dimension by what slices and flips give.
-
-    CUDA's kernel for the gradient of torch's own adds up in any order, and raises an error in deterministic mode.
-    """
-    first, last = images.narrow(dim, 1, before), images.narrow(dim, images.shape[dim] - 1 - after, after)
-    return torch.cat((first.flip(dim), images, last.flip(dim)), dim)
+def _concatenated(images: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:
+    """Pad one dimension with slices of the images themselves: `circular`, or flipped for `reflect`."""
+    size = images.shape[dim]
+    if mode == "circular":
+        first, last = images.narrow(dim, size - before, before), images.narrow(dim, 0, after)
+    else:
+        first, last = images.narrow(dim, 1, before).flip(dim), images.narrow(dim, size - 1 - after, after).flip(dim)
+    # An empty part would lose the channels-last order too.
+    return torch.cat([part for part, width in ((first, before), (images, 1), (last, after)) if width], dim)
 
 
 def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
-    """Return for each padded position the one it is a copy of; any pad, however small the map."""
-    return source_index(torch.arange(-before, size + after, device=device), size, mode)
+    """Return for each padded position the pixel that it copies; any pad, however small the map.
+
+    >>> _padded_index(3, 3, 2, "reflect", torch.device("cpu")).tolist()
+    [1, 2, 1, 0, 1, 2, 1, 0]
+    """
+    index = torch.arange(-before, size + after, device=device)
+    # With a single pixel there is nothing to repeat; inductor fails on the remainder of a division by 1.
+    if statically_known_true(size == 1):
+        return index.clamp(0, 0)
+    # A reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …. No branch on a size that is not known, and a tensor to divide
+    # by: both for the exporters.
+    period = size if mode == "circular" else torch.sym_max(2 * (size - 1), 1)
+    index = index % torch.full((), period, device=device)
+    return index if mode == "circular" else size - 1 - (index - (size - 1)).abs()

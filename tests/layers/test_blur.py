@@ -223,16 +223,6 @@ FORWARD_MODE = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecat
 CHANNELS_LAST = {"memory_format": torch.channels_last}
 
 
-@pytest.fixture(params=["gathered", "convolved"])
-def large_and_small(request, monkeypatch):
-    """Small maps are gathered whole, large ones only at the border: test both on small ones."""
-    monkeypatch.setattr(depthwise, "MOST_TERMS", 2**18 if request.param == "gathered" else 0)
-    depthwise._bags.cache_clear()
-    yield
-    depthwise._bags.cache_clear()
-
-
-@pytest.mark.usefixtures("large_and_small")
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (2, 3), (5, 8), (15, 17)])
@@ -251,7 +241,6 @@ def test_blur_equals_its_definition_in_both_layouts_and_precisions(mode, strides
 
 
 @FORWARD_MODE
-@pytest.mark.usefixtures("large_and_small")
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("stride", [1, 2, (3, 1)])
 @pytest.mark.parametrize("shape", [(1, 2), (5, 4)])
@@ -267,7 +256,6 @@ def test_first_and_second_gradients_are_right_in_both_layouts(mode, stride, shap
 
 
 @FORWARD_MODE
-@pytest.mark.usefixtures("large_and_small")
 def test_functional_transforms_give_the_same_in_both_layouts():
     x = torch.rand(3, 2, 2, 5, 4, dtype=torch.float64)
     for images in (x, x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)):
@@ -280,7 +268,6 @@ def test_functional_transforms_give_the_same_in_both_layouts():
         torch.testing.assert_close(change, layer(images[1]))
 
 
-@pytest.mark.usefixtures("large_and_small")
 def test_blur_in_either_layout_is_differentiable_after_inference_mode_and_deterministic():
     layer, x = BlurPool2d("tri3", 2), torch.rand(1, 3, 6, 7)
     expected = layer(x)
@@ -297,7 +284,6 @@ def test_blur_in_either_layout_is_differentiable_after_inference_mode_and_determ
     assert gradient.is_contiguous(**CHANNELS_LAST)
 
 
-@pytest.mark.usefixtures("large_and_small")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast_keep_their_type_in_both_layouts(dtype):
     layer, x = BlurPool2d("bin5", 2), torch.rand(2, 3, 6, 7)
