@@ -19,7 +19,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from genstab.errors import InputError, check_counts
-from genstab.runtime.files import WholeCheckpoints, unwritten_of, write_whole
+from genstab.runtime.files import WholeCheckpoints, unwritten_files, write_whole
 from genstab.runtime.loop_state import go_to, place_of, validate_now
 from genstab.runtime.random_state import random_states, set_random_states
 from genstab.runtime.signals import Stopped, StopSignals, by_submitit, requeue, requeue_signal
@@ -174,7 +174,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End with an error, after all else, if the final weights could not be saved."""
-        if why := unwritten_of(trainer).get(str(self.path)):
+        if why := unwritten_files(trainer).get(str(self.path)):
             cure = "and there are none from before"
             if self.path.is_file():
                 again = f"ckpt_path={shlex.quote(str(self.path))}"
