@@ -25,7 +25,6 @@ from genstab.errors import InputError
 from genstab.runtime.files import DISK
 from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
-from genstab.runtime.streams import spared_streams
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
@@ -141,11 +140,6 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
-    with spared_streams():
-        _train()
-
-
-def _train() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         with _one_line_errors():
             run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict

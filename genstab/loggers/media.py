@@ -19,7 +19,7 @@ from genstab.loggers.wandb import PATIENCE, FallbackWandbLogger, died, end_run, 
 from genstab.loggers.wandb import STEP as STEP
 from genstab.loggers.wandb import SUMMARY as SUMMARY
 from genstab.loggers.wandb import wandb_logger as wandb_logger
-from genstab.runtime.files import Unwritten
+from genstab.runtime.files import FailedWrites
 
 # What of a logger writes.
 METHODS = (
@@ -147,7 +147,7 @@ def outlive(logger: Logger) -> None:
         then = "the training goes on, and the rows are kept until they can be written"
     elif isinstance(logger, TensorBoardLogger):
         _hush_threads()
-    logger.unwritten = Unwritten("log", then)  # type: ignore[attr-defined]
+    logger.unwritten = FailedWrites("log", then)  # type: ignore[attr-defined]
     for name in METHODS:
         if method := getattr(logger, name, None):
             setattr(logger, name, _outliving(logger, method))
@@ -177,12 +177,12 @@ def outlived(logger: Logger) -> Iterator[None]:
             logger.go_on_offline(error)
             return
         if isinstance(logger, FallbackWandbLogger) and refused(error):
-            unwritten.note(f"{_place(logger)}: tables", error, "measurements.json has them")
+            unwritten.record(f"{_place(logger)}: tables", error, "measurements.json has them")
             logger.log_table = _nothing  # type: ignore[method-assign]  # each would be waited for
             return
         if isinstance(logger, TensorBoardLogger):
             _forget_writer(logger)
-        unwritten.note(_place(logger), error)
+        unwritten.record(_place(logger), error)
     else:
         if isinstance(logger, WholeCSVLogger) and logger._experiment and not logger._experiment.metrics:
             logger.unwritten.files.clear()  # type: ignore[attr-defined]  # all its rows are written

@@ -44,7 +44,7 @@ def killer(step, place):
 def train(monkeypatch, *options):
     """Run the command in this process; its jobs are others."""
     monkeypatch.setattr(sys, "argv", ["genstab", "train", "-m", *options])
-    cli.main()
+    cli()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import warnings
 
 import pytest
@@ -303,21 +302,6 @@ def test_the_command_says_in_the_end_what_is_missing(disk):
     assert "Logging error" not in printed
     assert "\nnot written: summary.json: No space left on device\n" in printed
     assert printed.strip().splitlines()[-1].startswith("genstab: the final weights could not be saved: ")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("full", ["stdout", "stderr"])
-def test_a_terminal_that_takes_nothing_stops_nothing(tmp_path, full):
-    with open("/dev/full", "w") as device:
-        base = [option for option in BASE if option != "ckpt_path=last" and "progress" not in option]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: device}
-        done = subprocess.run(
-            [sys.executable, ROOT / "train.py", *base, *SMALL, "logger=csv", f"hydra.run.dir={tmp_path / 'run'}"],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, timeout=300, **streams,
-        )  # fmt: skip
-    assert done.returncode == 0
-    assert "Traceback" not in (done.stdout or "") + (done.stderr or "")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == STEPS
 
 
 @pytest.mark.slow
