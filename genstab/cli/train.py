@@ -21,7 +21,7 @@ from genstab.cli.config_errors import input_errors, quieten
 from genstab.distributed.lost_process import losses_noticed
 from genstab.distributed.rendezvous import Team
 from genstab.errors import InputError
-from genstab.loggers.media import close, outlive
+from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.provenance import provenance
@@ -97,10 +97,10 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
                 continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
             if trainer.is_global_zero:  # the state of the code now, not when the training ends
                 ending.provenance = provenance(devices_of(trainer))
-            for each in trainer.loggers:
-                outlive(each)
-                each.log_hyperparams({**plain, **ending.provenance})
             try:
+                for each in trainer.loggers:
+                    outlive(each)
+                    each.log_hyperparams({**plain, **ending.provenance})
                 with _workers_follow(config, processes), losses_noticed(trainer, _to_go_on(config), processes):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from genstab.errors import InputError
-from genstab.loggers.media import STEP, SUMMARY
+from genstab.loggers.wandb import STEP, SUMMARY
 from genstab.loggers.wandb_tables import TABLES
 
 if TYPE_CHECKING:

@@ -53,8 +53,7 @@ def continue_logs(loggers: Iterable[Logger], wandb_id: str | None, batches: int,
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and wandb_id:
-            # private: the logger was built from the config, before the run's id was known
-            logger._id = logger._wandb_init["id"] = wandb_id
+            logger.run_id = wandb_id  # type: ignore[attr-defined]  # of our own logger, see `genstab.loggers.wandb`
         elif isinstance(logger, CSVLogger):
             _continue_table(logger, batches, again)
 

@@ -15,8 +15,8 @@ import wandb
 import yaml
 
 from genstab.errors import InputError
-from genstab.loggers.media import STEP, SUMMARY
-from genstab.loggers.media import wandb_workspace as workspace
+from genstab.loggers import wandb_workspace as workspace
+from genstab.loggers.wandb import STEP, SUMMARY
 from genstab.report.figures import RESULTS
 from genstab.training.callbacks import pictures
 from tests.helpers.wandb_file import finish

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from genstab import InputError, PatchGAN, Pix2Pix, ShiftStability, UNet, shift_psnr
 from genstab.data.collate import names_of, source_of
-from genstab.loggers.media import close, wandb_logger
+from genstab.loggers.lifecycle import close
+from genstab.loggers.wandb import wandb_logger
 from genstab.metrics.protocols import shift_pairs
 from genstab.metrics.shift_psnr import ShiftPSNR, ShiftTable, decibel, shift_errors, squared_error
 from genstab.training.callbacks.pictures import ShiftPictures

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from genstab.data.collate import all_gathered, source_of
 from genstab.evaluation.verdict import verdict
-from genstab.loggers.media import how_to_view
+from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.wandb_tables import log_tables
 from genstab.report.figures import map_table, results_table, shift_table
 from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten_lines, write_json
