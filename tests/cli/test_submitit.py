@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.cli.submitit import check_launcher, refusal
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime.signals import StopSignals
