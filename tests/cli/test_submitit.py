@@ -12,7 +12,8 @@ import torch
 
 from genstab import InputError
 from genstab.cli import main as cli
-from genstab.cli.submitit import check_launcher, refusal
+from genstab.cli.arguments import check_launcher
+from genstab.cli.config_errors import refusal
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC
