@@ -6,16 +6,17 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # `genstab --version` takes no seconds to import it
+    import torch
 
 PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
 CHECKOUT = Path(__file__).parents[2]
 GIT_TIMEOUT = 5.0  # seconds, on a slow or dead disk
 
 
-def provenance(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
+def provenance(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
     """Return `versions`, `machine` (with the names of the given devices) and `git`, as plain types.
 
     >>> sorted(provenance())
@@ -33,14 +34,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
-def machine(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
+def machine(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
     """Return the platform, the names of the devices, CUDA's and cuDNN's versions and the number of torch's threads.
 
     On a CPU the number of threads changes the last bits of a sum.
 
+    >>> import torch
     >>> machine([torch.device("cpu")])["threads"] == torch.get_num_threads()
     True
     """
+    import torch
+
     return {
         "platform": platform.platform(),
         "devices": [_name(device) for device in devices],
@@ -50,8 +54,10 @@ def machine(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
     }
 
 
-def _name(device: torch.device) -> str:
+def _name(device: "torch.device") -> str:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type

@@ -27,7 +27,7 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data import image_io as images
 from tests.cli.test_config import TINY
 from tests.data import test_bad_data as known

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from genstab import AntiAlias, Pix2Pix
+from genstab.cli import main as cli
 from genstab.cli.main import CONF
-from genstab.cli.main import main as cli
 from genstab.cli.train import run_train as run
 
 TINY = [

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from genstab import InputError
-from genstab.cli.main import main as cli
-from genstab.cli.submitit import check_launcher, refusal
+from genstab.cli import main as cli
+from genstab.cli.arguments import check_launcher
+from genstab.cli.config_errors import refusal
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC

@@ -19,7 +19,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data.shards import cache as shard_files
 from genstab.data.shards.cache import ShardCache
 from genstab.data.shards.datamodule import ShardData

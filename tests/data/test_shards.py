@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data.pairs import PairedImages, Wanted, find_pairs
 from genstab.data.shards.cache import ShardCache, basename, expanded, is_local
 from genstab.data.shards.dataset import ShardPairs

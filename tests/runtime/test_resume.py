@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.runtime import signals as stopping
 from genstab.runtime.resume import find_checkpoint
 from tests.distributed.test_processes import ROOT, program

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.runtime.resume import dated, find_checkpoint
 from genstab.runtime.run_folder import alone_in, check_unused, fresh
 from tests.distributed.test_processes import ROOT

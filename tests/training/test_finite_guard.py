@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from genstab import InputError, PatchGAN, Pix2Pix, UNet
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.training.callbacks import finite_guard as guards
 from genstab.training.callbacks.finite_guard import FiniteGuard, NotFiniteError
 from genstab.training.callbacks.summary import RunSummary
