@@ -69,9 +69,9 @@ def check_training(config: Mapping[str, Any]) -> None:
     """Check what a training's config must have beside arguments of the right kinds.
 
     Raises:
-        InputError: a seed that is none, a folder that is no text, a strategy for one network, an equivariance loss
-            without twins, twins without that loss or too small for it, a callback that is no group of keys, validations
-            after less than a batch.
+        InputError: an invalid seed, a folder that is not text, a strategy for one network, an equivariance loss without
+            overlapping crops, such crops without that loss or too small for it, a callback that is not a group of keys,
+            validations after less than a batch.
 
     >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
     Traceback (most recent call last):
@@ -83,7 +83,7 @@ def check_training(config: Mapping[str, Any]) -> None:
         raise InputError(f"output_dir={_written(folder)} is not text")
     if (strategy := config.get("trainer", {}).get("strategy")) in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"):
         raise InputError(f"trainer.strategy={strategy} cannot train two networks in turn: trainer=ddp or ddp_cpu can")
-    _check_twins(config.get("data", {}), config.get("model", {}))
+    _check_overlap(config.get("data", {}), config.get("model", {}))
     for name, callback in config.get("callbacks", {}).items():
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={_written(callback)} is neither null nor a group of keys")
@@ -93,19 +93,24 @@ def check_training(config: Mapping[str, Any]) -> None:
             raise InputError(f"trainer.{name}={_written(apart)} is not positive")
 
 
-def _check_twins(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    weight, reach = model.get("equivariance_weight"), data.get("twin_reach")
-    if not reach:
+def _check_overlap(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    weight, key = model.get("equivariance_weight"), "overlap_offset"
+    if data.get("twin_reach") is not None:  # its name in version 0.1
+        key = "twin_reach"
+    offset = data.get(key)
+    if not offset:
         if weight:
-            raise InputError("model.equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
+            raise InputError(
+                "model.equivariance_weight needs overlapping crops: set data.overlap_offset, for example to 8"
+            )
         return
     if weight == 0:
-        raise InputError(f"data.twin_reach={reach} without a model.equivariance_weight: set that, or data.twin_reach=0")
+        raise InputError(f"data.{key}={offset} without a model.equivariance_weight: set that, or data.{key}=0")
     size = data.get("crop_size")
     sides = [side for side in (size if isinstance(size, list) else [size]) if isinstance(side, int)]
-    if weight and sides and min(sides) <= 2 * MARGIN + reach:
-        least = 2 * MARGIN + reach + 1
-        raise InputError(f"data.crop_size={size} is too small for data.twin_reach={reach}: twins need {least} pixels")
+    if weight and sides and min(sides) <= 2 * MARGIN + offset:
+        least = 2 * MARGIN + offset + 1
+        raise InputError(f"data.crop_size={size} is too small for data.{key}={offset}: set at least {least}")
 
 
 def check_options(config: Mapping[str, Any], group: str = "") -> None:
