@@ -86,22 +86,25 @@ def check_seed(seed: object) -> None:
 
 
 def _check_overlapping_crops(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    weight, reach = model.get("equivariance_weight"), data.get("twin_reach")
-    if not reach:
+    weight, key = model.get("equivariance_weight"), "overlap_offset"
+    if data.get("twin_reach") is not None:  # its name in version 0.1
+        key = "twin_reach"
+    offset = data.get(key)
+    if not offset:
         if weight:
-            raise InputError("model.equivariance_weight needs overlapping crops: set data.twin_reach, 8 for example")
+            raise InputError(
+                "model.equivariance_weight needs overlapping crops: set data.overlap_offset, for example to 8"
+            )
         return
     if weight == 0:
-        raise InputError(f"data.twin_reach={reach} without a model.equivariance_weight: set that, or data.twin_reach=0")
+        raise InputError(f"data.{key}={offset} without a model.equivariance_weight: set that, or data.{key}=0")
     size = data.get("crop_size")
     sides = [side for side in (size if isinstance(size, list) else [size]) if isinstance(side, int)]
     if weight and sides:
         from genstab.data.overlapping_crops import MARGIN  # imports torch
 
-        if min(sides) < (least := 2 * MARGIN + reach + 1):
-            raise InputError(
-                f"data.crop_size={size} is too small for data.twin_reach={reach}: {least} pixels are needed"
-            )
+        if min(sides) < (least := 2 * MARGIN + offset + 1):
+            raise InputError(f"data.crop_size={size} is too small for data.{key}={offset}: set at least {least}")
 
 
 def check_options(config: Mapping[str, Any], group: str = "") -> None:

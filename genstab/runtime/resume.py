@@ -132,6 +132,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ['seed 1 → 2']
     """
     old, new = dict(_flat(before)), dict(_flat(now))
+    for flat in (old, new):
+        if (offset := flat.pop("data.twin_reach", None)) is not None:  # its name in version 0.1
+            flat["data.overlap_offset"] = offset
     keys = (key for key in sorted(old.keys() & new.keys()) if not _within(key, FREE) or key in FIXED)
     return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
 

@@ -475,7 +475,7 @@ def looped(root: Path) -> None:
 MORE_FOLDERS = {
     "one folder deeper": (nested, "trainA has no images .*found old/"),
     "links to itself": (looped, "data.root=data does not exist"),
-    "twins but for the case": (
+    "names that differ in case": (
         lambda root: noise().save(root / "trainA" / "2.PNG"),
         "two images named '2': 2.PNG and 2.png",
     ),

@@ -183,19 +183,22 @@ def test_every_option_of_ours_passes(tmp_path, option):
     check_training(plain)
 
 
-def test_twins_and_their_loss_go_together_and_need_room():
+def test_overlapping_crops_and_their_loss_go_together_and_need_room():
     def training(**changes):
-        options = {"crop_size": 25, "twin_reach": 8, "equivariance_weight": 60.0, **changes}
-        data = {key: options[key] for key in ("crop_size", "twin_reach")}
+        options = {"crop_size": 25, "overlap_offset": 8, "equivariance_weight": 60.0, **changes}
+        data = {key: options[key] for key in options if key != "equivariance_weight"}
         check_training({"seed": 1, "data": data, "model": {"equivariance_weight": options["equivariance_weight"]}})
 
     training()  # 25 pixels, less 8 of the shift and 8 of the margin on each side: one is left
-    training(twin_reach=0, equivariance_weight=0.0, crop_size=4)
-    with pytest.raises(InputError, match=r"data\.twin_reach=8 without a model\.equivariance_weight"):
+    training(overlap_offset=0, equivariance_weight=0.0, crop_size=4)
+    with pytest.raises(InputError, match=r"data\.overlap_offset=8 without a model\.equivariance_weight"):
         training(equivariance_weight=0.0)
-    with pytest.raises(InputError, match=r"equivariance_weight needs overlapping crops: set data\.twin_reach"):
-        training(twin_reach=0)
-    with pytest.raises(InputError, match=r"crop_size=24 is too small for data\.twin_reach=8: 25 pixels are needed"):
+    with pytest.raises(InputError, match=r"equivariance_weight needs overlapping crops: set data\.overlap_offset"):
+        training(overlap_offset=0)
+    with pytest.raises(InputError, match=r"crop_size=24 is too small for data\.overlap_offset=8: set at least 25"):
         training(crop_size=24)
     with pytest.raises(InputError, match=r"crop_size=\[64, 20\] is too small"):
         training(crop_size=[64, 20])
+    training(overlap_offset=8, twin_reach=0, equivariance_weight=0.0)  # the old name, where it is given, wins
+    with pytest.raises(InputError, match=r"data\.twin_reach=8 without a model\.equivariance_weight"):
+        training(overlap_offset=0, twin_reach=8, equivariance_weight=0.0)

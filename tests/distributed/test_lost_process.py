@@ -282,7 +282,7 @@ def test_an_error_in_a_worker_keeps_its_traceback_and_says_how_to_go_on(tmp_path
 BY_HAND = """
 from genstab import cli, data
 
-data.PATIENCE = 2
+data.TIMEOUT = 2
 cli.train()
 """
 

@@ -9,7 +9,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from genstab.data.collate import all_gathered, dataset_positions, names_of, source_of
+from genstab.data.collate import names_of, source_of
+from genstab.data.shares import all_gathered, dataset_positions
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference, submodule
 from genstab.metrics.protocols import PROTOCOLS, shift_pairs

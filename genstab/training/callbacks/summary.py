@@ -12,7 +12,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from genstab.data.collate import all_gathered, source_of
+from genstab.data.collate import source_of
+from genstab.data.shares import all_gathered
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.wandb_tables import log_tables
