@@ -69,6 +69,7 @@ def test_the_five_rows_of_the_first_page_are_made_of_the_stored_runs():
         assert f"| {label} | {' | '.join(cells)} | {option.cost:.2f} × |" in FIRST_PAGE
     gain = OPTIONS["stable-tri3-pre"].mean("val/shift_psnr_crop") - OPTIONS["none-pre"].mean("val/shift_psnr_crop")
     assert f"`stable` gains {gain:.0f} dB when the camera moves" in FIRST_PAGE
+    assert f"[All {len(OPTIONS)} options, " in FIRST_PAGE
 
 
 def test_the_verdict_of_the_first_page_is_that_of_its_numbers():
