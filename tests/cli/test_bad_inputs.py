@@ -29,8 +29,8 @@ from PIL import Image, ImageCms
 
 from genstab.cli.main import main as cli
 from genstab.data import image_io as images
-from tests.data import test_bad_data as known
 from tests.cli.test_config import TINY
+from tests.data import test_bad_data as known
 from tests.data.test_bad_data import noise, save, write
 from tests.data.test_bombs import png
 from tests.data.test_image_io import chunk

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from genstab import BlurPool2d, BlurUnpool2d, InputError
-from genstab.layers import depthwise
 from genstab.layers.blur import blur2d, blur_downsample2d, blur_upsample2d
 from genstab.layers.filters import BINOMIAL, FILTERS, PADDING_MODES, taps
 from genstab.layers.padding import pad2d

@@ -21,7 +21,7 @@ from genstab.loggers.media import STEP, close, how_to_view, outlive, wandb_logge
 from genstab.loggers.media import media as loggers
 from genstab.loggers.media import wandb as wandb_log
 from genstab.loggers.wandb import ends_well
-from tests.distributed.test_processes import ROOT, finish, start
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import TINY
 from tests.helpers.wandb_file import read_config, read_history
 from tests.helpers.wandb_server import Server
