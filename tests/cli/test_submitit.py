@@ -17,8 +17,9 @@ from genstab.cli.config_errors import refusal
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC
-from tests.distributed.test_processes import ROOT, finish, folders, start
+from tests.distributed.test_processes import folders
 from tests.helpers import fake_slurm
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import TINY, differing, left, run
 from tests.runtime.test_resume import several
 

@@ -29,7 +29,7 @@ from genstab.data.shards.write import write_shards
 from genstab.training.callbacks.finite_guard import FiniteGuard, NotFiniteError
 from tests.cli.test_config import composed
 from tests.conftest import tiny_pix2pix
-from tests.distributed.test_processes import ROOT, program
+from tests.helpers.commands import ROOT, program
 from tests.helpers.killed import TINY, run
 from tests.helpers.random_pairs import pairs_in
 from tests.runtime.test_resume import compared

@@ -23,7 +23,7 @@ from genstab.distributed.lost_process import LostError, known
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime import signals as stopping
 from tests.conftest import pairs_loader, tiny_pix2pix
-from tests.distributed.test_processes import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.killed import TINY, differing, left, run
 from tests.training.test_pix2pix import QUIET
 

@@ -16,7 +16,7 @@ import wandb
 from genstab.loggers.lifecycle import close, how_to_view, outlive
 from genstab.loggers.wandb import wandb_logger
 from genstab.runtime.last_checkpoint import continue_logs
-from tests.distributed.test_processes import ROOT, finish, start
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import TINY
 from tests.helpers.wandb_file import read_history
 from tests.helpers.wandb_server import Server

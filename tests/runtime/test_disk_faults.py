@@ -18,8 +18,8 @@ from genstab.loggers.csv_log import WholeCSVLogger
 from genstab.loggers.lifecycle import outlive
 from genstab.runtime import files as whole_files
 from genstab.runtime.files import WholeCheckpoints, check_folder
-from tests.distributed.test_processes import ROOT, finish, start
 from tests.helpers import world
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import EVERY, STEPS, TINY, differing, left, run
 from tests.helpers.wandb_file import finish as end_wandb
 from tests.helpers.wandb_file import read_history

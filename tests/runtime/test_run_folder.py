@@ -14,7 +14,7 @@ from genstab import InputError
 from genstab.cli import main as cli
 from genstab.runtime.resume import dated, find_checkpoint
 from genstab.runtime.run_folder import alone_in, check_unused, fresh
-from tests.distributed.test_processes import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.killed import TINY, run
 
 ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
