@@ -35,7 +35,7 @@ from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
 
 if TYPE_CHECKING:
-    from genstab.distributed.rendezvous import Team
+    from genstab.distributed.rendezvous import Rendezvous
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
@@ -43,7 +43,7 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
-# What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.team`.
+# What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
 _STARTED_BY_OTHERS = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SUBMITIT_EXECUTOR"}
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 
@@ -138,7 +138,7 @@ def _version() -> str:
 
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
-    processes: Team | None = None
+    processes: Rendezvous | None = None
     with _one_line_errors():
         if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
             from genstab.cli.train import run_train
@@ -147,9 +147,9 @@ def train() -> None:
             return
         if _STARTED_BY_OTHERS & os.environ.keys():
             from genstab.cli.train import follow
-            from genstab.distributed.rendezvous import team
+            from genstab.distributed.rendezvous import join_rendezvous
 
-            processes = team()
+            processes = join_rendezvous()
             if processes is not None:
                 signal.signal(signal.SIGTERM, _stop)
                 if processes.rank:
