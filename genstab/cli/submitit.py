@@ -14,7 +14,7 @@ from genstab.runtime.signals import Stopped, by_submitit, requeue_signal
 def run_wherever(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
     """Run `genstab.cli.train.run_train` here or, in a job that submitit started, as one of its tasks.
 
-    There every task has this function and its config, pickled, in place of a command line. The tasks become a team, as
+    There every task has this function and its config, pickled, in place of a command line. The tasks meet as
     those of torchrun do. The job goes on where its folder has a checkpoint, for it may have been requeued. When its
     time is up and all is saved and closed, submitit is told, which puts it into the queue.
 
