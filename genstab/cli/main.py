@@ -30,6 +30,7 @@ from genstab.cli.arguments import (
 from genstab.cli.check_config import check_arguments, check_options, check_training
 from genstab.cli.config_errors import of_disk, one_line, refusal
 from genstab.errors import InputError
+from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import git_states, processor, versions
 from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
@@ -138,6 +139,11 @@ def _version() -> str:
 
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
+    with process_state_restored():
+        _train()
+
+
+def _train() -> None:
     processes: Rendezvous | None = None
     with _one_line_errors():
         if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:

@@ -24,6 +24,7 @@ from genstab.errors import InputError
 from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
+from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
 from genstab.runtime.resume import (
     CHECKPOINT,
@@ -186,9 +187,8 @@ def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterato
     the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
     for the next job of a sweep.
     """
-    before = dict(os.environ)
     text = OmegaConf.to_yaml(config, resolve=True)
-    try:
+    with process_state_restored():
         if processes is None:
             os.environ[WORKER_CONFIG] = text
             if hydra := _job(config):  # which Lightning writes into the command line; in a sweep it is another folder
@@ -196,9 +196,8 @@ def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterato
                     hydra.run.dir = config.output_dir
         elif processes.rank == 0:
             processes.publish(text)
-        yield
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        os.environ.clear()
-        os.environ.update(before)
+        try:
+            yield
+        finally:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from traceback import extract_tb
 
 import torch
@@ -18,6 +18,7 @@ from genstab.distributed.ddp import Launcher
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
 from genstab.runtime.last_checkpoint import LastCheckpoint
+from genstab.runtime.process_state import process_state_restored
 
 # Seconds that the first process has to report an error that others have too, before they report it.
 GRACE = 10.0
@@ -83,8 +84,10 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
             if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes a plain exit
                 raise KeyboardInterrupt from error
             raise
-        # torchrun ends all processes when one ended: not before it is said how to go on
-        with _sigterm_ignored() if processes and missing else nullcontext():
+        with process_state_restored():
+            if processes and missing:
+                # torchrun ends all processes when one ended: not before it is said how to go on
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if trainer.global_rank:
                 _wait_for_first(trainer, processes, missing)
             elif processes is not None:
@@ -165,12 +168,3 @@ def _last_checkpoint(trainer: Trainer, to_go_on: str) -> str:
     if trainer.ckpt_path:
         return f"the last checkpoint is still {trainer.ckpt_path}"
     return "there is no checkpoint yet"
-
-
-@contextmanager
-def _sigterm_ignored() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
