@@ -161,7 +161,7 @@ def _train() -> None:
                 if processes.rank:
                     follow(processes)
                     return
-    with nullcontext() if processes is None else processes.leading():
+    with nullcontext() if processes is None else processes.end_others_on_exit():
         _launch("train", processes)
 
 

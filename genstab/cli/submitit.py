@@ -39,7 +39,7 @@ def run_wherever(config: DictConfig, processes: Rendezvous | None = None) -> flo
                 # submitit would say that it misses what a task that exits should have returned, and not the reason
                 return None
             return None
-        with processes.leading():
+        with processes.end_others_on_exit():
             return run_train(config, processes)
     except Stopped as stopped:
         if stopped.signum != requeue_signal():

@@ -77,7 +77,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         callbacks.append(ending := RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
         if processes is not None:
-            processes.check(trainer.num_devices, trainer.num_nodes)
+            processes.check_size(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # what is wrong with the data is said before a run is logged
@@ -108,8 +108,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
 
 def follow(processes: Rendezvous) -> None:
     """Train as the first of the processes says, until it has no job left."""
-    with processes.following():
-        for config in processes.configs():
+    with processes.sign_off_on_exit():
+        for config in processes.received_configs():
             with suppress(ReportedByFirst):  # the first one says whether there is another job
                 run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
 
@@ -195,7 +195,7 @@ def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterato
                 with read_write(hydra):  # type: ignore[arg-type]  # a config
                     hydra.run.dir = config.output_dir
         elif processes.rank == 0:
-            processes.publish(text)
+            processes.send_config(text)
         try:
             yield
         finally:

@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 # Seconds that the processes wait for each other at the start; those of one launcher come within a few.
 PATIENCE = 300.0
-# Seconds that the first process waits at its end for the others to hear of it.
+# Seconds that the first process waits at its end for the others, to which it hosts the store.
 FAREWELL = 10.0
-POLL = 0.25  # seconds from one question to the next
+POLL = 0.25  # seconds between two questions to the store
 
 
 class Rendezvous:
@@ -80,11 +80,11 @@ class Rendezvous:
                     raise
             time.sleep(0.2)
 
-    def check(self, devices: int, nodes: int) -> None:
-        """Check that a trainer is made for as many processes as there are.
+    def check_size(self, devices: int, nodes: int) -> None:
+        """Check that a trainer expects as many processes as were started.
 
         Raises:
-            InputError: it is not.
+            InputError: it does not.
         """
         if devices * nodes != self.size:
             raise InputError(
@@ -93,11 +93,11 @@ class Rendezvous:
                 "are the processes of a node"
             )
 
-    def publish(self, config: str) -> None:
-        """Hand a job's config to the others.
+    def send_config(self, config: str) -> None:
+        """Send the config of a job to the other processes.
 
         Raises:
-            InputError: they did not all come.
+            InputError: not all of them came.
         """
         if self.store is None:
             return
@@ -110,8 +110,8 @@ class Rendezvous:
         self._send({"config": config, "port": port})
         _meet_at(port)
 
-    def configs(self) -> Iterator[str]:
-        """Yield the configs that the first process hands out, until it ends.
+    def received_configs(self) -> Iterator[str]:
+        """Yield the configs that the first process sends, until it ends.
 
         Raises:
             InputError: it ended without saying so.
@@ -124,8 +124,8 @@ class Rendezvous:
             raise SystemExit(1)
 
     @contextmanager
-    def following(self) -> Iterator[None]:
-        """Let the first process know when this one leaves the context."""
+    def sign_off_on_exit(self) -> Iterator[None]:
+        """Tell the first process when this one leaves the context."""
         try:
             yield
         finally:
@@ -133,8 +133,8 @@ class Rendezvous:
                 self._ask(lambda store: store.add("left", 1))
 
     @contextmanager
-    def leading(self) -> Iterator[None]:
-        """Let the others end when this process, the first one, leaves the context."""
+    def end_others_on_exit(self) -> Iterator[None]:
+        """Let the other processes end when this one, the first, leaves the context."""
         failed = True
         try:
             yield
@@ -148,7 +148,7 @@ class Rendezvous:
                 self._wait_for("left", self.size - 1, FAREWELL)
 
     def report_failure(self) -> None:
-        """Let the others know that the first process reports why this job failed."""
+        """Tell the others that the first process reports why this job failed."""
         if self.store is not None:
             self.store.set(f"reported{self.jobs}", "")
 

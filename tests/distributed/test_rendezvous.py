@@ -46,8 +46,8 @@ class Follower(threading.Thread):
     def run(self):
         try:
             processes = Rendezvous("SLURM", self.environment)
-            with processes.following():
-                for config in processes.configs():
+            with processes.sign_off_on_exit():
+                for config in processes.received_configs():
                     self.heard.append(config)
         except (InputError, SystemExit) as error:
             self.error = error
@@ -56,10 +56,10 @@ class Follower(threading.Thread):
 def test_the_others_get_every_config_and_end_with_the_first(port):
     followers = [Follower(rank, 3, port) for rank in (1, 2)]
     first = Rendezvous("SLURM", Environment(0, 3, port))
-    with first.leading():
-        first.publish("a: 1")
+    with first.end_others_on_exit():
+        first.send_config("a: 1")
         assert "MASTER_PORT" not in os.environ  # the first job meets where the launcher says
-        first.publish("a: 2")
+        first.send_config("a: 2")
         assert int(os.environ["MASTER_PORT"]) != port
     for follower in followers:
         follower.join(10)
@@ -71,7 +71,7 @@ def test_the_others_get_every_config_and_end_with_the_first(port):
 def test_the_others_end_as_the_first_did_and_leave_the_message_to_it(port, end, code):
     follower = Follower(1, 2, port)
     first = Rendezvous("SLURM", Environment(0, 2, port))
-    with pytest.raises(type(end)), first.leading():
+    with pytest.raises(type(end)), first.end_others_on_exit():
         raise end
     follower.join(10)
     assert follower.heard == []
@@ -84,8 +84,8 @@ def test_who_does_not_come_is_missed_in_one_line(port, monkeypatch):
     first = Rendezvous("SLURM", Environment(0, 4, port))
     began = time.monotonic()
     message = r"SLURM speaks of 4 processes, but only 1 came within 0 s: was the command started by srun"
-    with pytest.raises(InputError, match=message), first.leading():
-        first.publish("a: 1")
+    with pytest.raises(InputError, match=message), first.end_others_on_exit():
+        first.send_config("a: 1")
     assert time.monotonic() - began < 5
 
 
@@ -106,10 +106,10 @@ def test_a_first_process_that_cannot_be_reached_or_dies_is_named(port, monkeypat
 
 def test_a_trainer_for_another_number_of_processes_is_refused():
     alone = Rendezvous("torchrun", Environment(0, 1, 1))
-    alone.check(1, 1)
-    alone.publish("nobody listens")
+    alone.check_size(1, 1)
+    alone.send_config("nobody listens")
     with pytest.raises(InputError, match=r"torchrun started 1 process, but trainer.devices=2 and trainer.num_nodes=3"):
-        alone.check(2, 3)
+        alone.check_size(2, 3)
 
 
 def test_slurm_and_torchrun_are_known_by_their_variables(monkeypatch):
@@ -146,17 +146,17 @@ def test_the_others_hear_that_the_first_one_reports_for_them(port, monkeypatch):
     class Failing(Follower):
         def run(self):
             processes = Rendezvous("SLURM", self.environment)
-            with processes.following():
-                for config in processes.configs():
+            with processes.sign_off_on_exit():
+                for config in processes.received_configs():
                     self.heard += [(config, processes.first_reports(0.2), processes.first_reports(5))]
 
     follower = Failing(1, 2, port)
     first = Rendezvous("SLURM", Environment(0, 2, port))
-    with first.leading():
-        first.publish("a: 1")
+    with first.end_others_on_exit():
+        first.send_config("a: 1")
         time.sleep(1)
         first.report_failure()
-        first.publish("a: 2")  # the next job of a sweep
+        first.send_config("a: 2")  # the next job of a sweep
         first.report_failure()
     follower.join(10)
     assert [(config, at_last) for config, _, at_last in follower.heard] == [("a: 1", True), ("a: 2", True)]
