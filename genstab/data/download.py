@@ -71,8 +71,6 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
     genstab.errors.InputError: ...download.py is a corrupted archive (...): download it again
     """
     archive, folder = Path(archive), Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"cannot unpack {archive}: {folder} exists; remove it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, for a folder cannot be renamed to another file system.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -80,6 +78,10 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
         content.mkdir()
         try:
             _extract(archive, content, max_bytes, max_members)
+            top = list(content.iterdir())
+            if folder.exists():
+                folder.rmdir()  # only if it is empty; Windows does not replace folders
+            os.replace(top[0] if len(top) == 1 and top[0].is_dir() else content, folder)
         except tarfile.FilterError as error:
             raise InputError(f"{archive} is unsafe to unpack: {error}") from error
         except InputError:
@@ -89,11 +91,6 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
                 raise InputError(f"cannot unpack {archive} into {folder}: {error.strerror}") from error
             reason = str(error).partition("\n")[0].rstrip(":")  # tarfile lists every compression that it tried
             raise InputError(f"{archive} is a corrupted archive ({reason}): download it again") from error
-        top = list(content.iterdir())
-        unpacked = top[0] if len(top) == 1 and top[0].is_dir() else content
-        if folder.exists():
-            folder.rmdir()  # it is empty; Windows does not replace folders
-        os.replace(unpacked, folder)
 
 
 def _extract(archive: Path, folder: Path, max_bytes: int, max_members: int) -> None:
