@@ -333,6 +333,34 @@ class Counting(nn.Module):
         return torch.tanh(images)
 
 
+def test_no_image_passes_the_generator_twice(tmp_path):
+    generator = Counting()
+    parts = {
+        "map": {"reach": 2, "images": 2},
+        "features": {"layers": ["1"], "reach": 1, "images": 2},
+        "corruptions": {"names": ["contrast"], "severities": [1, 2], "images": 2},
+    }
+    options = Options(**{**SMALL, **parts}, fractional_shifts=[(0, 0.25), (0, 0.5), (0.5, 0.5)])
+    measure(nn.Sequential(generator, nn.ReLU()), Items(*noise(5, 3, 32, 32)), tmp_path, options)
+    everyone = 5 * (
+        1  # G(x), for the quality and all protocols that do not cut windows
+        + 1  # once more, for the noise floor
+        + 2  # circular
+        + (1 + 2)  # crop: the window at rest and the moved ones
+        + 3  # fractional
+    )
+    first = {
+        "which windows it takes": 1,
+        "which layers there are, before any work and again": 1 + 1,
+        "speed": 3 * 4,
+        "features": 2 * (1 + 8),
+        "corruptions": 2 * 2,  # G(x) is known
+        "map": 2 * (24 - 8 - 1),  # features know the 8 shifts by one pixel, circular (2, 0)
+        "animation": 32 - 1 - 2,  # G(x) and what map and features know, (0, 1) and (0, 2)
+    }
+    assert generator.images == everyone + sum(first.values())
+
+
 @pytest.mark.parametrize("protocol", ["circular", "crop"])
 def test_the_map_calls_the_generator_once_for_each_shift_and_the_unmoved_image(protocol):
     generator = Counting()
