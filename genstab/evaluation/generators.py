@@ -191,7 +191,7 @@ def fitting_multiple(
     """
     for multiple in (2**power for power in range(9)):
         try:
-            part, _ = protocol.move_input(image, shifts, multiple)
+            part, _ = protocol.inputs(image, shifts, multiple)
         except InputError:
             if multiple == 1:
                 raise

@@ -16,22 +16,17 @@ from tests.conftest import Items, Pairs, noise, pairs_loader, tiny_pix2pix
 from tests.training.test_pix2pix import QUIET
 
 
-class Mirrored(Protocol):
-    name, heading = "mirrored", "mirrored"
-    meaning = "the image is mirrored and rolled around"
-    when = "when the image is mirrored"
+def mirror(images, motion, scale, margin):
+    dy, dx = motion
+    return roll(images.flip(-1), (scale * dy, scale * dx))
 
-    def move_input(self, images, motions, multiple):
-        return images, (roll(images.flip(-1), motion)[0] for motion in motions)
 
-    def move_output(self, output, motion, scale, margin):
-        dy, dx = motion
-        return roll(output.flip(-1), (scale * dy, scale * dx))
+MIRRORED = Protocol("mirrored", "mirror", "the image is mirrored and rolled", "when the image is mirrored", mirror)
 
 
 @pytest.fixture
 def mirrored():
-    register_protocol(Mirrored())
+    register_protocol(MIRRORED)
     yield
     del PROTOCOLS["mirrored"]
 
