@@ -17,7 +17,6 @@ from genstab.errors import InputError
 from genstab.loggers.csv_log import WholeCSVLogger
 from genstab.loggers.wandb import PATIENCE, FallbackWandbLogger, died, end_run, how_to_upload, patience, refused
 from genstab.loggers.wandb import STEP as STEP
-from genstab.loggers.wandb import SUMMARY as SUMMARY
 from genstab.loggers.wandb import wandb_logger as wandb_logger
 from genstab.runtime.files import Unwritten
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from genstab.metrics.measurements import known, unique
-from genstab.report.table import pareto_front, quantile
+from genstab.metrics.registry import Metric
+from genstab.report.table import pareto_front
 
 Shift = tuple[float, float]
 Grid = Sequence[Sequence[float | None]]
@@ -59,24 +62,24 @@ def run_styles(names: Sequence[str]) -> dict[str, Style]:
 def quality_scatter(
     points: Mapping[str, tuple[float, float]],
     styles: Mapping[str, Style],
-    titles: tuple[str, str],
-    quality_up: bool,
+    quality: Metric,
+    stability: Metric,
     notes: Mapping[str, str],
 ) -> go.Figure:
     """Draw stability over quality, a point a run, with the Pareto front; better is to the right and up.
 
+    Where a value nearest to 1 is best, its distance from 1 is drawn.
+
     Args:
         points: (quality, stability) by run.
         styles: see `run_styles`.
-        titles: of the two axes.
-        quality_up: more is better; otherwise the axis is reversed.
+        quality, stability: what is drawn.
         notes: what hovering over a run's point adds.
     """
     figure = _figure(height=440)
-    names = list(points)
-    sign = 1 if quality_up else -1
-    front = pareto_front([(sign * points[name][0], points[name][1]) for name in names])
-    corners = [points[names[i]] for i in front]
+    front = pareto_front([(quality.goodness(x), stability.goodness(y)) for x, y in points.values()])
+    drawn = {name: (_drawn(quality, x), _drawn(stability, y)) for name, (x, y) in points.items()}
+    corners = [list(drawn.values())[i] for i in front]
     figure.add_scatter(
         x=[x for x, _ in corners],
         y=[y for _, y in corners],
@@ -85,7 +88,7 @@ def quality_scatter(
         line={"shape": "vh", "dash": "dot", "width": 2, "color": "#8a8f98"},
         hoverinfo="skip",
     )
-    for name, (x, y) in points.items():
+    for name, (x, y) in drawn.items():
         figure.add_scatter(
             x=[x],
             y=[y],
@@ -95,16 +98,27 @@ def quality_scatter(
             text=[plain(notes[name])],
             hovertemplate=f"<b>{styles[name].label}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>%{{text}}<extra></extra>",
         )
-    low, high = _padded([x for x, _ in points.values()])
-    figure.update_xaxes(title=f"{titles[0]}, better →", range=[low, high] if quality_up else [high, low])
-    figure.update_yaxes(title=f"{titles[1]}, better ↑", range=_padded([y for _, y in points.values()]))
+    figure.update_xaxes(title=f"{title_of(quality)}, better →", range=_range(quality, [x for x, _ in drawn.values()]))
+    figure.update_yaxes(
+        title=f"{title_of(stability)}, better ↑", range=_range(stability, [y for _, y in drawn.values()])
+    )
     return figure
 
 
-def _padded(values: Sequence[float]) -> list[float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
+def title_of(metric: Metric) -> str:
+    """Return the title of a metric's axis in `quality_scatter`."""
+    return f"|{metric.name} − 1|" if metric.better == "one" else metric.title
+
+
+def _drawn(metric: Metric, value: float) -> float:
+    return abs(value - 1) if metric.better == "one" else value
+
+
+def _range(metric: Metric, values: Sequence[float]) -> list[float]:
+    """The ends of an axis, the better one last."""
+    low, high = min(values), max(values)
     pad = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
-    return [low - pad, high + pad]
+    return [low - pad, high + pad] if metric.better == "max" else [high + pad, low - pad]
 
 
 def direction(shift: Shift) -> str:
@@ -154,13 +168,13 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
             rows = [table[shift] for shift in shifts]
             if not rows:
                 continue
-            low, high = ([quantile(row, q) for row in rows] for q in (0.25, 0.75))
+            low, high = ([float(np.quantile(row, q)) for row in rows] for q in (0.25, 0.75))
             same = {"legendgroup": name, "line": {"color": style.colour, "width": 2.5, "dash": style.dash}}
             figure.add_scatter(
                 x=labels + labels[::-1],
                 y=high + low[::-1],
                 fill="toself",
-                fillcolor=f"rgba{(*_rgb(style.colour), 0.16)}",
+                fillcolor=f"rgba{(*hex_to_rgb(style.colour), 0.16)}",
                 mode="lines",
                 hoverinfo="skip",
                 showlegend=False,
@@ -215,36 +229,24 @@ def colour_bar(limits: tuple[float, float], colours: Any, title: str) -> go.Figu
     return figure
 
 
-def layer_lines(distances: Mapping[str, Mapping[str, float]], styles: Mapping[str, Style]) -> go.Figure:
-    """Draw the mean feature distance over the layers, a line a run."""
-    figure = _figure(height=400)
-    layers = list(dict.fromkeys(layer for by_layer in distances.values() for layer in by_layer))
-    for name, by_layer in distances.items():
-        present = [layer for layer in layers if layer in by_layer]
-        _line(figure, styles[name], [plain(layer) for layer in present], [by_layer[layer] for layer in present])
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[plain(layer) for layer in layers])
-    figure.update_yaxes(title="mean cosine distance", rangemode="tozero")
-    return figure
-
-
-def corruption_lines(
-    decibels: Mapping[str, Sequence[float | None]], severities: Sequence[float], styles: Mapping[str, Style]
+def run_lines(
+    values: Mapping[str, Mapping[Any, float | None]], styles: Mapping[str, Style], x_title: str, y_title: str
 ) -> go.Figure:
-    """Draw how far the output moves (dB, more is better) over the severity of a corruption, a line a run."""
+    """Draw values over the layers of a network, or over the severities of a corruption, a line a run."""
     figure = _figure(height=400)
-    for name, values in decibels.items():
-        _line(figure, styles[name], list(severities), list(values))
-    figure.update_xaxes(title="severity", dtick=1)
-    figure.update_yaxes(title="PSNR to the clean output, dB")
+    order = list(dict.fromkeys(x for row in values.values() for x in row))
+    for name, row in values.items():
+        style, places = styles[name], [x for x in order if x in row]
+        figure.add_scatter(
+            x=[plain(str(x)) for x in places], y=[row[x] for x in places], name=style.label, mode="lines+markers",
+            line={"color": style.colour, "width": 2.5, "dash": style.dash},
+            marker={"symbol": style.symbol, "size": 8},
+            hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
+        )  # fmt: skip
+    categories = [plain(str(x)) for x in order]
+    figure.update_xaxes(title=x_title, type="category", categoryorder="array", categoryarray=categories)
+    figure.update_yaxes(title=y_title)
     return figure
-
-
-def _line(figure: go.Figure, style: Style, x: Sequence[Any], y: Sequence[float | None]) -> None:
-    figure.add_scatter(
-        x=x, y=y, name=style.label, mode="lines+markers",
-        line={"color": style.colour, "width": 2.5, "dash": style.dash}, marker={"symbol": style.symbol, "size": 8},
-        hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
-    )  # fmt: skip
 
 
 def image_boxes(
@@ -257,7 +259,7 @@ def image_boxes(
             y=list(by_image.values()), name=styles[name].label, text=[plain(notes[name][image]) for image in by_image],
             boxpoints="all", jitter=0.5, pointpos=0,
             marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
-            fillcolor=f"rgba{(*_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
+            fillcolor=f"rgba{(*hex_to_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(title="mean shift PSNR, dB")
@@ -271,10 +273,6 @@ def plain(text: str) -> str:
     '&lt;b&gt;a&lt;/b&gt;'
     """
     return html.escape(text, quote=False)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def _figure(height: int, margin: Mapping[str, int] | None = None) -> go.Figure:

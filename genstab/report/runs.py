@@ -1,6 +1,5 @@
 """What runs left in their folders, read back to be compared."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,17 +52,6 @@ class Run:
         if absent:
             missing.append(f"{SUMMARY} has no {', no '.join(absent)}")
         return missing
-
-
-def number(value: object) -> float | None:
-    """Return a finite number as it is, anything else as None.
-
-    >>> number(3), number(None), number(float("nan")), number(True), number("3")
-    (3, None, None, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:

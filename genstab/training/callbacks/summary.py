@@ -16,7 +16,8 @@ from genstab.data.collate import all_gathered, source_of
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.media import how_to_view
 from genstab.loggers.wandb_tables import log_tables
-from genstab.report.figures import map_table, results_table, shift_table
+from genstab.report.figures import map_table, shift_table
+from genstab.report.table import results_table
 from genstab.runtime.files import MEASUREMENTS, SUMMARY, Unwritten, named, unwritten_of, write_json
 from genstab.runtime.last_checkpoint import LastCheckpoint
 from genstab.runtime.provenance import provenance
