@@ -7,8 +7,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from genstab.metrics.measurements import image_means, known, mean
-from genstab.metrics.protocols import PROTOCOLS
-from genstab.metrics.registry import metrics, quality_by_image
+from genstab.metrics.registry import metrics, protocols, quality_by_image
 
 Rows = list[list[Any]]
 
@@ -76,7 +75,7 @@ def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
 def per_image_columns() -> list[str]:
     """Return one set of columns whatever was measured, so that W&B can join the tables of several runs."""
     quality = [metric.field for metric in metrics().values() if metric.per_image]
-    return ["image", *(f"{protocol} dB" for protocol in PROTOCOLS), *quality]
+    return ["image", *(f"{protocol} dB" for protocol in protocols()), *quality]
 
 
 def per_image_rows(measurements: Mapping[str, Any]) -> Rows:

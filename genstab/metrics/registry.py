@@ -6,10 +6,13 @@ keys for the README.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from genstab.errors import InputError, check_choice
 from genstab.metrics.measurements import number, unique
+
+if TYPE_CHECKING:
+    from genstab.metrics.protocols import Protocol
 
 Better = Literal["max", "min", "one", ""]
 # In the order in which tables show them; what nobody registered comes under the last one.
@@ -152,29 +155,29 @@ REDUCTIONS = {
 }
 
 
-def _of_protocols() -> dict[str, Metric]:
+def protocols() -> "dict[str, Protocol]":
+    """Return the protocols of shift PSNR by name."""
     from genstab.metrics.protocols import PROTOCOLS  # here, as it imports torch
 
-    found = {}
-    for protocol in _objects(PROTOCOLS):
-        for reduction, key in protocol.keys().items():
-            heading = protocol.heading if reduction == "mean" else f"{protocol.heading} {reduction}"
-            meaning = f"{protocol.meaning}: {REDUCTIONS[reduction]}"
-            found[key] = Metric(
-                key, heading, meaning, "shift PSNR", "dB", "max", 1, in_training=True, brief=reduction != "pooled"
-            )
-    return found
+    return PROTOCOLS
 
 
-def _objects(names: Any) -> list[Any]:
-    """Stand in for the objects that protocols will be."""
-    from types import SimpleNamespace
-
-    when = ("when the image is rolled around", "when the camera moves", "when the image moves by fractions of a pixel")
-    keys = [{"mean": f"val/shift_psnr_{name}"} for name in names]
-    keys[0] = {"mean": "val/shift_psnr", **{r: f"val/shift_psnr_{r}" for r in ("worst", "pooled")}}
-    each = zip(names, when, keys, strict=True)
-    return [SimpleNamespace(name=n, heading=n, meaning=n, when=w, keys=lambda k=k: k) for n, w, k in each]
+def _of_protocols() -> dict[str, Metric]:
+    return {
+        key: Metric(
+            key,
+            protocol.heading if reduction == "mean" else f"{protocol.heading} {reduction}",
+            f"{protocol.meaning}: {REDUCTIONS[reduction]}",
+            "shift PSNR",
+            "dB",
+            "max",
+            1,
+            in_training=True,
+            brief=reduction != "pooled",
+        )
+        for protocol in protocols().values()
+        for reduction, key in protocol.keys().items()
+    }
 
 
 def key_list() -> str:

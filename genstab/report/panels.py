@@ -6,8 +6,7 @@ from itertools import product
 from typing import Any
 
 from genstab.metrics.measurements import image_means, known, mean
-from genstab.metrics.protocols import PROTOCOLS
-from genstab.metrics.registry import metrics, quality_by_image
+from genstab.metrics.registry import metrics, protocols, quality_by_image
 from genstab.report.charts import (
     DISTANCE_COLOURS,
     STABILITY_COLOURS,
@@ -89,12 +88,13 @@ def _protocols(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """The measured shift PSNR by protocol and run."""
     measured = {run.name: run.measurements.get("shift_psnr") or {} for run in runs}
     found = dict.fromkeys(protocol for parts in measured.values() for protocol in parts)
-    order = [*(each for each in PROTOCOLS if each in found), *sorted(set(found) - set(PROTOCOLS))]
+    order = [*(each for each in protocols() if each in found), *sorted(found.keys() - protocols().keys())]
     return {each: {name: parts[each] for name, parts in measured.items() if each in parts} for each in order}
 
 
-def _protocol_select(protocols: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    return "protocol", [(each, each) for each in protocols]
+def _protocol_select(measured: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    named = {name: protocol.heading for name, protocol in protocols().items()}
+    return "protocol", [(each, named.get(each, each)) for each in measured]
 
 
 def lines_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
