@@ -36,28 +36,12 @@ INCONSISTENT, CONSISTENT = 0.9, 0.98
 MOSTLY_WRONG = 0.5
 """Accuracy below which a classifier is wrong more often than right."""
 
-FLAGS = {
-    "flickers": "shift PSNR below `FLICKERS`",
-    "random": "two runs on one input differ",
-    "rolling-only": "another protocol is `GAP` or more below circular, and below `STILL`",
-    "uneven": "the worst shift is `GAP`, or the pooled number `POOLED_GAP`, or more below the mean, and below `STILL`",
-    "blurry": "total variation below `BLURRY` of the targets'",
-    "busy": "total variation above `BUSY` of the targets'",
-    "constant": "outputs of different images differ by less than `SAME`",
-    "flat": "the standard deviation within an output is less than `SAME`",
-    "capped": "shift PSNR at the `CAP`, and constant or flat",
-    "fragile": "corruption error above `LESS_ROBUST` of the baseline's",
-    "inconsistent": "consistency below `INCONSISTENT`",
-    "inaccurate": "accuracy below `MOSTLY_WRONG`",
-}
-"""What `flags` may return, and when."""
-
 _CIRCULAR, _WORST, _POOLED = "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled"
 _CONSISTENCY = {"val/consistency": "the camera moves", "val/consistency_roll": "the image is rolled around"}
 
 
 def flags(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what is noteworthy as short words, in the order of `FLAGS`; a missing number raises none.
+    """Return what is noteworthy as short words; a missing number raises none.
 
     `val/output_spread` (root mean square distance between outputs of different images) and `val/output_std` (standard
     deviation within an output) are shares of the value range.
@@ -71,8 +55,8 @@ def flags(metrics: Mapping[str, Any]) -> list[str]:
     raised = {
         "flickers": psnr is not None and psnr < FLICKERS,
         "random": known.get("val/noise_floor", CAP) < CAP,
-        "rolling-only": bool(_behind(known)),
-        "uneven": bool(_uneven(known)),
+        "rolling-only": bool(_behind(known)),  # another protocol is far below circular
+        "uneven": bool(_uneven(known)),  # the worst or the pooled number is far below the mean
         "blurry": ratio is not None and ratio < BLURRY,
         "busy": ratio is not None and ratio > BUSY,
         "constant": constant,
@@ -82,7 +66,7 @@ def flags(metrics: Mapping[str, Any]) -> list[str]:
         "inconsistent": consistency < INCONSISTENT,
         "inaccurate": known.get("val/accuracy", 1.0) < MOSTLY_WRONG,
     }
-    return [flag for flag in FLAGS if raised[flag]]
+    return [flag for flag, is_raised in raised.items() if is_raised]
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[str]:
@@ -115,7 +99,7 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
     key = _headline(known)
     if not key:
         return []
-    psnr, said, when = known[key], _said(known, key), _when()
+    psnr, said, when = known[key], _said(known, key, named=True), _when()
     if "capped" in raised:
         sentences = [f"Says nothing about stability: {said} is the cap, which any constant output reaches."]
     elif psnr >= CAP:
@@ -128,21 +112,18 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         sentences = [f"{judgement} {when[key]}: {said}, a change of {share} % of the value range."]
     if "random" in raised:
         floor = known["val/noise_floor"]
-        chance = f"Not deterministic: two runs on one input agree to {_text(known, 'val/noise_floor')}"
+        chance = f"Not deterministic: two runs on one input agree to {_said(known, 'val/noise_floor')}"
         if psnr > floor - NOISE:
-            sentences.append(f"{chance}, so that {_text(known, key)} can't be told from its noise.")
+            sentences.append(f"{chance}, so that {_said(known, key)} can't be told from its noise.")
         else:
             sentences.append(f"{chance}; shifts change it more, {floor - psnr:.1f} dB below that noise floor.")
     if "rolling-only" in raised:
         # what lies behind: new content at the border, or a grid of whole pixels
-        others = " and ".join(f"{_text(known, other)} {when[other]}" for other in _behind(known))
-        sentences.append(f"Rolling flatters it: {_text(known, _CIRCULAR)} {when[_CIRCULAR]}, but {others}.")
+        others = _list(known, {other: when[other] for other in _behind(known)})
+        sentences.append(f"Rolling flatters it: {_said(known, _CIRCULAR)} {when[_CIRCULAR]}, but {others}.")
     if "uneven" in raised:
-        worse = " and ".join(f"{_text(known, other)} {words}" for other, words in _uneven(known).items())
-        sentences.append(
-            f"Uneven: the mean is {_text(known, _CIRCULAR)}, but {worse}; some shifts or some images are much worse "
-            "than others."
-        )
+        rest = "some shifts or some images are much worse than others"
+        sentences.append(f"Uneven: the mean is {_said(known, _CIRCULAR)}, but {_list(known, _uneven(known))}; {rest}.")
     return sentences
 
 
@@ -163,9 +144,8 @@ def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
             return [f"Its outputs are too busy, with {share}."]
         return [f"Not bought with blur: {share}." if stable else f"About as sharp as the targets: {share}."]
     if stable and "val/tv_target" not in known:
-        shown = f" ({_said(known, 'val/tv')})" if "val/tv" in known else ""
-        decibels = _text(known, _headline(known))
-        return [f"Whether its {decibels} are bought with blur{shown} can't be judged without targets."]
+        shown = f" ({_said(known, 'val/tv', named=True)})" if "val/tv" in known else ""
+        return [f"Whether its {psnr:.1f} dB are bought with blur{shown} can't be judged without targets."]
     return []
 
 
@@ -186,12 +166,13 @@ def _known(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key in metrics if (value := number(metrics[key])) is not None}
 
 
-def _text(known: Mapping[str, float], key: str) -> str:
-    return registered()[key].text(known[key])
+def _said(known: Mapping[str, float], key: str, named: bool = False) -> str:
+    metric = registered()[key]
+    return f"{metric.name} {metric.text(known[key])}" if named else metric.text(known[key])
 
 
-def _said(known: Mapping[str, float], key: str) -> str:
-    return f"{registered()[key].name} {_text(known, key)}"
+def _list(known: Mapping[str, float], words: Mapping[str, str]) -> str:
+    return " and ".join(f"{_said(known, key)} {each}" for key, each in words.items())
 
 
 def _when() -> dict[str, str]:

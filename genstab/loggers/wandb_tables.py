@@ -74,7 +74,7 @@ def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
 
 def per_image_columns() -> list[str]:
     """Return one set of columns whatever was measured, so that W&B can join the tables of several runs."""
-    quality = [metric.field for metric in metrics().values() if metric.per_image]
+    quality = [metric.key.removeprefix("val/") for metric in metrics().values() if metric.per_image]
     return ["image", *(f"{protocol} dB" for protocol in protocols()), *quality]
 
 
@@ -87,7 +87,9 @@ def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
     [['a', 25.0, None, None, 0.2, 15.0, 0.5, 0.1, 0.1]]
     """
     columns = {f"{name} dB": image_means(part) for name, part in (measurements.get("shift_psnr") or {}).items()}
-    columns |= {metric.field: by_image for metric, by_image in quality_by_image(measurements).items()}
+    columns |= {
+        metric.key.removeprefix("val/"): by_image for metric, by_image in quality_by_image(measurements).items()
+    }
     images = dict.fromkeys(image for by_image in columns.values() for image in by_image)
     return [[image, *(columns.get(key, {}).get(image) for key in per_image_columns()[1:])] for image in images]
 

@@ -35,6 +35,7 @@ class Metric:
         per_image: `measurements.json` has it for each image, too.
         brief: the Markdown table of options, which has to fit a README, has it too.
         derive: works it out from the summary; None: the summary holds it.
+        scale: from the summary's number to the unit.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Metric:
     per_image: bool = False
     brief: bool = False
     derive: Callable[[Mapping[str, Any]], float | None] | None = None
+    scale: float = 1.0
 
     @property
     def name(self) -> str:
@@ -59,18 +61,14 @@ class Metric:
         """Its name with its unit."""
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
-    @property
-    def field(self) -> str:
-        """Its key in the parts of `measurements.json`."""
-        return self.key.removeprefix("val/")
-
     def of(self, summary: Mapping[str, Any]) -> float | None:
         """Return its value in a summary, None where there is none.
 
         >>> metrics()["tv_ratio"].of({"val/tv": 0.03, "val/tv_target": 0.04})
         0.75
         """
-        return number(self.derive(summary) if self.derive else summary.get(self.key))
+        value = number(self.derive(summary) if self.derive else summary.get(self.key))
+        return value if value is None else value * self.scale
 
     def text(self, value: float) -> str:
         """Write a value with the metric's digits and unit.
@@ -88,11 +86,6 @@ class Metric:
 def _tv_ratio(summary: Mapping[str, Any]) -> float | None:
     own, target = number(summary.get("val/tv")), number(summary.get("val/tv_target"))
     return own / target if own is not None and target else None
-
-
-def _millions(summary: Mapping[str, Any]) -> float | None:
-    parameters = number(summary.get("parameters"))
-    return None if parameters is None else parameters / 1e6
 
 
 _METRICS: dict[str, Metric] = {}
@@ -144,14 +137,17 @@ def quality_by_image(measurements: Mapping[str, Any]) -> dict[Metric, dict[str, 
     """Return what `measurements.json` holds for each image, by metric; those that were not measured have none."""
     quality = measurements.get("quality") or {}
     images = unique(quality.get("images") or ())
-    measured = {metric: quality.get(metric.field) or () for metric in metrics().values() if metric.per_image}
-    return {metric: dict(zip(images, values, strict=False)) for metric, values in measured.items()}
+    return {
+        metric: dict(zip(images, quality.get(metric.key.removeprefix("val/")) or (), strict=False))
+        for metric in metrics().values()
+        if metric.per_image
+    }
 
 
 REDUCTIONS = {
     "mean": "mean over images and shifts",
-    "worst": "the least of all images and shifts",
-    "pooled": "one PSNR of the mean squared error over all images and shifts",
+    "worst": "the least of them",
+    "pooled": "one PSNR of the mean error",
 }
 
 
@@ -163,32 +159,27 @@ def protocols() -> "dict[str, Protocol]":
 
 
 def _of_protocols() -> dict[str, Metric]:
-    return {
-        key: Metric(
-            key,
-            protocol.heading if reduction == "mean" else f"{protocol.heading} {reduction}",
-            f"{protocol.meaning}: {REDUCTIONS[reduction]}",
-            "shift PSNR",
-            "dB",
-            "max",
-            1,
-            in_training=True,
-            brief=reduction != "pooled",
-        )
-        for protocol in protocols().values()
-        for reduction, key in protocol.keys().items()
-    }
+    found = {}
+    for protocol in protocols().values():
+        for reduction, key in protocol.keys().items():
+            heading = protocol.heading if reduction == "mean" else f"{protocol.heading} {reduction}"
+            meaning = f"{protocol.meaning}: {REDUCTIONS[reduction]}"
+            brief = reduction != "pooled"
+            found[key] = Metric(key, heading, meaning, "shift PSNR", "dB", "max", 1, in_training=True, brief=brief)
+    return found
 
 
 def key_list() -> str:
     """Return a Markdown table of every log key with its unit, the better direction and its meaning."""
-    words = {"max": "higher", "min": "lower", "one": "nearest to 1", "": ""}
-    rows = [
-        f"| `{m.key}` | {m.name} | {m.unit} | {words[m.better]} | {m.meaning}{'' if m.in_training else ' †'} |"
-        for m in metrics().values()
-        if m.key.startswith("val/")
-    ]
-    return "\n".join(["| key | name | unit | better | meaning |", "|---|---|---|---|---|", *rows])
+    words = {"max": "higher", "min": "lower"}
+    rows = ["| key | name | unit | better | meaning |", "|---|---|---|---|---|"]
+    for metric in metrics().values():
+        if metric.key.startswith("val/"):
+            meaning = metric.meaning if metric.in_training else f"{metric.meaning} (`genstab measure` only)"
+            rows.append(
+                f"| `{metric.key}` | {metric.name} | {metric.unit} | {words.get(metric.better, '')} | {meaning} |"
+            )
+    return "\n".join(rows)
 
 
 for _metric in (
@@ -234,7 +225,7 @@ for _metric in (
     Metric("val/lpips", "LPIPS", "perceptual distance of AlexNet features to the target (Zhang 2018)", better="min",
            brief=True),
     Metric("images_per_second", "speed", "images a second", "cost", "images/s", "max", 1),
-    Metric("parameters", "parameters", "parameters of the model", "cost", "million", "", 2, derive=_millions),
+    Metric("parameters", "parameters", "parameters of the model", "cost", "million", "", 2, scale=1e-6),
     Metric("seconds", "time", "seconds of the whole job", "cost", "s", "", 0),
     Metric("step_ratio", "step", "time of a training step over that of `none`, by the benchmark", "cost", "×", "min", 2,
            brief=True),
