@@ -195,7 +195,7 @@ for _metric in (
            "wrong, mean over the corruptions", "stability", "", "min"),
     Metric("val/consistency", "consistency, crop", "share of pairs of shifts for which a classifier gives one class, "
            "as the camera moves (Zhang 2019)", "stability", "", "max", 4),
-    Metric("val/consistency_roll", "consistency, circular", "the same as the image is rolled around", "stability", "",
+    Metric("val/consistency_roll", "consistency, circular", "the same when the image is rolled around", "stability", "",
            "max", 4),
     Metric("val/output_spread", "distance between outputs", "root mean square distance between the outputs of "
            "different images, as a share of the value range; near 0: the generator has collapsed", "stability", "", "",
@@ -211,9 +211,9 @@ for _metric in (
            per_image=True, brief=True),
     Metric("val/tv", "total variation", "mean absolute difference of neighbouring pixels of the outputs",
            in_training=True, per_image=True, brief=True),
-    Metric("val/tv_target", "total variation of targets", "the same of the targets", in_training=True, per_image=True,
+    Metric("val/tv_target", "TV of targets", "total variation of the targets", in_training=True, per_image=True,
            brief=True),
-    Metric("tv_ratio", "total variation ratio", "total variation of the outputs over that of the targets; below 1: "
+    Metric("tv_ratio", "TV ratio", "total variation of the outputs over that of the targets; below 1: "
            "blurry", unit="×", better="one", digits=2, derive=_tv_ratio),
     Metric("val/spectrum_error", "spectrum error", "distance between the mean radial power spectra of outputs and "
            "targets: blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),

@@ -38,6 +38,15 @@ class Style:
     dash: str
     symbol: str
 
+    def trace(self, size: int = 8) -> dict[str, Any]:
+        """Return the options of its markers and lines."""
+        line = {"color": self.colour, "width": 2.5, "dash": self.dash}
+        return {"name": self.label, "marker": {"color": self.colour, "symbol": self.symbol, "size": size}, "line": line}
+
+    def shade(self, opacity: float) -> str:
+        """Return its colour, almost transparent."""
+        return f"rgba{(*hex_to_rgb(self.colour), opacity)}"
+
 
 def run_styles(names: Sequence[str]) -> dict[str, Style]:
     """Give each run a label, a colour, a dash and a symbol; the eight colours come again with another dash.
@@ -49,13 +58,11 @@ def run_styles(names: Sequence[str]) -> dict[str, Style]:
     >>> run_styles(["a-run-whose-name-has-no-end-lr-0.0002"]).popitem()[1].label
     'a-run-whose-na…end-lr-0.0002'
     """
+    short = [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
     count = len(COLOURS)
-    labels = unique(
-        [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
-    )
     return {
         name: Style(plain(label), COLOURS[i % count], DASHES[(i + i // count) % len(DASHES)], SYMBOLS[i % count])
-        for i, (name, label) in enumerate(zip(names, labels, strict=True))
+        for i, (name, label) in enumerate(zip(names, unique(short), strict=True))
     }
 
 
@@ -79,29 +86,18 @@ def quality_scatter(
     figure = _figure(height=440)
     front = pareto_front([(quality.goodness(x), stability.goodness(y)) for x, y in points.values()])
     drawn = {name: (_drawn(quality, x), _drawn(stability, y)) for name, (x, y) in points.items()}
-    corners = [list(drawn.values())[i] for i in front]
+    xs, ys = zip(*drawn.values(), strict=True)
     figure.add_scatter(
-        x=[x for x, _ in corners],
-        y=[y for _, y in corners],
-        mode="lines",
-        name="Pareto front",
+        x=[xs[i] for i in front], y=[ys[i] for i in front], mode="lines", name="Pareto front", hoverinfo="skip",
         line={"shape": "vh", "dash": "dot", "width": 2, "color": "#8a8f98"},
-        hoverinfo="skip",
-    )
+    )  # fmt: skip
     for name, (x, y) in drawn.items():
         figure.add_scatter(
-            x=[x],
-            y=[y],
-            mode="markers",
-            name=styles[name].label,
-            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 14},
-            text=[plain(notes[name])],
+            x=[x], y=[y], mode="markers", text=[plain(notes[name])], **styles[name].trace(14),
             hovertemplate=f"<b>{styles[name].label}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>%{{text}}<extra></extra>",
-        )
-    figure.update_xaxes(title=f"{title_of(quality)}, better →", range=_range(quality, [x for x, _ in drawn.values()]))
-    figure.update_yaxes(
-        title=f"{title_of(stability)}, better ↑", range=_range(stability, [y for _, y in drawn.values()])
-    )
+        )  # fmt: skip
+    figure.update_xaxes(title=f"{title_of(quality)}, better →", range=_range(quality, xs))
+    figure.update_yaxes(title=f"{title_of(stability)}, better ↑", range=_range(stability, ys))
     return figure
 
 
@@ -128,9 +124,7 @@ def direction(shift: Shift) -> str:
     ('→', '↙', '')
     """
     dy, dx = shift
-    if dy and dx and abs(dy) != abs(dx):
-        return ""
-    return ARROWS[int(math.copysign(bool(dy), dy)), int(math.copysign(bool(dx), dx))]
+    return "" if dy and dx and abs(dy) != abs(dx) else ARROWS[int(np.sign(dy)), int(np.sign(dx))]
 
 
 def _label(shift: Shift) -> str:
@@ -164,43 +158,29 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         style, legend = styles[name], True
         for arrow in dict.fromkeys(map(direction, order)):
             shifts = [shift for shift in order if direction(shift) == arrow and table.get(shift)]
-            labels = [_label(shift) for shift in shifts]
-            rows = [table[shift] for shift in shifts]
-            if not rows:
+            if not shifts:
                 continue
-            low, high = ([float(np.quantile(row, q)) for row in rows] for q in (0.25, 0.75))
-            same = {"legendgroup": name, "line": {"color": style.colour, "width": 2.5, "dash": style.dash}}
+            labels, rows = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
+            low, high = np.transpose([np.quantile(row, (0.25, 0.75)) for row in rows]).tolist()
             figure.add_scatter(
-                x=labels + labels[::-1],
-                y=high + low[::-1],
-                fill="toself",
-                fillcolor=f"rgba{(*hex_to_rgb(style.colour), 0.16)}",
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                **same | {"line": {"width": 0}},
-            )
+                x=labels + labels[::-1], y=high + low[::-1], fill="toself", fillcolor=style.shade(0.16), mode="lines",
+                line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
+            )  # fmt: skip
             figure.add_scatter(
-                x=labels,
-                y=[sum(row) / len(row) for row in rows],
-                mode="lines+markers",
-                name=styles[name].label,
-                showlegend=legend,
-                marker={"symbol": style.symbol, "size": 7},
+                x=labels, y=[sum(row) / len(row) for row in rows], mode="lines+markers", **style.trace(7),
+                legendgroup=name, showlegend=legend,
                 customdata=[(a, b, min(row), len(row)) for a, b, row in zip(low, high, rows, strict=True)],
                 hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
                 "%{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}<extra></extra>",
-                **same,
-            )
+            )  # fmt: skip
             legend = False
-    figure.update_xaxes(
-        title="shift of the input, pixels",
-        type="category",
-        categoryorder="array",
-        categoryarray=[_label(shift) for shift in order],
-    )
+    _categories(figure, [_label(shift) for shift in order], "shift of the input, pixels")
     figure.update_yaxes(title="shift PSNR, dB")
     return figure
+
+
+def _categories(figure: go.Figure, names: Sequence[str], title: str) -> None:
+    figure.update_xaxes(title=title, type="category", categoryorder="array", categoryarray=names)
 
 
 def heat_map(values: Grid, limits: tuple[float, float], colours: Any, unit: str) -> go.Figure:
@@ -236,15 +216,12 @@ def run_lines(
     figure = _figure(height=400)
     order = list(dict.fromkeys(x for row in values.values() for x in row))
     for name, row in values.items():
-        style, places = styles[name], [x for x in order if x in row]
+        places = [x for x in order if x in row]
         figure.add_scatter(
-            x=[plain(str(x)) for x in places], y=[row[x] for x in places], name=style.label, mode="lines+markers",
-            line={"color": style.colour, "width": 2.5, "dash": style.dash},
-            marker={"symbol": style.symbol, "size": 8},
-            hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
+            x=[plain(str(x)) for x in places], y=[row[x] for x in places], mode="lines+markers", **styles[name].trace(),
+            hovertemplate=f"<b>{styles[name].label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
         )  # fmt: skip
-    categories = [plain(str(x)) for x in order]
-    figure.update_xaxes(title=x_title, type="category", categoryorder="array", categoryarray=categories)
+    _categories(figure, [plain(str(x)) for x in order], x_title)
     figure.update_yaxes(title=y_title)
     return figure
 
@@ -255,12 +232,11 @@ def image_boxes(
     """Draw the mean dB of every image, a box and its points a run: {run: {image: dB}}; `notes` show on hovering."""
     figure = _figure(height=400)
     for name, by_image in values.items():
+        trace = styles[name].trace(7) | {"line": {"color": styles[name].colour}}
         figure.add_box(
-            y=list(by_image.values()), name=styles[name].label, text=[plain(notes[name][image]) for image in by_image],
-            boxpoints="all", jitter=0.5, pointpos=0,
-            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
-            fillcolor=f"rgba{(*hex_to_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
-            hovertemplate="%{text}<extra></extra>",
+            y=list(by_image.values()), text=[plain(notes[name][image]) for image in by_image], **trace,
+            boxpoints="all", jitter=0.5, pointpos=0, fillcolor=styles[name].shade(0.12), hoveron="points",
+            showlegend=False, hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(title="mean shift PSNR, dB")
     return figure

@@ -13,7 +13,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from genstab.errors import InputError
-from genstab.metrics.registry import Metric
+from genstab.metrics.registry import Metric, protocols
 from genstab.report.charts import run_styles
 from genstab.report.panels import (
     Panel,
@@ -87,6 +87,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         title=title or ("One run" if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         styles=styles,
+        protocols=protocols().values(),
         verdicts=[(run.name, _sentences(run.summary["verdict"])) for run in runs if run.summary.get("verdict")],
         columns=columns,
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
