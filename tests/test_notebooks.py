@@ -1,6 +1,8 @@
 """Every notebook runs, in a fast mode: a cell's `fast` metadata takes the place of its source."""
 
+import ast
 import base64
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -8,6 +10,15 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_name_that_a_notebook_imports_is_there(path):
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for node in (node for source in cells for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("genstab"):
+            for alias in node.names:
+                assert hasattr(import_module(node.module), alias.name), f"{node.module}.{alias.name}"
 
 
 @pytest.mark.slow

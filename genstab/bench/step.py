@@ -106,7 +106,7 @@ def race(
         torch.compiler.reset()  # or the second batch size would get dynamic code
     torch.manual_seed(0)
     source, target = (torch.rand(batch, 3, size, size, device=device) * 2 - 1 for _ in range(2))
-    images = {"source": source, "target": target, "shift": (3, 5)}  # as if some were twins
+    images = {"source": source, "target": target, "shift": (3, 5)}  # as for overlapping crops
     steps: dict[str, Run] = {}
     peaks: dict[str, int | None] = {}
     for name, model in contest.models.items():

@@ -1,56 +1,76 @@
-"""Whether the options of a config are of the kinds that they must be, before anything is made of them."""
+"""Whether the options of a config are known and of the right types, before anything heavy is imported."""
 
-import inspect
-import os
-import types
-from collections.abc import Callable, Iterator, Mapping
-from numbers import Number
-from pkgutil import resolve_name
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
 
-import torch
+from pydantic import TypeAdapter, ValidationError
 
-from genstab.data.overlapping_crops import MARGIN
+from genstab.cli.signatures import signature_of
 from genstab.errors import InputError
 
+GREATEST_SEED = 2**32 - 1  # of NumPy
+TRAINER = "pytorch_lightning.Trainer"
+_OPTIMIZERS = "genstab trains two networks with an optimizer each, by hand"
+_NO_TEST = "genstab train only trains and validates"
+# Arguments of the Trainer that cannot do here what they do elsewhere: the values that change nothing, and the reason.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "accumulate_grad_batches": ((1,), f"{_OPTIMIZERS}, a step for each batch: set data.batch_size"),
+    "gradient_clip_val": ((None, 0), f"{_OPTIMIZERS}: gradients are not clipped"),
+    "gradient_clip_algorithm": ((None,), f"{_OPTIMIZERS}: gradients are not clipped"),
+    "limit_test_batches": ((None,), _NO_TEST),
+    "limit_predict_batches": ((None,), _NO_TEST),
+    "logger": ((None,), "choose one with logger=wandb, tensorboard or csv, or leave it out with ~logger"),
+    "callbacks": ((None,), "add a callback with +callbacks.NAME={_target_: …}"),
+}
 
-def check_devices(trainer: Mapping[str, Any]) -> None:
-    """Check a trainer's accelerator and devices against this machine, before anything starts.
+# What pydantic misses, in the words of a config.
+_WORDS = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "dict_type": "a group of keys",
+    **dict.fromkeys(("list_type", "tuple_type", "iterable_type"), "a list"),
+    **dict.fromkeys(("missing", "too_long"), "of the right length"),
+}
+
+
+def check_training(config: Mapping[str, Any]) -> None:
+    """Check what the config of a training must have beside arguments of the right types.
 
     Raises:
-        InputError: more devices than there are, several without a strategy, none.
+        InputError: an invalid seed, a folder that is not text, a strategy for one network, an equivariance loss without
+            overlapping crops, those without that loss or too small for it, a callback that is not a group of keys, an
+            argument of the Trainer that does not work here, validations less than a batch apart.
 
-    >>> check_devices({"accelerator": "cpu", "devices": 0})
+    >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
     Traceback (most recent call last):
     ...
-    genstab.errors.InputError: trainer.devices=0 is not at least 1
+    genstab.errors.InputError: callbacks.watch=3 is neither null nor a group of keys
+    >>> check_training({"seed": 1, "trainer": {"limit_test_batches": 2}})
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: trainer.limit_test_batches=2 does not work: genstab train only trains and validates
     """
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    gpus = torch.cuda.device_count()
-    processors = os.cpu_count() or 1
-    present = 4 * processors if accelerator == "cpu" else gpus  # a few processes may share a processor
-    if isinstance(devices, list):
-        wanted, farthest = len(devices), max(devices, default=-1) + 1
-    elif str(devices) in ("auto", "-1"):
-        wanted = farthest = 1 if accelerator == "cpu" else max(1, gpus)
-    elif isinstance(devices, int) or str(devices).isdigit():
-        wanted = farthest = int(devices)
-    else:
-        return  # Lightning's other spellings, such as "0,1"
-    if wanted < 1:
-        raise InputError(f"trainer.devices={devices} is not at least 1")
-    if wanted > 1 and trainer.get("strategy") is None:
-        raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
-    if accelerator == "cpu" and farthest > present:
-        raise InputError(f"trainer.devices={devices}: this machine has {processors} processors")
-    if accelerator in ("gpu", "cuda") and farthest > present:
-        raise InputError(
-            f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
-        )
-
-
-MOST_SEED = 2**32 - 1  # of NumPy
-_PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+    check_seed(config["seed"])
+    if not isinstance(folder := config.get("output_dir", ""), str):
+        raise InputError(f"output_dir={written(folder)} is not text")
+    trainer = config.get("trainer", {})
+    for name, (harmless, reason) in REFUSED.items():
+        if name in trainer and trainer[name] not in harmless:
+            raise InputError(f"trainer.{name}={written(trainer[name])} does not work: {reason}")
+    if (strategy := trainer.get("strategy")) in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"):
+        raise InputError(f"trainer.strategy={strategy} cannot train two networks in turn: trainer=ddp or ddp_cpu can")
+    for name in ("check_val_every_n_epoch", "val_check_interval"):
+        apart = trainer.get(name)
+        if isinstance(apart, int | float) and not apart > 0:
+            raise InputError(f"trainer.{name}={written(apart)} is not positive")
+    for name, callback in config.get("callbacks", {}).items():
+        if not (callback is None or isinstance(callback, Mapping)):
+            raise InputError(f"callbacks.{name}={written(callback)} is neither null nor a group of keys")
+    _check_overlapping_crops(config.get("data", {}), config.get("model", {}))
 
 
 def check_seed(seed: object) -> None:
@@ -61,58 +81,37 @@ def check_seed(seed: object) -> None:
     ...
     genstab.errors.InputError: seed=-1 is not an integer from 0 to 4294967295
     """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
-        raise InputError(f"seed={_written(seed)} is not an integer from 0 to {MOST_SEED}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= GREATEST_SEED:
+        raise InputError(f"seed={written(seed)} is not an integer from 0 to {GREATEST_SEED}")
 
 
-def check_training(config: Mapping[str, Any]) -> None:
-    """Check what a training's config must have beside arguments of the right kinds.
-
-    Raises:
-        InputError: a seed that is none, a folder that is no text, a strategy for one network, an equivariance loss
-            without twins, twins without that loss or too small for it, a callback that is no group of keys, validations
-            after less than a batch.
-
-    >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: callbacks.watch=3 is neither null nor a group of keys
-    """
-    check_seed(config["seed"])
-    if not isinstance(folder := config.get("output_dir", ""), str):
-        raise InputError(f"output_dir={_written(folder)} is not text")
-    if (strategy := config.get("trainer", {}).get("strategy")) in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"):
-        raise InputError(f"trainer.strategy={strategy} cannot train two networks in turn: trainer=ddp or ddp_cpu can")
-    _check_twins(config.get("data", {}), config.get("model", {}))
-    for name, callback in config.get("callbacks", {}).items():
-        if not (callback is None or isinstance(callback, Mapping)):
-            raise InputError(f"callbacks.{name}={_written(callback)} is neither null nor a group of keys")
-    for name in ("check_val_every_n_epoch", "val_check_interval"):
-        apart = config.get("trainer", {}).get(name)
-        if isinstance(apart, int | float) and not apart > 0:
-            raise InputError(f"trainer.{name}={_written(apart)} is not positive")
-
-
-def _check_twins(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    weight, reach = model.get("equivariance_weight"), data.get("twin_reach")
-    if not reach:
+def _check_overlapping_crops(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    weight, key = model.get("equivariance_weight"), "overlap_offset"
+    if data.get("twin_reach") is not None:  # its name in version 0.1
+        key = "twin_reach"
+    offset = data.get(key)
+    if not offset:
         if weight:
-            raise InputError("model.equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
+            raise InputError(
+                "model.equivariance_weight needs overlapping crops: set data.overlap_offset, for example to 8"
+            )
         return
     if weight == 0:
-        raise InputError(f"data.twin_reach={reach} without a model.equivariance_weight: set that, or data.twin_reach=0")
+        raise InputError(f"data.{key}={offset} without a model.equivariance_weight: set that, or data.{key}=0")
     size = data.get("crop_size")
     sides = [side for side in (size if isinstance(size, list) else [size]) if isinstance(side, int)]
-    if weight and sides and min(sides) <= 2 * MARGIN + reach:
-        least = 2 * MARGIN + reach + 1
-        raise InputError(f"data.crop_size={size} is too small for data.twin_reach={reach}: twins need {least} pixels")
+    if weight and sides:
+        from genstab.data.overlapping_crops import MARGIN  # imports torch
+
+        if min(sides) < (least := 2 * MARGIN + offset + 1):
+            raise InputError(f"data.crop_size={size} is too small for data.{key}={offset}: set at least {least}")
 
 
 def check_options(config: Mapping[str, Any], group: str = "") -> None:
-    """Check the options of each group that names a class or function by `_target_`; only their kinds.
+    """Check the options of each group that names a class or function by `_target_`, as `check_arguments` does.
 
     Raises:
-        InputError: there is no such class, or as `check_arguments`.
+        InputError: as `check_arguments`, or `_target_` is not text.
 
     >>> check_options({"data": {"_target_": "genstab.data.PairedData", "root": None}})
     Traceback (most recent call last):
@@ -120,90 +119,83 @@ def check_options(config: Mapping[str, Any], group: str = "") -> None:
     genstab.errors.InputError: data.root=null is not text
     """
     if "_target_" in config:
-        try:
-            target = resolve_name(config["_target_"])
-        except Exception as error:  # whatever the import of somebody's module raises
-            reason = " ".join(str(error).split())
-            raise InputError(f"{group}._target_={_written(config['_target_'])} is no class: {reason}") from error
+        if not isinstance(target := config["_target_"], str):
+            raise InputError(f"{group}._target_={written(target)} is not the dotted path of a class")
         check_arguments(target, {key: value for key, value in config.items() if key[:1] != "_"}, group)
     for key, value in config.items():
         if isinstance(value, Mapping):
             check_options(value, f"{group}.{key}" if group else str(key))
 
 
-def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], group: str) -> None:
-    """Check arguments against the annotations of a class or function, as far as these are plain types.
+def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") -> None:
+    """Check arguments against the signature of a class or function, as far as its source tells.
 
     Args:
-        target: what will be called.
-        arguments: plain types, as of a config; others are left alone, as are names that the annotations lack.
+        target: dotted path of what will be called.
+        arguments: plain types, as of a config.
         group: what precedes the names in messages.
 
     Raises:
-        InputError: a text for a number, null where there must be something, and the like.
+        InputError: an unknown argument, text for a number, null where there must be something, and the like.
 
-    >>> def network(channels: int, norm: str | None = None): ...
-    >>> check_arguments(network, {"channels": "many"}, "model")
+    >>> check_arguments("genstab.UNet", {"channels": "many"}, "model.generator")
     Traceback (most recent call last):
     ...
-    genstab.errors.InputError: model.channels='many' is not an integer
+    genstab.errors.InputError: model.generator.channels='many' is not an integer
+    >>> check_arguments("genstab.UNet", {"chanels": 8}, "model.generator")
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: model.generator.chanels is not known: did you mean channels or in_channels?
     """
-    wanted = _annotations(target)
+    signature = signature_of(target)
+    if signature is None:
+        return
     for name, value in arguments.items():
-        if name in wanted:
-            kinds = list(_members(wanted[name]))
-            if not any(_fits(value, kind) for kind in kinds):
-                choices = " or ".join(dict.fromkeys(_word(kind) for kind in kinds))
-                raise InputError(f"{group}.{name}={_written(value)} is not {choices}")
+        key = f"{group}.{name}" if group else name
+        if name in signature.types:
+            check_type(key, value, signature.types[name])
+        elif not signature.is_open:
+            close = nearest(name, signature.types) or f"; {target} takes {', '.join(signature.types)}"
+            raise InputError(f"{key} is not known{close}")
 
 
-def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of the arguments; where a class hands on `**kwargs`, those of its parents as well."""
-    functions = [each.__init__ for each in target.__mro__] if inspect.isclass(target) else [target]  # type: ignore[misc]
-    found: dict[str, Any] = {}
-    for function in functions:
-        try:
-            parameters = inspect.signature(function).parameters
-            hints = get_type_hints(function)
-        except (TypeError, ValueError, NameError):  # of C, or with types that only a type checker imports
-            break
-        found = {**{name: hints[name] for name in parameters if name in hints}, **found}
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-            break
-    return found
+def check_type(key: str, value: Any, kind: Any) -> None:
+    """Raise an `InputError` that names the key and the value unless this is of a type, as pydantic sees it."""
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        text = json.dumps(value)  # a config has what JSON has: lists for tuples
+    except Exception:  # a type that pydantic does not know, an object that somebody put into the config
+        return
+    problems = _problems(adapter, text)
+    if not problems:
+        return
+    words = [_WORDS.get(each["type"]) or each["msg"].removeprefix("Input should be ") for each in problems]
+    if not _problems(adapter, "null"):
+        words.append("null")
+    if len(problems) == 1 and problems[0]["type"] != "missing":  # perhaps of an element of a list
+        key = ".".join([key, *map(str, problems[0]["loc"])])
+        value = problems[0]["input"]
+    raise InputError(f"{key}={written(value)} is not {' or '.join(dict.fromkeys(words))}")
 
 
-def _members(hint: Any) -> Iterator[Any]:
-    if get_origin(hint) in (Union, types.UnionType):
-        for each in get_args(hint):
-            yield from _members(each)
-    else:
-        yield hint
+def _problems(adapter: TypeAdapter[Any], text: str) -> list[Any]:
+    try:
+        adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin is Literal:
-        return value in get_args(kind)
-    if kind in _PLAIN:
-        number = isinstance(value, Number) and not isinstance(value, bool)
-        return number if kind is float else isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if value is None:
-        return kind is Any
-    # a class may be made of anything, a container of a list or a group only
-    return not isinstance(origin, type) or isinstance(value, list | tuple | dict) or type(value) not in _PLAIN
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a question that names the known names most like this one; nothing where none is like it.
+
+    >>> nearest("max_epoch", ["max_epochs", "max_steps", "devices"])
+    ': did you mean max_epochs?'
+    """
+    close = get_close_matches(name, known, n=2, cutoff=0.7)
+    return f": did you mean {' or '.join(close)}?" if close else ""
 
 
-def _word(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(_written, get_args(kind)))}"
-    name = getattr(kind, "__name__", str(kind))
-    if kind in _PLAIN:
-        return _PLAIN[kind]
-    group = isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
-    return "a group of keys" if group else "a list" if isinstance(get_origin(kind), type) else f"a {name}"
-
-
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Write a value as in a config."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,20 +1,21 @@
-"""What the jobs of all commands share: errors of a composed config in one line, and no chatter."""
+"""Errors of a config, and of what is made of it, in one line."""
 
 import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
-from omegaconf import MissingMandatoryValue
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from genstab.cli.signatures import signature_of
 from genstab.errors import InputError
-from genstab.runtime.files import DISK, reason
 
 
 def quieten() -> None:
@@ -28,47 +29,103 @@ def quieten() -> None:
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Bring out the `InputError` that Hydra wraps when a constructor raises it, and make one of a disk's error."""
+    """Make an `InputError` of what is the user's or the machine's fault while a job runs, and bring out one inside."""
+    import torch  # only jobs come here, and they have imported both
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    from genstab.runtime.files import reason
+
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
+        *causes, root = _chain(error)
+        for cause in (*causes, root):
             if isinstance(cause, InputError):
                 raise cause from error.__cause__
-            # An argument that a constructor does not have is a misspelt option.
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
             late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known when the data are
             if misspelt or late or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(one_line(cause)) from error
-            if isinstance(cause, OSError) and cause.errno in DISK:
+            if isinstance(cause, OSError) and of_disk(cause):
                 last = extract_tb(cause.__traceback__)[-1]
                 where = cause.filename or f"{last.name} of {Path(last.filename).name}"
                 raise InputError(f"{where}: {reason(cause)}") from error
-            cause = cause.__cause__
-        if isinstance(error, InstantiationException):
-            root = _root(error)
-            if isinstance(root, TypeError | ValueError | ImportError | MisconfigurationException):
-                raise InputError(f"{_key(error)}: {one_line(root)}") from error
+        if isinstance(error, InstantiationException) and isinstance(
+            root, TypeError | ValueError | ImportError | MisconfigurationException
+        ):
+            key = re.search(r"full_key: (\S+)", str(error))
+            target = re.search(r"Error locating target ('[^']*')", str(error))
+            place = (key[1] if key else "an option") + (f"._target_={target[1]}" if target else "")
+            raise InputError(f"{place}: {one_line(root)}") from error
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             said = (str(error).strip().splitlines() or ["no more"])[0]
             raise InputError(f"out of memory: smaller batches or images need less ({said})") from error
         raise
 
 
-def _root(error: BaseException) -> BaseException:
-    return error if error.__cause__ is None else _root(error.__cause__)
+def of_disk(error: OSError) -> bool:
+    """Tell whether a disk or a permission is to blame."""
+    from genstab.runtime.files import DISK  # imports torch
+
+    return error.errno in DISK
 
 
-def _key(error: InstantiationException) -> str:
-    """Return the group of options of which something could not be made."""
-    found = re.search(r"full_key: (\S+)", str(error))
-    return found[1] if found else "an option"
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, its cause, the cause of that, …"""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error of Hydra says, without its lists of paths and its hints, in one line."""
-    message = re.split("Config search path:|full_key:|To append to your|See https://hydra", str(error))[0]
-    return " ".join(message.split()) + (
-        " (--help lists all options)" if message.startswith("Could not override") else ""
+    """Return what an error of Hydra says, in one line: without its lists of paths, with the keys that may be meant."""
+    message = re.split("Config search path:|full_key:|Key '|See https://hydra", str(error))[0]
+    said = " ".join(message.split())
+    if not said.startswith("Could not override"):
+        return said
+    said = re.sub(r" (To append to your (?:config|default list) use .*)", r" (\1; --help lists all keys)", said)
+    cause = error.__cause__
+    meant = _meant(cause) if isinstance(cause, OmegaConfBaseException) else []
+    return said.replace("'.", f"': did you mean {' or '.join(meant)}?", 1) if meant else said
+
+
+def _meant(error: OmegaConfBaseException) -> list[str]:
+    """Return the keys that somebody may have meant who named one that its group lacks."""
+    key, group = str(error.full_key), error.parent_node
+    if not isinstance(group, DictConfig):
+        return []
+    prefix, _, name = key.rpartition(".")
+    signature = signature_of(str(group.get("_target_")))
+    known = [each for each in (*group, *(signature.types if signature else ())) if each[:1] != "_"]
+    here = get_close_matches(name, dict.fromkeys(known), n=2, cutoff=0.7)
+    if here:
+        return [f"{prefix}.{each}".lstrip(".") for each in here]
+    everywhere = list(_keys(OmegaConf.to_container(group._get_root())))
+    return [each for each in everywhere if each.endswith(f".{name}")][:2] or get_close_matches(
+        key, everywhere, n=2, cutoff=0.8
     )
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def refusal(error: BaseException) -> str | None:
+    """Return in one line what submitit says of a job that it could not start, or that did not end; None for others.
+
+    >>> refusal(RuntimeError("something else")) is None
+    True
+    """
+    trace, module = error.__traceback__, ""
+    while trace is not None:
+        module = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    if not any(each.startswith("submitit.") for each in (module, type(error).__module__)):
+        return None
+    said, *log = re.split(r"\n-{9,}\n?", str(error))
+    end = [line for line in log[0].splitlines() if line.strip()][-1:] if log else []
+    return " ".join(": ".join([said, *end]).split())

@@ -28,7 +28,7 @@ from genstab.evaluation.publish import publish
 from genstab.inference.eval_mode import value_range
 from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
-from genstab.loggers.media import close
+from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
 from genstab.report.figures import films_beside, save_film, save_picture
 from genstab.report.page import write_page

@@ -1,40 +1,50 @@
-"""The command line: from the arguments to a composed config and its job; with `jobs`, all that knows Hydra."""
+"""The command line: from the arguments to a checked config, and only then to the job that imports torch."""
 
 import os
-import re
+import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, InterpolationResolutionError
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
 
-from genstab.cli.config_errors import one_line
-from genstab.cli.jobs import run_measure, run_predict, run_report, run_shard, run_workspace
-from genstab.cli.submitit import check_launcher, refusal, run_wherever
-from genstab.cli.train import WORKER_CONFIG, run_train
-from genstab.distributed.lost_process import SpokenFor
-from genstab.distributed.rendezvous import team
+from genstab.cli.arguments import (
+    MULTIRUN,
+    add_model_keys,
+    add_trainer_keys,
+    check_launcher,
+    check_words,
+    name_runs,
+    quote_paths,
+)
+from genstab.cli.check_config import check_arguments, check_options, check_training
+from genstab.cli.config_errors import of_disk, one_line, refusal
 from genstab.errors import InputError
-from genstab.runtime.files import DISK
+from genstab.runtime.provenance import git_states, processor, versions
 from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
-from genstab.runtime.streams import spared_streams
+
+if TYPE_CHECKING:
+    from genstab.distributed.rendezvous import Team
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
-PATHS = {
-    "ckpt_path", "corruptions.baseline", "costs", "data.root", "hydra.run.dir", "hydra.sweep.dir", "input",
-    "model.checkpoint", "output", "output_dir", "plot", "table",
-}  # fmt: skip
+# Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
+WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
+# What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.team`.
+_STARTED_BY_OTHERS = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SUBMITIT_EXECUTOR"}
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 
 usage: genstab COMMAND [key=value …]
@@ -46,7 +56,160 @@ usage: genstab COMMAND [key=value …]
   shard      pack pairs into shards, for data sets that do not fit one disk
   workspace  the same comparison in W&B, for those who have an account
 
-genstab COMMAND --help shows the options and examples."""
+genstab COMMAND --help shows the options and examples.
+genstab --version shows versions, the machine and the commit: add it to a bug report."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `genstab`.
+
+    Args:
+        job: where the function is that takes the config; imported once that is known to be good, with torch and all.
+        overrides: makes overrides of Hydra of the words on the command line.
+        typed: keys beside the groups whose types are checked.
+        used_by: what takes these keys.
+    """
+
+    job: str
+    overrides: Callable[[Sequence[str]], list[str]]
+    typed: tuple[str, ...] = ()
+    used_by: str = ""
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raise an `InputError` for the first option that is not known or has the wrong type."""
+        if "trainer" in config:
+            check_training(config)
+        model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
+        check_options({**config, "model": model})
+        check_arguments(self.used_by, {key: config[key] for key in self.typed})
+
+
+COMMANDS = {
+    "train": Command("genstab.cli.submitit:run_wherever", lambda words: add_trainer_keys(quote_paths(words))),
+    "measure": Command(
+        "genstab.cli.jobs:run_measure",
+        lambda words: add_model_keys(quote_paths(words)),
+        ("images", "batch_size", "reach", "margin", "multiple", "seed"),
+        "genstab.evaluation.options.Plan",
+    ),
+    "predict": Command(
+        "genstab.cli.jobs:run_predict",
+        lambda words: add_model_keys(quote_paths(words)),
+        ("batch_size", "recursive", "overwrite"),
+        "genstab.inference.predict.predict",
+    ),
+    "report": Command("genstab.cli.jobs:run_report", name_runs),
+    "shard": Command(
+        "genstab.cli.jobs:run_shard", quote_paths, ("size", "seed"), "genstab.data.shards.write.write_shards"
+    ),
+    "workspace": Command("genstab.cli.jobs:run_workspace", list),
+}
+
+
+def main() -> None:
+    """Run the command that `sys.argv[1]` names."""
+    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+        train()  # Lightning starts the other processes without the command's name
+        return
+    command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "--version":
+        print(_version())
+    elif command == "train":
+        train()
+    elif command in COMMANDS:
+        _launch(command)
+    else:
+        meant = "".join(f"; did you mean {each}?" for each in get_close_matches(command, COMMANDS, n=1))
+        sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}{meant}")
+
+
+def _version() -> str:
+    """Return what a bug report needs: versions, the machine, the commit if this runs from a checkout."""
+    lines = [f"{name} {number}" for name, number in versions().items()]
+    lines.append(f"{platform.platform()}, {processor()}, {os.cpu_count()} processors")
+    state = git_states()["genstab"]
+    if state and state["commit"]:
+        lines.append(f"commit {state['commit']}{' with changes' if state['dirty'] else ''}")
+    return "\n".join(lines)
+
+
+def train() -> None:
+    """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
+    processes: Team | None = None
+    with _one_line_errors():
+        if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+            from genstab.cli.train import run_train
+
+            run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
+            return
+        if _STARTED_BY_OTHERS & os.environ.keys():
+            from genstab.cli.train import follow
+            from genstab.distributed.rendezvous import team
+
+            processes = team()
+            if processes is not None:
+                signal.signal(signal.SIGTERM, _stop)
+                if processes.rank:
+                    follow(processes)
+                    return
+    with nullcontext() if processes is None else processes.leading():
+        _launch("train", processes)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """End in order, as torchrun asks for where another process failed: the first one may have something to say."""
+    raise Stopped(signum)
+
+
+def _launch(name: str, *given: object) -> None:
+    """Run a command's job with `conf/NAME.yaml`, changed by the overrides in `sys.argv`, and what else is given."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
+    command = COMMANDS[name]
+    errors: list[InputError] = []
+    started = False
+
+    def job(config: DictConfig) -> object:
+        nonlocal started
+        started = True
+        try:
+            command.check(_plain(config))
+            return resolve_name(command.job)(config, *given)
+        except InputError as error:
+            if by_submitit():
+                raise  # another process waits for it
+            errors.append(error)  # past Hydra, which would print a line before it; a sweep goes on
+            return None
+
+    with _one_line_errors():
+        sys.argv[1:] = command.overrides(sys.argv[1:])
+        check_words(sys.argv[1:])
+        check_launcher(sys.argv[1:])
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        except OSError as error:
+            # as of Hydra's own, which also are OSErrors; after the start, of the folder of a sweep's next job
+            if error.filename is None or (started and not of_disk(error)):
+                raise
+            key = "hydra.sweep.dir" if MULTIRUN & set(sys.argv) else "hydra.run.dir"
+            raise InputError(f"cannot make {error.filename}: {error.strerror} ({key}=DIR sets it)") from error
+        except RuntimeError as error:
+            if (reason := refusal(error)) is None:
+                raise
+            raise InputError(reason) from error
+        for other in errors[:-1]:
+            print(f"genstab: {other}", file=sys.stderr)
+        if errors:
+            raise errors[-1]
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except MissingMandatoryValue as error:
+        raise InputError(f"Missing mandatory value: {error.full_key}") from error
 
 
 @contextmanager
@@ -67,163 +230,3 @@ def _one_line_errors() -> Iterator[None]:
         if "Config group override must be" not in str(error):
             raise
         sys.exit("genstab: a group is left out with ~, as in ~logger, and not set to null")
-
-
-def _hydra(config_name: str, run: Callable[[DictConfig], object]) -> None:
-    """Call `run` with `conf/CONFIG_NAME.yaml` changed by the overrides in `sys.argv`."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
-    errors: list[InputError] = []
-    started = False
-
-    def job(config: DictConfig) -> object:
-        nonlocal started
-        started = True
-        try:
-            return run(config)
-        except InputError as error:
-            if by_submitit():
-                raise  # another process waits for it
-            errors.append(error)  # past Hydra, which would print a line before it; a sweep goes on
-            return None
-
-    with _one_line_errors():
-        _check_words()
-        check_launcher(sys.argv[1:])
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-        except OSError as error:
-            # as of Hydra's own, which also are OSErrors; after the start, of the folder of a sweep's next job
-            if error.filename is None or (started and error.errno not in DISK):
-                raise
-            key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
-            raise InputError(f"cannot make {error.filename}: {error.strerror} ({key}=DIR sets it)") from error
-        except RuntimeError as error:
-            if (reason := refusal(error)) is None:
-                raise
-            raise InputError(reason) from error
-        for other in errors[:-1]:
-            print(f"genstab: {other}", file=sys.stderr)
-        if errors:
-            raise errors[-1]
-
-
-def _check_words() -> None:
-    """Raise an `InputError` for a word that Hydra would only call a syntax error."""
-    values = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-c", "--cfg", "-p", "--package"}
-    for before, word in zip(sys.argv, sys.argv[1:], strict=False):
-        if "=" not in word and word[:1] not in ("-", "~") and before not in values:
-            raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
-
-
-def _plain_paths() -> None:
-    """Quote the values that are a path, unless they are quoted, refer to other keys or are choices of a sweep."""
-    sweep = {"-m", "--multirun"} & set(sys.argv)
-    for i, word in enumerate(sys.argv[1:], 1):
-        key, is_override, value = word.partition("=")
-        special = (
-            re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII)
-            and not value.startswith(("'", '"'))
-            and not re.search(r"\$\{|\\", value)
-        )
-        if is_override and key in PATHS and special and (not sweep or key[:6] == "hydra." or Path(value).exists()):
-            sys.argv[i] = f"{key}={_quoted(value)}"
-
-
-def _any_model_key() -> None:
-    """Let `model.NAME=` on the command line also add a key: a network's arguments are not in our configs."""
-    sys.argv[1:] = [re.sub(r"^(?=model\.[^=]+=)", "++", argument) for argument in sys.argv[1:]]
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    """End in order, as torchrun asks for where another process failed: the first one may have something to say."""
-    raise Stopped(signum)
-
-
-def train() -> None:
-    """Run `genstab train`, with the Hydra overrides in `sys.argv`."""
-    with spared_streams():
-        _train()
-
-
-def _train() -> None:
-    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        with _one_line_errors():
-            run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict
-        return
-    with _one_line_errors():
-        processes = team()
-        if processes is not None:
-            signal.signal(signal.SIGTERM, _stop)
-        if processes is not None and processes.rank:
-            with processes.following():
-                for config in processes.configs():
-                    with suppress(SpokenFor):  # the first one says whether there is another job
-                        run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
-            return
-    _plain_paths()
-    with nullcontext() if processes is None else processes.leading():
-        _hydra("train", partial(run_wherever, processes=processes))
-
-
-def predict() -> None:
-    """Run `genstab predict`, with the Hydra overrides in `sys.argv`."""
-    _plain_paths()
-    _any_model_key()
-    _hydra("predict", run_predict)
-
-
-def measure_model() -> None:
-    """Run `genstab measure`, with the Hydra overrides in `sys.argv`."""
-    _plain_paths()
-    _any_model_key()
-    _hydra("measure", run_measure)
-
-
-def report() -> None:
-    """Run `genstab report`, with folders and Hydra overrides in `sys.argv`."""
-    words = sys.argv[1:]
-    runs = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
-    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={_quoted(found[2])}", word) for word in words]
-    sys.argv[1:] = [f"runs=[{','.join(map(_quoted, runs))}]"] * bool(runs) + [w for w in rest if w not in runs]
-    _hydra("report", run_report)
-
-
-def _quoted(text: str) -> str:
-    """Let any text be a value in Hydra's grammar, in which a colon, a comma or a bracket means something."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def shard() -> None:
-    """Run `genstab shard`, with the Hydra overrides in `sys.argv`."""
-    _plain_paths()
-    _hydra("shard", run_shard)
-
-
-def workspace() -> None:
-    """Run `genstab workspace`, with the Hydra overrides in `sys.argv`."""
-    _hydra("workspace", run_workspace)
-
-
-COMMANDS = {
-    "train": train,
-    "measure": measure_model,
-    "predict": predict,
-    "report": report,
-    "shard": shard,
-    "workspace": workspace,
-}
-
-
-def main() -> None:
-    """Run the command that `sys.argv[1]` names."""
-    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        train()  # Lightning starts the other processes without the command's name
-        return
-    command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    if command in ("-h", "--help"):
-        print(USAGE)
-    elif command in COMMANDS:
-        COMMANDS[command]()
-    else:
-        sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}")

@@ -2,8 +2,8 @@
 
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, seed_everything
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from genstab.cli.check_config import check_devices, check_options, check_training
 from genstab.cli.config_errors import input_errors, quieten
-from genstab.distributed.lost_process import losses_noticed
+from genstab.cli.main import WORKER_CONFIG
+from genstab.distributed.lost_process import SpokenFor, losses_noticed
 from genstab.distributed.rendezvous import Team
 from genstab.errors import InputError
-from genstab.loggers.media import close, outlive
+from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.provenance import provenance
@@ -39,9 +39,6 @@ from genstab.runtime.resume import (
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
 
-# Holds a job's composed config for the processes that it starts, see `_workers_follow`.
-WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
-
 
 def run_train(config: DictConfig, processes: Team | None = None) -> float | None:
     """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
@@ -52,7 +49,7 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
         InputError: the config, the data or the machine cannot do it; before any training where possible.
     """
     quieten()
-    check_devices(OmegaConf.to_container(config.trainer))  # type: ignore[arg-type]  # a dict
+    check_devices(config.trainer)
     config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
     wanted, say = config.ckpt_path, rank_zero_only(print)
     path = _checkpoint_of(config)
@@ -60,8 +57,6 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     with input_errors():
         checkpoint = read_place(path) if path else None
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
-        check_options(plain)
-        check_training(plain)
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
         summary = summary_of(config.output_dir, place) if over else None
@@ -97,10 +92,10 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
                 continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
             if trainer.is_global_zero:  # the state of the code now, not when the training ends
                 ending.provenance = provenance(devices_of(trainer))
-            for each in trainer.loggers:
-                outlive(each)
-                each.log_hyperparams({**plain, **ending.provenance})
             try:
+                for each in trainer.loggers:
+                    outlive(each)
+                    each.log_hyperparams({**plain, **ending.provenance})
                 with _workers_follow(config, processes), losses_noticed(trainer, _to_go_on(config), processes):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:
@@ -108,6 +103,49 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
                     close(each)
     measured = trainer.callback_metrics.get("val/shift_psnr")
     return None if measured is None else measured.item()
+
+
+def follow(processes: Team) -> None:
+    """Train as the first of the processes says, until it has no job left."""
+    with processes.following():
+        for config in processes.configs():
+            with suppress(SpokenFor):  # the first one says whether there is another job
+                run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
+
+
+def check_devices(trainer: Mapping[str, Any]) -> None:
+    """Check a trainer's accelerator and devices against this machine, before anything starts.
+
+    Raises:
+        InputError: more devices than there are, several without a strategy, none.
+
+    >>> check_devices({"accelerator": "cpu", "devices": 0})
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: trainer.devices=0 is not at least 1
+    """
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    gpus = torch.cuda.device_count()
+    processors = os.cpu_count() or 1
+    present = 4 * processors if accelerator == "cpu" else gpus  # a few processes may share a processor
+    if isinstance(devices, list | ListConfig):
+        wanted, farthest = len(devices), max(devices, default=-1) + 1
+    elif str(devices) in ("auto", "-1"):
+        wanted = farthest = 1 if accelerator == "cpu" else max(1, gpus)
+    elif isinstance(devices, int) or str(devices).isdigit():
+        wanted = farthest = int(devices)
+    else:
+        return  # Lightning's other spellings, such as "0,1"
+    if wanted < 1:
+        raise InputError(f"trainer.devices={devices} is not at least 1")
+    if wanted > 1 and trainer.get("strategy") is None:
+        raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
+    if accelerator == "cpu" and farthest > present:
+        raise InputError(f"trainer.devices={devices}: this machine has {processors} processors")
+    if accelerator in ("gpu", "cuda") and farthest > present:
+        raise InputError(
+            f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
+        )
 
 
 def _job(config: DictConfig) -> HydraConf | None:

@@ -11,40 +11,40 @@ Size = tuple[int, int]
 
 
 class PairAugment(nn.Module):
-    """Resize, crop at random and flip a batch of pairs; both images of a pair get the same geometry.
+    """Resize, randomly crop and randomly flip a batch of pairs; both images of a pair get the same transform.
 
-    A pair travels as one tensor, its channels stacked, so that it cannot come apart.
+    The two images are concatenated along the channels, so that one transform is applied to both.
 
     Args:
-        crop_size: (height, width) of the result.
-        load_size: (height, width) before the crop, 286×286 for 256×256 in the paper; None crops at native size.
-        flip: whether half of the pairs are mirrored left to right.
-        room: pixels that the result is higher and wider than `crop_size`; where the image has not so many, its border
-            is reflected.
+        crop_size: (height, width) of the crop.
+        load_size: (height, width) before the crop, 286×286 for 256×256 in the paper; None does not resize.
+        flip: flip half of the pairs horizontally.
+        extra: pixels added to the height and the width of the crop; images that are too small are padded by reflection.
 
-    Shape: (N, C, H, W) and (N, C', H, W) → (N, C, *crop_size) and (N, C', *crop_size), each side longer by `room`.
+    Shape: (N, C, H, W) and (N, C', H, W) → (N, C, h + extra, w + extra) and (N, C', h + extra, w + extra), where
+    (h, w) is `crop_size`.
 
     Raises:
-        InputError: load_size is smaller than crop_size, or a batch is.
+        InputError: load_size or an image is smaller than crop_size.
 
     >>> source, target = PairAugment((8, 8), load_size=(10, 12))(torch.rand(2, 1, 6, 6), torch.rand(2, 3, 6, 6))
     >>> source.shape, target.shape
     (torch.Size([2, 1, 8, 8]), torch.Size([2, 3, 8, 8]))
     """
 
-    def __init__(self, crop_size: Size, load_size: Size | None = None, flip: bool = True, room: int = 0) -> None:
+    def __init__(self, crop_size: Size, load_size: Size | None = None, flip: bool = True, extra: int = 0) -> None:
         super().__init__()
         if load_size is not None and (load_size[0] < crop_size[0] or load_size[1] < crop_size[1]):
             raise InputError(f"load_size={load_size} is smaller than crop_size={crop_size}")
         self.crop_size, self.load_size = crop_size, load_size
-        self.size = crop_size[0] + room, crop_size[1] + room
+        self.size = crop_size[0] + extra, crop_size[1] + extra
         self.resize = K.Resize(load_size, antialias=True) if load_size is not None else nn.Identity()
         self.crop = K.RandomCrop(self.size)
         self.flip = K.RandomHorizontalFlip(p=0.5 if flip else 0.0)
 
     @torch.no_grad()
     def forward(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment one batch of pairs, values in [−1, 1]."""
+        """Augment a batch of pairs with values in [−1, 1]."""
         pair = torch.cat((source, target), dim=1)
         if self.load_size is None or pair.shape[-2:] != self.load_size:
             pair = self.resize(pair)

@@ -11,18 +11,18 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from genstab.data.augment import PairAugment, Size
-from genstab.data.collate import stacked
+from genstab.data.collate import collate_pairs
 from genstab.data.download import FACADES_URL, facades
-from genstab.data.overlapping_crops import twins
+from genstab.data.overlapping_crops import overlapping_crops
 from genstab.data.pairs import DIRECTIONS, ON_ERROR, PairedImages, Wanted, check_pairs, check_readable, find_pairs
-from genstab.data.sampler import EpochOrder, OrderedLoader
+from genstab.data.sampler import EpochSampler, ResumableLoader
 from genstab.data.synthetic import SyntheticFacades
 from genstab.errors import InputError, check_choice, check_counts
 
 CHECKS = ("fast", "full", "off")
-SSIM_WINDOW = 6  # pixels of a side, below which it cannot be reflected at the border
+SSIM_WINDOW = 6  # pixels; SSIM reflects its window at the border, which a smaller image does not allow
 CACHE = "~/.cache/genstab"
-PATIENCE = 600  # seconds without a batch, after which a disk or a loader's worker is given up
+TIMEOUT = 600  # seconds to wait for a batch of a loader's worker
 
 
 def as_size(name: str, size: int | Iterable[int]) -> Size:
@@ -41,25 +41,25 @@ def as_size(name: str, size: int | Iterable[int]) -> Size:
 
 
 class PairData(LightningDataModule):
-    """Loaders for pairs, augmented on the device in training: resize, random crop, flip.
+    """Data loaders for pairs of images; training pairs are resized, randomly cropped and flipped on the device.
 
-    A subclass fills `train_set` and `val_set` in `setup`. `skipped` says which pairs were left out as unreadable, in
-    this process, and why.
+    Subclasses set `train_set` and `val_set` in `setup`. The list `skipped` names the pairs that this process could not
+    read and left out, with the reason.
 
     Args:
-        crop_size: pixels of a training image, a number or [height, width].
-        load_size: pixels before the random crop, 286 for 256 in the paper; None: the images' own size.
-        flip: mirror half of the training pairs left to right.
-        batch_size: pairs a training batch, per process.
-        val_batch_size: pairs a validation batch, per process; no metric depends on it.
-        num_workers: loader processes; None: two less than the processors, at most 8. (On two processors a worker
-            would take more from the training than it gives.)
-        twin_reach: more than 0: a quarter of each training batch, at least one picture, in two windows, up to so many
-            pixels apart, instead of all of it in one; see `overlapping_crops`. Batches of one have no twins: it
-            warns; nor has the last of an epoch, if one is left.
+        crop_size: size of a training image, a number or [height, width].
+        load_size: size before the random crop, 286 for a crop of 256 in the paper; None keeps the size of the files.
+        flip: flip half of the training pairs horizontally.
+        batch_size: pairs in a training batch, per process.
+        val_batch_size: pairs in a validation batch, per process; no metric depends on it.
+        num_workers: worker processes of the loader; None: two less than the processors, at most 8. (On two processors
+            a worker would take more time from the training than it saves.)
+        overlap_offset: if positive, crop a quarter of each training batch, at least one image, twice, up to this many
+            pixels apart; see `overlapping_crops`. A batch of one has no overlapping crops, and a warning says so.
+        twin_reach: the name of `overlap_offset` in version 0.1.
 
     Raises:
-        InputError: a size or count that is not positive, load_size smaller than crop_size.
+        InputError: a size or count is not positive, or load_size is smaller than crop_size.
     """
 
     train_set: Dataset
@@ -73,20 +73,25 @@ class PairData(LightningDataModule):
         batch_size: int = 1,
         val_batch_size: int = 8,
         num_workers: int | None = None,
-        twin_reach: int = 0,
+        overlap_offset: int = 0,
+        twin_reach: int | None = None,
     ) -> None:
         super().__init__()
         check_counts(batch_size=batch_size, val_batch_size=val_batch_size)
-        if twin_reach:
-            check_counts(twin_reach=twin_reach)
+        if twin_reach is not None:
+            overlap_offset = twin_reach
+        if overlap_offset:
+            check_counts(overlap_offset=overlap_offset)
             if batch_size == 1:
-                rank_zero_warn(f"twin_reach={twin_reach} does nothing: batch_size=1 has no twins; 4 has")
+                rank_zero_warn(
+                    f"overlap_offset={overlap_offset} does nothing with batch_size=1: set batch_size=2 or more"
+                )
         if num_workers is not None and num_workers < 0:
             raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
-        self.twin_reach = twin_reach
-        self.augment = PairAugment(self.crop_size, self.load_size, flip, room=twin_reach)
+        self.overlap_offset = overlap_offset
+        self.augment = PairAugment(self.crop_size, self.load_size, flip, extra=overlap_offset)
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
@@ -95,33 +100,33 @@ class PairData(LightningDataModule):
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "collate_fn": stacked,
+            "collate_fn": collate_pairs,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "timeout": PATIENCE if self.num_workers else 0,
+            "timeout": TIMEOUT if self.num_workers else 0,
         }
 
-    def train_dataloader(self) -> OrderedLoader:
-        """Return this process's training pairs, shuffled anew in each epoch: by the seed of `seed_everything`, or 0."""
+    def train_dataloader(self) -> ResumableLoader:
+        """Return this process's training pairs, reshuffled every epoch by the seed of `seed_everything`, or 0."""
         trainer, seed = self.trainer, int(os.environ.get("PL_GLOBAL_SEED", 0))
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        return OrderedLoader(self.train_set, self._order(processes, rank, seed), **self._loading())
+        return ResumableLoader(self.train_set, self._sampler(processes, rank, seed), **self._loading())
 
-    def _order(self, processes: int, rank: int, seed: int) -> EpochOrder:
-        return EpochOrder(self.train_set, self.batch_size, processes, rank, seed)
+    def _sampler(self, processes: int, rank: int, seed: int) -> EpochSampler:
+        return EpochSampler(self.train_set, self.batch_size, processes, rank, seed)
 
     def val_dataloader(self) -> DataLoader:
-        """Return validation pairs in order."""
-        # Its own generator: the seeds of the workers would else be drawn from the one that draws dropout masks.
+        """Return the validation pairs in order."""
+        # A generator of its own, or the workers' seeds would be drawn from the one that draws dropout masks.
         return DataLoader(self.val_set, self.val_batch_size, generator=torch.Generator(), **self._loading())
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Take out of a batch what its data set had to leave out, and warn of each once."""
+        """Remove the notes on skipped pairs from a batch, and warn once of each."""
         for problem in "\n".join(batch.pop("skipped", ())).split("\n"):
-            self._leave_out(problem, warnings.warn)
+            self._skip(problem, warnings.warn)
         return batch
 
-    def _leave_out(self, problem: str, warn: Callable[[str], None]) -> None:
+    def _skip(self, problem: str, warn: Callable[[str], None]) -> None:
         if problem and problem not in self.skipped:
             self.skipped.append(problem)
             warn(f"data.on_error=skip leaves out a pair: {problem}")
@@ -130,23 +135,25 @@ class PairData(LightningDataModule):
         """Augment a training batch on its device; leave a validation batch as it is."""
         if self.trainer is not None and self.trainer.training:
             batch["source"], batch["target"] = self.augment(batch["source"], batch["target"])
-            if self.twin_reach:
-                batch |= twins(batch["source"], batch["target"], self.twin_reach)._asdict()
+            if self.overlap_offset:
+                crops = overlapping_crops(batch["source"], batch["target"], self.overlap_offset)
+                batch |= crops._asdict()
         return batch
 
 
 class SyntheticData(PairData):
-    """Procedural façades, drawn on the fly: label maps to photos, no download.
+    """Procedural façades, drawn on the fly: label maps to photos, nothing to download.
 
     Args:
-        train_images: pairs for training.
-        val_images: pairs for validation; none of them is in the training set.
-        size: pixels of a side before the random crop.
-        seed: draws another town.
-        crop_size, flip, batch_size, val_batch_size, num_workers, twin_reach: see `PairData`.
+        train_images: number of training pairs.
+        val_images: number of validation pairs; none of them is a training pair.
+        size: height and width before the random crop.
+        crop_size, batch_size: see `PairData`.
+        seed: another seed draws other façades.
+        kwargs: the other arguments of `PairData`.
 
     Raises:
-        InputError: a count or size that is not positive, size smaller than crop_size.
+        InputError: a count or size is not positive, or size is smaller than crop_size.
     """
 
     def __init__(
@@ -156,14 +163,11 @@ class SyntheticData(PairData):
         size: int = 128,
         crop_size: int | Iterable[int] = 128,
         seed: int = 0,
-        flip: bool = True,
         batch_size: int = 4,
-        val_batch_size: int = 8,
-        num_workers: int | None = None,
-        twin_reach: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(crop_size, None, flip, batch_size, val_batch_size, num_workers, twin_reach)
-        if min(self.crop_size) > size or max(self.crop_size) > size:
+        super().__init__(crop_size, None, batch_size=batch_size, **kwargs)
+        if max(self.crop_size) > size:
             raise InputError(f"size={size} is smaller than crop_size={self.crop_size}")
         self.train_set = SyntheticFacades(train_images, size, seed=seed)
         self.val_set = SyntheticFacades(val_images, size, seed=seed + 1)
@@ -173,17 +177,18 @@ class PairedData(PairData):
     """Pairs of images in a folder: side by side in `train/`, or in `trainA/` and `trainB/`; see `genstab.data.pairs`.
 
     Args:
-        root: folder that holds `train…` and `val…` or `test…`; `~` is your home.
+        root: folder with `train…` and `val…` or `test…`; `~` is expanded.
         direction: `AtoB` or `BtoA`, from source to target.
-        source_channels, target_channels: what every file must have.
-        check: before training, `fast` reads every file's header, `full` decodes every file once, `off` does nothing.
-        on_error: at a file that can't be read or used, before training or in it, `raise` an error that names it, or
-            `skip`: the next readable pair takes its place, also in validation, where it then counts twice.
-        crop_size, load_size, flip, batch_size, val_batch_size, num_workers, twin_reach: see `PairData`. Validation
-            images are resized to crop_size; with `load_size=None` they keep their size.
+        source_channels, target_channels: number of channels that every file must have.
+        check: before training, `fast` reads the header of every file, `full` decodes every file, `off` does nothing.
+        on_error: if a file cannot be read or used, `raise` an error that names it, or `skip` the pair: the next
+            readable pair takes its place, also in validation, where it then counts twice.
+        kwargs: the arguments of `PairData`. Validation images are resized to crop_size; with `load_size=None` they
+            keep their size.
 
     Raises:
-        InputError: the folder is missing, empty or unpaired, a file is unreadable, too small, or has other channels.
+        InputError: the folder is missing or empty, an image has no partner, or a file cannot be read, is too small, or
+            has another number of channels.
     """
 
     def __init__(
@@ -194,15 +199,9 @@ class PairedData(PairData):
         target_channels: int = 3,
         check: str = "fast",
         on_error: str = "raise",
-        crop_size: int | Iterable[int] = 256,
-        load_size: int | Iterable[int] | None = 286,
-        flip: bool = True,
-        batch_size: int = 1,
-        val_batch_size: int = 8,
-        num_workers: int | None = None,
-        twin_reach: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(crop_size, load_size, flip, batch_size, val_batch_size, num_workers, twin_reach)
+        super().__init__(**kwargs)
         check_choice("direction", direction, DIRECTIONS)
         check_choice("check", check, CHECKS)
         check_choice("on_error", on_error, ON_ERROR)
@@ -212,17 +211,17 @@ class PairedData(PairData):
         self.decoded = False
 
     def prepare_data(self) -> None:
-        """Decode every file once, on one process; only with `check=full`."""
+        """With `check=full`, decode every file once, on one process."""
         if self.check == "full" and not self.decoded:
             problems: list[str] = []
             pairs = [pair for split in ("train", "val") for pair in find_pairs(self.root, split)]
             check_readable(pairs, problems if self.on_error == "skip" else None)
             for problem in problems:
-                self._leave_out(problem, rank_zero_warn)
+                self._skip(problem, rank_zero_warn)
             self.decoded = True
 
     def setup(self, stage: str) -> None:
-        """Find the pairs and check the headers; of the validation split alone for the stage "validate"."""
+        """Find the pairs and check their headers; for the stage "validate", only those of the validation split."""
         if stage != "validate":
             self.train_set = self._dataset("train")
         self.val_set = self._dataset("val")
@@ -235,19 +234,19 @@ class PairedData(PairData):
         if problems and not sizes:
             raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
         for problem in problems:
-            self._leave_out(problem, rank_zero_warn)  # every process finds them
+            self._skip(problem, rank_zero_warn)  # every process finds the same
         return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
 
     def _wanted(self, split: str) -> Wanted:
         channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
-        if self.load_size is not None:  # only at native size may an image be too small
+        if self.load_size is not None:  # images are resized, so none is too small
             return Wanted(channels_a, channels_b)
         if split == "train":
             return Wanted(channels_a, channels_b, self.crop_size, "crop")
         return Wanted(channels_a, channels_b, (SSIM_WINDOW, SSIM_WINDOW), "window of SSIM")
 
     def _size(self, split: str, sizes: set[Size]) -> Size | None:
-        """Return to what size the data set brings images of these sizes; None: they keep theirs."""
+        """Return the size to which the dataset resizes images of these sizes; None: it does not resize them."""
         if self.load_size is None:
             if len(sizes) > 1:
                 raise InputError(
@@ -256,7 +255,7 @@ class PairedData(PairData):
             return None
         if split == "val":
             return self.crop_size
-        # One size that need not shrink is enlarged later, on the device.
+        # Images of one size that need not shrink are enlarged later, on the device.
         on_device = len(sizes) == 1 and all(map(int.__le__, *sizes, self.load_size))
         return None if on_device else self.load_size
 
@@ -265,27 +264,27 @@ class FacadesData(PairedData):
     """CMP Façades (Tyleček and Šára 2013) as pix2pix uses it, from labels to photos.
 
     Args:
-        root: a folder that holds the pairs already, or an empty one into which they are downloaded (29 MB); None is
+        root: a folder with the pairs, or an empty one into which they are downloaded (29 MB); None is
             `~/.cache/genstab`.
-        url: the archive.
-        kwargs: see `PairedData`.
+        url: where the archive is.
+        direction: `BtoA` for labels to photos, or `AtoB`.
+        kwargs: the other arguments of `PairedData`.
 
     Raises:
-        InputError: as `PairedData`; `root` does not exist; the download failed, and the message says what to do
-            without a network.
+        InputError: as `PairedData`; `root` does not exist; the download failed.
     """
 
     def __init__(self, root: str | None = None, url: str = FACADES_URL, direction: str = "BtoA", **kwargs: Any) -> None:
         super().__init__(root or CACHE, direction, **kwargs)
         self.url = url
         if root is not None and not os.path.isdir(self.root):
-            raise InputError(f"data.root={root} does not exist; it may be empty, for the façades to be downloaded into")
+            raise InputError(f"data.root={root} does not exist: create an empty folder to download the façades into")
 
     def _present(self) -> bool:
         return any(os.path.isdir(os.path.join(self.root, folder)) for folder in ("train", "trainA", "trainB"))
 
     def prepare_data(self) -> None:
-        """Download and unpack unless the pairs are there, then check them; on one process."""
+        """Download and unpack the pairs if they are missing, then check them; on one process."""
         if not self._present():
             self.root = str(facades(self.root, self.url))
         super().prepare_data()

@@ -1,7 +1,7 @@
-"""Twins: some of a batch's pictures, each in two windows that overlap, so that a loss can compare the outputs.
+"""Overlapping crops: two crops of one image, so that a loss can compare the outputs where they overlap.
 
-Only a quarter of a batch is paired, or one picture: with twins of half of it the generator sees half as many pictures a
-step, and draws less like the targets for it.
+Only a quarter of a batch, or one image, is cropped twice: with half of it the generator sees half as many images a
+step, and its outputs are less like the targets.
 """
 
 from typing import NamedTuple
@@ -11,15 +11,14 @@ from torch import Tensor
 
 from genstab.errors import InputError
 
-MARGIN = 8  # pixels at the border of the overlap that a training leaves out of the loss
+MARGIN = 8  # pixels at the border of the overlap that training leaves out of the loss
 
 
-class Twins(NamedTuple):
-    """A batch of pairs whose rows i and P + i show one scene for i < P, and by how much it moved between the two.
+class OverlappingCrops(NamedTuple):
+    """A batch of pairs in which rows i and P + i show the same scene for i < P = `overlapping_pairs(N)`.
 
-    P is `twin_pairs` of its N rows.
-
-    `source` and `target` are (N, C, H, W); `shift` is (dy, dx) in pixels, down and right positive, never zero.
+    `source` and `target` have shape (N, C, H, W). `shift` is (dy, dx), by how many pixels the scene moved down and to
+    the right from the first crop to the second; it is never (0, 0).
     """
 
     source: Tensor
@@ -27,59 +26,59 @@ class Twins(NamedTuple):
     shift: tuple[int, int]
 
 
-def twin_pairs(count: int) -> int:
-    """Return how many pictures a batch of `count` shows twice: a quarter of it, at least one; of one alone none.
+def overlapping_pairs(batch_size: int) -> int:
+    """Return how many images of a batch are cropped twice: a quarter, at least one; none in a batch of one.
 
-    >>> [twin_pairs(count) for count in (1, 2, 4, 8, 15)]
+    >>> [overlapping_pairs(batch_size) for batch_size in (1, 2, 4, 8, 15)]
     [0, 1, 1, 2, 3]
     """
-    return min(max(1, count // 4), count // 2)
+    return min(max(1, batch_size // 4), batch_size // 2)
 
 
-def twins(source: Tensor, target: Tensor, reach: int) -> Twins:
-    """Cut two windows out of each of a batch's first `twin_pairs` pictures, and one out of each of the next.
+def overlapping_crops(source: Tensor, target: Tensor, offset: int) -> OverlappingCrops:
+    """Crop the first `overlapping_pairs` images of a batch twice and the next ones once.
 
-    As many at the end are left out, so that the batch, and the cost of a training step, stays as it is. The places of
-    the two windows are drawn anew in every call, from torch's random state, and are the same for all pictures; a
-    picture in one window is seen through the first.
+    The last images are dropped, so that the batch size, and the cost of a training step, stays the same. The positions
+    of the two crops are drawn in every call from torch's random state and are the same for all images. Images that are
+    cropped once are cropped at the first position.
 
-    Shape: (N, C, H + reach, W + reach) and (N, C', H + reach, W + reach) → (N, C, H, W), (N, C', H, W) and the shift.
+    Shape: two of (N, C, H + offset, W + offset) → two of (N, C, H, W), and (dy, dx); C may differ between the two.
 
     Raises:
-        InputError: a reach below 1, or one that leaves nothing of the pictures.
+        InputError: `offset` is below 1, or not smaller than the images.
 
-    >>> pictures = torch.rand(4, 1, 9, 9)
-    >>> source, target, shift = twins(pictures, pictures, reach=2)
+    >>> images = torch.rand(4, 1, 9, 9)
+    >>> source, target, shift = overlapping_crops(images, images, offset=2)
     >>> source.shape, equivariance_loss(source, shift).item()
     (torch.Size([4, 1, 7, 7]), 0.0)
     """
     height, width = source.shape[-2:]
-    if not 1 <= reach < min(height, width):
-        raise InputError(f"reach={reach} is not from 1 to below the {height}×{width} of the pictures")
-    places = (reach + 1) ** 2
-    first, step = torch.randint(places, ()).item(), torch.randint(1, places, ()).item()
-    corners = [divmod(int(place) % places, reach + 1) for place in (first, first + step)]
-    pairs = twin_pairs(len(source))
+    if not 1 <= offset < min(height, width):
+        raise InputError(f"offset={offset} is not from 1 to below the {height}×{width} of the images")
+    positions = (offset + 1) ** 2
+    first, step = torch.randint(positions, ()).item(), torch.randint(1, positions, ()).item()
+    corners = [divmod(int(position) % positions, offset + 1) for position in (first, first + step)]
+    pairs = overlapping_pairs(len(source))
 
-    def windows(images: Tensor) -> Tensor:
-        one, two = (images[..., top : top + height - reach, left : left + width - reach] for top, left in corners)
+    def crops(images: Tensor) -> Tensor:
+        one, two = (images[..., top : top + height - offset, left : left + width - offset] for top, left in corners)
         return torch.cat((one[:pairs], two[:pairs], one[pairs : len(images) - pairs]))
 
     (top, left), (other_top, other_left) = corners
-    # a window further down shows the scene further up
-    return Twins(windows(source), windows(target), (top - other_top, left - other_left))
+    # In a crop further down, the scene lies further up.
+    return OverlappingCrops(crops(source), crops(target), (top - other_top, left - other_left))
 
 
 def equivariance_loss(output: Tensor, shift: tuple[int, int] | None, margin: int = 0) -> Tensor:
-    """Return how far the outputs for twins differ where they show the same: the mean of |S G(x) − G(S x)|, a scalar.
+    """Return the mean of |S G(x) − G(S x)| over the pixels where overlapping crops show the same, a scalar.
 
-    Zero where there is no overlap to compare, or no pair. (Zhou 2025, arXiv 2503.09419, trains with such a loss on
-    latents; here it is one between crops, on images.)
+    It is zero if the crops do not overlap or the batch has no pair. (Zhou 2025, arXiv 2503.09419, trains with such a
+    loss on latents; this one compares crops of images.)
 
     Args:
-        output: for the source of `Twins`, (N, C, H, W).
-        shift: theirs; None: there are none, and the loss is zero.
-        margin: pixels left out on each side of the overlap: a network must guess what lies beyond its border.
+        output: the generator's output (N, C, H, W) for the source of `OverlappingCrops`.
+        shift: their shift; None: the batch has no overlapping crops, and the loss is zero.
+        margin: pixels left out on each side of the overlap, since a network must guess what lies beyond its border.
 
     >>> output = torch.zeros(2, 1, 4, 4)
     >>> output[1, :, 1:] = 0.5
@@ -88,7 +87,7 @@ def equivariance_loss(output: Tensor, shift: tuple[int, int] | None, margin: int
     """
     if shift is None:
         return output.new_zeros(())
-    pairs = twin_pairs(len(output))
+    pairs = overlapping_pairs(len(output))
     first, second = [], []
     for by, size in zip(shift, output.shape[-2:], strict=True):
         length = max(0, size - abs(by) - 2 * margin)

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from genstab.evaluation.generators import Measured
 from genstab.evaluation.verdict import verdict
-from genstab.loggers.media import how_to_view, log_image, log_video
+from genstab.loggers.lifecycle import how_to_view
+from genstab.loggers.media import log_image, log_video
 from genstab.loggers.wandb_tables import log_tables
 from genstab.report.page import write_page
 from genstab.report.table import results_table

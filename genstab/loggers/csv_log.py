@@ -1,19 +1,26 @@
-"""`metrics.csv` that is whole at any time: rows that the disk does not take are kept until it does."""
+"""A CSV logger whose file is complete after every write, also on a disk that is full for a while."""
 
 import csv
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from genstab.runtime.files import write_whole
 
 
 class WholeCSVLogger(CSVLogger):
-    """Lightning's CSV logger, whose file has whole rows only, and all that there were once the disk takes them again.
+    """Lightning's `CSVLogger`, but `metrics.csv` holds complete rows only, and no row is lost while the disk is full.
+
+    Lightning's own deletes the file of an earlier run before it has a row to write, and opens it anew for a new column,
+    so a full disk would lose all rows. This one keeps the rows in memory, appends to the file, and replaces it
+    atomically when there is a new column.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -25,63 +32,63 @@ class WholeCSVLogger(CSVLogger):
     ['a,b,step', '1,,0', '2,3,1']
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics: list[dict[str, Any]] = []
+        self.columns: list[str] = []
+        self.saved = 0  # rows that the file holds
+
     @property
     @rank_zero_experiment
-    def experiment(self) -> "WholeRows":
-        """The writer of the file, made at first use."""
-        if self._experiment is None:
-            os.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = WholeRows(self.log_dir)
-        return self._experiment  # type: ignore[return-value]  # just made
+    def experiment(self) -> "WholeCSVLogger":
+        """The logger itself; Lightning's writer would delete the file of an earlier run."""
+        return self
 
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: `summary.json` in the run folder holds the config."""
 
-class WholeRows(ExperimentWriter):
-    """Write rows to `metrics.csv` in its folder.
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
+        """Add a row, which the next `save` writes."""
+        row = {key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()}
+        self.metrics.append({**row, "step": len(self.metrics) if step is None else step})
 
-    Lightning deletes the file of an earlier run before it has a row of its own, opens it anew for a column that it has
-    not had, so that a full disk would lose all rows, and leaves half a row of what else it could not write.
-    """
-
-    def _check_log_dir_exists(self) -> None:
-        """Leave an earlier file there until the first rows take its place."""
-
+    @rank_zero_only
     def save(self) -> None:
-        """Write the rows since the last time; those that cannot be written are kept for the next one."""
-        if not self.metrics:
+        """Write the new rows; those that cannot be written are tried again the next time."""
+        new = self.metrics[self.saved :]
+        if not new:
             return
-        path = Path(self.metrics_file_path)
-        before = list(self.metrics_keys)  # none: the file, if there is one, is not ours
-        try:
-            if self._record_new_keys() or not path.is_file():
-                self._write_all(path, keep=bool(before) and path.is_file())
-            else:
-                self._append(path)
-        except OSError:
-            self.metrics_keys = before
-            raise
-        self.metrics = []
+        path = Path(self.log_dir, "metrics.csv")
+        columns = sorted(set(self.columns).union(*new))
+        if columns == self.columns and path.is_file():
+            _append(path, _lines(new, columns))
+        else:
+            content = _lines(self.metrics, columns, header=True)
+            write_whole(path, lambda file: file.write(content))
+        self.columns, self.saved = columns, len(self.metrics)
 
-    def _write_all(self, path: Path, keep: bool) -> None:
-        rows: list[dict] = []
-        if keep:
-            with path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        text = self._lines(rows + self.metrics, header=True)
-        write_whole(path, lambda file: file.write(text))
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the last rows."""
+        self.save()
 
-    def _append(self, path: Path) -> None:
-        whole = path.stat().st_size
-        try:
-            with path.open("ab") as file:
-                file.write(self._lines(self.metrics))
-        except OSError:
-            os.truncate(path, whole)
-            raise
 
-    def _lines(self, rows: list[dict], header: bool = False) -> bytes:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.metrics_keys)
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue().encode()
+def _lines(rows: list[dict[str, Any]], columns: list[str], header: bool = False) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _append(path: Path, lines: bytes) -> None:
+    size = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(lines)
+    except OSError:
+        os.truncate(path, size)  # no half row stays
+        raise

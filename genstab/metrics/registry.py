@@ -197,11 +197,6 @@ for _metric in (
            "as the camera moves (Zhang 2019)", "stability", "", "max", 4),
     Metric("val/consistency_roll", "consistency, circular", "the same when the image is rolled around", "stability", "",
            "max", 4),
-    Metric("val/output_spread", "distance between outputs", "root mean square distance between the outputs of "
-           "different images, as a share of the value range; near 0: the generator has collapsed", "stability", "", "",
-           4, in_training=True),
-    Metric("val/output_std", "deviation within outputs", "standard deviation within an output, as a share of the value "
-           "range; near 0: the outputs are flat", "stability", "", "", 4, in_training=True),
     Metric("val/accuracy", "accuracy", "share of images that a classifier gets right", better="max", digits=4),
     Metric("val/l1", "L1", "mean absolute difference to the target", better="min", in_training=True, per_image=True,
            brief=True),
@@ -229,6 +224,11 @@ for _metric in (
     Metric("seconds", "time", "seconds of the whole job", "cost", "s", "", 0),
     Metric("step_ratio", "step", "time of a training step over that of `none`, by the benchmark", "cost", "×", "min", 2,
            brief=True),
+    Metric("val/output_spread", "distance between outputs", "root mean square distance between the outputs of "
+           "different images, as a share of the value range; near 0: the generator has collapsed", "further", "", "",
+           4, in_training=True),
+    Metric("val/output_std", "deviation within outputs", "standard deviation within an output, as a share of the value "
+           "range; near 0: the outputs are flat", "further", "", "", 4, in_training=True),
 ):  # fmt: skip
     register(_metric)
 

@@ -62,12 +62,8 @@ def shift_errors(
     shifts: Sequence[Sequence[float]],
     protocol: str = "circular",
     *,
-    margin: int = 8,
-    forward_batch: int = 32,
-    multiple: int = 1,
     dtype: torch.dtype = torch.float32,
-    check_finite: bool = True,
-    names: Sequence[str] | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of (G(S x) − S G(x))² over the valid pixels and their number, for each shift and each image.
 
@@ -78,13 +74,10 @@ def shift_errors(
         generator: maps (N, C, H, W) to images of k times the height and width, k = 1, 2, …
         images: (N, C, H, W), on the generator's device.
         shifts: pairs (dy, dx) in pixels of the input, none of them zero; floats only for `fractional`.
-        protocol: `circular`, `crop` or `fractional`, see `genstab.metrics.protocols.shift_pairs`.
-        margin: pixels left out on each side of the overlap, for `crop` and `fractional`.
-        forward_batch: images a forward pass.
-        multiple: windows of `crop` are cut to a multiple of so many pixels, for generators that need one.
+        protocol: one of `genstab.metrics.protocols.PROTOCOLS`.
         dtype: the precision that the generator is called in, see `genstab.inference.eval_mode.inference`.
-        check_finite: raise where an output is not finite; else it counts as NaN or infinite.
-        names: what that error calls the images; None: their index in the batch.
+        options: `margin`, `forward_batch`, `multiple`, `check_finite` and `names`, see
+            `genstab.metrics.protocols.shift_pairs`.
 
     Returns:
         Two of float64 and shape (len(shifts), len(images)).
@@ -98,12 +91,8 @@ def shift_errors(
     (0.0, [192.0, 192.0])
     """
     with inference(generator, dtype) as generate:
-        rows = [
-            squared_error(*pair_and_mask)
-            for _, *pair_and_mask in shift_pairs(
-                generate, images, shifts, protocol, margin, forward_batch, multiple, check_finite, names
-            )
-        ]
+        pairs = shift_pairs(generate, images, shifts, protocol, **options)
+        rows = [squared_error(*pair_and_mask) for _, *pair_and_mask in pairs]
     errors, counts = zip(*rows, strict=True)
     return torch.stack(errors), torch.stack(counts)
 
@@ -116,22 +105,16 @@ def shift_psnr(
     *,
     data_range: float = 2.0,
     cap: float = 100.0,
-    margin: int = 8,
-    forward_batch: int = 32,
-    multiple: int = 1,
-    dtype: torch.dtype = torch.float32,
-    check_finite: bool = True,
-    names: Sequence[str] | None = None,
+    **options: Any,
 ) -> Tensor:
     """Measure how far G(S x) is from S G(x), in dB, for each shift and each image.
 
     PSNR = 10 log10(R² / mean over the valid pixels of (G(S x) − S G(x))²), higher is more stable.
 
     Args:
+        generator, images, shifts, protocol, options: as for `shift_errors`.
         data_range: R, 2 for images in [−1, 1].
         cap: what no error at all counts as.
-        generator, images, shifts, protocol, margin, forward_batch, multiple, dtype, check_finite, names: as for
-            `shift_errors`.
 
     Returns:
         dB, float64, shape (len(shifts), len(images)).
@@ -144,25 +127,61 @@ def shift_psnr(
     """
     if data_range <= 0:
         raise InputError(f"data_range={data_range} must be positive")
-    error, count = shift_errors(
-        generator,
-        images,
-        shifts,
-        protocol,
-        margin=margin,
-        forward_batch=forward_batch,
-        multiple=multiple,
-        dtype=dtype,
-        check_finite=check_finite,
-        names=names,
-    )
+    error, count = shift_errors(generator, images, shifts, protocol, **options)
     return decibel(error / count, data_range, cap)
 
 
-class ShiftPSNR(Metric):
+class _ShiftSums(Metric):
+    """Sums over images, one of each for every shift, from which all reductions follow.
+
+    They are of float64, so that the numbers depend neither on the batches nor on the number of processes.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    decibels: Tensor
+    images: Tensor
+    worst: Tensor
+    error: Tensor
+    pixels: Tensor
+
+    def __init__(self, shifts: int, data_range: float, cap: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if data_range <= 0 or cap <= 0:
+            raise InputError(f"data_range={data_range} and cap={cap} must be positive")
+        self.data_range, self.cap = data_range, cap
+        for name in ("decibels", "images", "error", "pixels"):
+            self.add_state(name, torch.zeros(shifts, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("worst", torch.full((shifts,), cap, dtype=torch.float64), dist_reduce_fx="min")
+
+    def _decibel(self, error: Tensor, pixels: Tensor) -> Tensor:
+        return decibel(error / pixels, self.data_range, self.cap)
+
+    def _add(self, shift: int, error: Tensor, pixels: Tensor) -> None:
+        if len(error):
+            decibels = self._decibel(error, pixels)
+            self.decibels[shift] += decibels.sum()
+            self.images[shift] += len(decibels)
+            self.worst[shift] = torch.minimum(self.worst[shift], decibels.min())
+            self.error[shift] += error.sum()
+            self.pixels[shift] += pixels.sum()
+
+    def _reduced(self, reduction: str) -> Tensor:
+        """Return one number for all shifts, float32; NaN before the first update."""
+        if reduction == "mean":
+            value = self.decibels.sum() / self.images.sum()
+        elif reduction == "worst":
+            value = torch.where(self.images.any(), self.worst.min(), torch.nan)
+        else:
+            value = self._decibel(self.error.sum(), self.pixels.sum())
+        return value.float()
+
+
+class ShiftPSNR(_ShiftSums):
     """Reduce the PSNR between shifted outputs and outputs of shifted inputs to one number, in dB.
 
-    The same at any batch size and on any number of processes: the states are sums in float64.
+    The same at any batch size and on any number of processes.
 
     Args:
         data_range: R in 10 log10(R² / MSE); 2 for images in [−1, 1].
@@ -180,58 +199,30 @@ class ShiftPSNR(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    decibels: Tensor
-    images: Tensor
-    worst: Tensor
-    error: Tensor
-    pixels: Tensor
 
     def __init__(self, data_range: float = 2.0, reduction: str = "mean", cap: float = 100.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(1, data_range, cap, **kwargs)
         check_choice("reduction", reduction, REDUCTIONS)
-        if data_range <= 0 or cap <= 0:
-            raise InputError(f"data_range={data_range} and cap={cap} must be positive")
-        self.data_range, self.reduction, self.cap = data_range, reduction, cap
-        zero = torch.tensor(0.0, dtype=torch.float64)
-        for name in ("decibels", "images", "error", "pixels"):
-            self.add_state(name, zero.clone(), dist_reduce_fx="sum")
-        self.add_state("worst", torch.tensor(cap, dtype=torch.float64), dist_reduce_fx="min")
+        self.reduction = reduction
 
     def update(self, shifted_output: Tensor, output_of_shifted: Tensor, mask: Tensor | None = None) -> None:
         """Add a batch: S G(x) and G(S x), each (N, C, H, W), and the mask of the valid pixels."""
-        error, count = squared_error(shifted_output, output_of_shifted, mask)
-        if not len(error):
-            return
-        decibels = decibel(error / count, self.data_range, self.cap)
-        self.decibels += decibels.sum()
-        self.images += len(decibels)
-        self.worst = torch.minimum(self.worst, decibels.min())
-        self.error += error.sum()
-        self.pixels += count.sum()
+        self._add(0, *squared_error(shifted_output, output_of_shifted, mask))
 
     def compute(self) -> Tensor:
         """Return the number in dB, float32; NaN before the first update."""
-        if self.reduction == "mean":
-            value = self.decibels / self.images
-        elif self.reduction == "worst":
-            value = torch.where(self.images > 0, self.worst, torch.nan)
-        else:
-            value = decibel(self.error / self.pixels, self.data_range, self.cap)
-        return value.float()
+        return self._reduced(self.reduction)
 
 
-class ShiftTable(Metric):
-    """Hold one PSNR for each shift and each image, and one for each shift over all images, in dB.
+class ShiftTable(_ShiftSums):
+    """Hold one PSNR for each shift and each image, one for each shift over all images, and their reductions, in dB.
 
-    The states are sums in float64, and an image has its column by its position in the dataset: the numbers depend
-    neither on the batches nor on which process saw which image. Where nothing was measured they are NaN.
+    An image has its column by its position in the dataset: the numbers depend neither on the batches nor on which
+    process saw which image. Where nothing was measured they are NaN.
 
     Args:
         shifts: the number of shifts, rows of the table.
-        images: the most columns that the table may have; images at later positions count for the shift alone.
+        images: the most columns that the table may have; images at later positions count for all but the table.
         data_range: R in 10 log10(R² / MSE); 2 for images in [−1, 1].
         cap: what no error at all counts as, in dB.
 
@@ -240,32 +231,26 @@ class ShiftTable(Metric):
 
     >>> table = ShiftTable(shifts=2)
     >>> table.update(0, torch.tensor([0, 2]), torch.tensor([4.0, 0.0]), torch.tensor([100.0, 100.0]))
-    >>> decibels, pooled = table.compute()
+    >>> decibels, pooled, reductions = table.compute()
     >>> decibels.tolist()
     [[20.0, nan, 100.0], [nan, nan, nan]]
     >>> pooled
     tensor([23.0103,     nan], dtype=torch.float64)
+    >>> reductions
+    {'mean': tensor(60.), 'worst': tensor(20.), 'pooled': tensor(23.0103)}
     """
 
-    is_differentiable = False
-    full_state_update = False
-
-    error: Tensor
-    pixels: Tensor
-    pooled_error: Tensor
-    pooled_pixels: Tensor
+    error_of_image: Tensor
+    pixels_of_image: Tensor
 
     def __init__(
         self, shifts: int, images: int = 1000, data_range: float = 2.0, cap: float = 100.0, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
         check_counts(shifts=shifts, images=images)
-        if data_range <= 0 or cap <= 0:
-            raise InputError(f"data_range={data_range} and cap={cap} must be positive")
-        self.shifts, self.images, self.data_range, self.cap = shifts, images, data_range, cap
-        for name in ("error", "pixels"):
+        super().__init__(shifts, data_range, cap, **kwargs)
+        self.shifts, self.columns = shifts, images
+        for name in ("error_of_image", "pixels_of_image"):
             self.add_state(name, torch.zeros(shifts, images, dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state(f"pooled_{name}", torch.zeros(shifts, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, shift: int, positions: Tensor, error: Tensor, pixels: Tensor) -> None:
         """Add images for the shift of that index: their positions in the dataset, and what `squared_error` returns.
@@ -273,20 +258,22 @@ class ShiftTable(Metric):
         Shape: (N,) each.
         """
         positions, error, pixels = (values.to(self.error.device) for values in (positions, error, pixels))
-        self.pooled_error[shift] += error.sum()
-        self.pooled_pixels[shift] += pixels.sum()
-        kept = positions < self.images
-        self.error[shift].index_add_(0, positions[kept], error[kept].double())
-        self.pixels[shift].index_add_(0, positions[kept], pixels[kept].double())
+        error, pixels = error.double(), pixels.double()
+        self._add(shift, error, pixels)
+        kept = positions < self.columns
+        self.error_of_image[shift].index_add_(0, positions[kept], error[kept])
+        self.pixels_of_image[shift].index_add_(0, positions[kept], pixels[kept])
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return dB of shape (shifts, images), up to the last image that was measured, and (shifts,) over all."""
-        measured = self.pixels.any(0).nonzero()
+    def compute(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return dB of shape (shifts, images), up to the last image that was measured, (shifts,), and by reduction."""
+        measured = self.pixels_of_image.any(0).nonzero()
         width = int(measured.max()) + 1 if len(measured) else 0
-        table = decibel(self.error[:, :width] / self.pixels[:, :width], self.data_range, self.cap)
-        return table, decibel(self.pooled_error / self.pooled_pixels, self.data_range, self.cap)
+        table = self._decibel(self.error_of_image[:, :width], self.pixels_of_image[:, :width])
+        reductions = {reduction: self._reduced(reduction) for reduction in REDUCTIONS}
+        return table, self._decibel(self.error, self.pixels), reductions
 
-    def tables(self) -> tuple[Tensor, Tensor]:
+    def tables(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return what `compute` does, on the CPU and always of these shapes: a Metric drops axes of one element."""
-        table, pooled = self.compute()
-        return table.reshape(self.shifts, table.numel() // self.shifts).cpu(), pooled.reshape(self.shifts).cpu()
+        table, pooled, reductions = self.compute()
+        rows = table.reshape(self.shifts, table.numel() // self.shifts)
+        return rows.cpu(), pooled.reshape(self.shifts).cpu(), reductions

@@ -104,7 +104,7 @@ def _below(path: Path, depth: int) -> list[Path]:
     return [run for folder in path.iterdir() if depth and folder.is_dir() for run in _below(folder, depth - 1)]
 
 
-def _in_order(folder: Path) -> object:
+def _in_order(folder: Path) -> tuple[list[str | int], str]:
     return natural(folder.as_posix())
 
 

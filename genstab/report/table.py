@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from genstab.metrics.registry import Metric, metrics, of_summary
 from genstab.report.runs import Run
@@ -20,15 +20,15 @@ def columns_of(runs: Sequence[Run]) -> list[Metric]:
 
 
 def results_table(summary: Mapping[str, Any], title: str) -> Table:
-    """Return the metrics that a run logged as a table for the terminal.
+    """Return the stability and quality that a run logged as a table for the terminal, to one more digit than elsewhere.
 
     >>> results_table({"val/l1": 0.31}, "run").row_count
     1
     """
-    table = Table("", Column("", justify="right"), "", title=title, show_header=False)
+    table = Table("", "", "", title=title, show_header=False)
     for metric in metrics().values():
-        if metric.group != "cost" and (value := metric.of(summary)) is not None:
-            table.add_row(metric.name, f"{value:.{metric.digits}f}", metric.unit)
+        if metric.key in summary and metric.group not in ("cost", "further"):
+            table.add_row(metric.name, f"{summary[metric.key]:.{metric.digits + 1}f}", metric.unit)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Files that are always whole: a crash, or a full disk, while one is written leaves the one before it as it was."""
+"""Atomic writes: a crash or a full disk while a file is written leaves the previous file as it was."""
 
 import errno
 import io
@@ -20,27 +20,27 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from genstab.errors import InputError
 
-# The world's fault and nobody's defect: no space, no quota, a failing, missing or read-only disk, no permission.
+# Errors of the disk, not of the program: no space, no quota, a failing, missing or read-only disk, no permission.
 DISK = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENODEV, errno.ESTALE, errno.EROFS, errno.EACCES}
 )
 
 
-class Unwritten:
-    """What of one kind could not be written, and why: file → reason. There is one warning, whatever follows it.
+class FailedWrites:
+    """The files of one kind that could not be written: file → reason. The first failure is a warning.
 
-    Whoever writes something has one as its attribute `unwritten`, and `unwritten_of` collects them.
+    Callbacks, loggers and the checkpoint plugin keep one as their attribute `unwritten`; `unwritten_files` collects it.
 
     Args:
         kind: what is written, for the warning.
-        then: how it goes on, likewise.
+        consequence: how the program continues, for the warning.
 
     >>> import warnings
-    >>> pictures = Unwritten("picture", "the training goes on without it")
+    >>> pictures = FailedWrites("picture", "the training goes on without it")
     >>> with warnings.catch_warnings(record=True) as warned:
     ...     warnings.simplefilter("always")
     ...     for name in ("a.png", "b.png"):
-    ...         with pictures.spare(name):
+    ...         with pictures.tolerate(name):
     ...             raise OSError(errno.ENOSPC, "No space left on device")
     >>> [str(warning.message) for warning in warned]
     ['picture a.png could not be written (No space left on device); the training goes on without it']
@@ -48,30 +48,31 @@ class Unwritten:
     {'a.png': 'No space left on device', 'b.png': 'No space left on device'}
     """
 
-    def __init__(self, kind: str, then: str) -> None:
-        self.kind, self.then, self.said = kind, then, False
+    def __init__(self, kind: str, consequence: str) -> None:
+        self.kind, self.consequence, self.warned = kind, consequence, False
         self.files: dict[str, str] = {}
 
     @contextmanager
-    def spare(self, path: str | Path) -> Iterator[None]:
-        """Go on after an `OSError` in here; what is written in the end is not missing any more."""
+    def tolerate(self, path: str | Path) -> Iterator[None]:
+        """Record an `OSError` and continue; forget an earlier one if the file could be written this time."""
         try:
             yield
         except OSError as error:
-            self.note(path, error)
+            self.record(path, error)
         else:
             self.files.pop(str(path), None)
 
-    def note(self, path: str | Path, error: BaseException, then: str | None = None) -> None:
-        """Remember that something was not written; warn if it is the first of its kind."""
+    def record(self, path: str | Path, error: BaseException, consequence: str | None = None) -> None:
+        """Remember that a file was not written; warn if it is the first one."""
         self.files[str(path)] = reason(error)
-        if not self.said:
-            self.said = True
-            rank_zero_warn(f"{self.kind} {path} could not be written ({reason(error)}); {then or self.then}")
+        if not self.warned:
+            self.warned = True
+            what = f"{self.kind} {path} could not be written ({reason(error)})"
+            rank_zero_warn(f"{what}; {consequence or self.consequence}")
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line what an error says: of the system's own its words, without the number and the file.
+    """Return the message of an error in one line, without the number and the file name of an `OSError`.
 
     >>> reason(OSError(errno.ENOSPC, "No space left on device", "a.png"))
     'No space left on device'
@@ -80,35 +81,32 @@ def reason(error: BaseException) -> str:
     return " ".join(said.split())[:200] or type(error).__name__
 
 
-def unwritten_of(trainer: Trainer) -> dict[str, str]:
-    """Return what this training could not write: file → reason.
+def unwritten_files(trainer: Trainer) -> dict[str, str]:
+    """Return the files that this training could not write: file → reason.
 
-    >>> unwritten_of(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
+    >>> unwritten_files(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
     {}
     """
     writers = [*trainer.callbacks, *trainer.loggers, trainer.strategy.checkpoint_io]  # type: ignore[attr-defined]
-    kept = [each.unwritten for each in writers if isinstance(getattr(each, "unwritten", None), Unwritten)]
+    kept = [each.unwritten for each in writers if isinstance(getattr(each, "unwritten", None), FailedWrites)]
     return {path: why for each in kept for path, why in each.files.items()}
 
 
-def named(unwritten: dict[str, str], folder: Path) -> list[str]:
-    """Return each file, relative to the run's folder where it lies in there, with its reason.
+def unwritten_lines(trainer: Trainer, folder: Path) -> list[str]:
+    """Return one line for each file that was not written: its path, relative to the run folder, and the reason.
 
-    >>> named({"run/a.png": "No space left on device"}, Path("run"))
-    ['a.png: No space left on device']
+    >>> unwritten_lines(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), Path("run"))
+    []
     """
-    base = str(folder) + os.sep
-    return [f"{path.removeprefix(base)}: {why}" for path, why in unwritten.items()]
+    return [f"{path.removeprefix(f'{folder}{os.sep}')}: {why}" for path, why in unwritten_files(trainer).items()]
 
 
-# What stands beside a file while its next version is written.
+# Suffix of the file that is being written and then takes the place of the old one.
 PART = ".part"
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that takes the place of `path` once it is on the disk; until then nobody sees it.
-
-    Whenever the program or the machine stops, `path` is the old file or the new one.
+    """Write a file atomically: whenever the program or the machine stops, `path` is the old file or the new one.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -140,14 +138,14 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def check_folder(folder: str | Path, least: int = 0) -> None:
-    """Make the folder of a run, and see whether it takes a file, before there is anything to lose.
+    """Make the folder of a run and check that it can be written, before any work is done.
 
     Args:
         folder: as `output_dir` names it.
-        least: bytes that there must be room for.
+        least: bytes that must be free.
 
     Raises:
-        InputError: it cannot be made or written, or has no room.
+        InputError: it cannot be made or written, or the disk is too full.
 
     >>> check_folder("/dev/null/a")
     Traceback (most recent call last):
@@ -166,7 +164,7 @@ def check_folder(folder: str | Path, least: int = 0) -> None:
 
 
 def write_picture(picture: Image.Image, path: str | Path, kind: str, **options: Any) -> None:
-    """Write a picture in a format of Pillow's as `write_whole` does; it does not take the format from the name.
+    """Write a picture atomically, in a format of Pillow that is given and not taken from the name.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -174,34 +172,34 @@ def write_picture(picture: Image.Image, path: str | Path, kind: str, **options: 
     ...     Path(folder, "a").read_bytes()[1:4]
     b'PNG'
     """
-    encoded = io.BytesIO()  # for a full disk Pillow has an error of its own, without a reason
+    encoded = io.BytesIO()  # Pillow's own error for a full disk gives no reason
     picture.save(encoded, kind, **options)
     write_whole(path, lambda file: file.write(encoded.getvalue()))
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's way to checkpoint files, but each is whole at any time, on the same disk, and streamed to it.
+    """Lightning's plugin for checkpoint files, but atomic and on the same disk.
 
-    (Lightning writes to the system's temporary folder and moves the file: on another disk that is a copy.) A file that
-    cannot be written is no reason to lose the training: one warning says so, `unwritten` has it until a later one is
-    written, and the old one stays.
+    (Lightning writes to the system's temporary folder and moves the file, which copies it if that is another disk.)
+    A checkpoint that cannot be written does not end the training: one warning says so, the previous one is kept, and
+    `unwritten` holds its path until a later one succeeds.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.unwritten = Unwritten("checkpoint", "")
+        self.unwritten = FailedWrites("checkpoint", "")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; keep the one before it where that fails."""
+        """Write a checkpoint; keep the previous one if that fails."""
         try:
             write_whole(path, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:
-            # torch's writer answers to a full disk with an error of its own
+            # torch's writer raises a RuntimeError of its own on a full disk
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
             kept = "the one before it is kept" if Path(path).is_file() else "there is none yet"
-            self.unwritten.note(path, cause, f"{kept}, the training goes on, and the next one is tried again")
+            self.unwritten.record(path, cause, f"{kept}, the training goes on, and the next one is tried again")
         else:
             self.unwritten.files.pop(str(path), None)
 
@@ -211,16 +209,16 @@ SLIDE_SOURCE, SLIDE_OUTPUT = "slide_source.webp", "slide_output.webp"
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write plain types as JSON; NaN and infinity, which JSON has not, as null; a crash leaves no half of it.
+    """Write plain types as JSON, atomically; NaN and infinity, which JSON does not have, become null.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(f"{folder}/a.json", {"l1": 0.5, "psnr": [math.nan, 3.0]})
+    ...     write_json(f"{folder}/a.json", {"l1": 0.5, "psnr": math.nan})
     ...     Path(folder, "a.json").read_text()
-    '{\\n  "l1": 0.5,\\n  "psnr": [null, 3.0]\\n}\\n'
+    '{\\n  "l1": 0.5,\\n  "psnr": null\\n}\\n'
     """
-    text = _compact(json.dumps(_finite(content), indent=2, ensure_ascii=False)) + "\n"
-    # what is no UTF-8, in the name of a file perhaps, becomes an escape of JSON
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
+    # names of files that are not valid UTF-8 become JSON escapes
     write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
@@ -234,29 +232,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _compact(text: str) -> str:
-    """Put lists of numbers on one line, so that a person can read a map of hundreds of them."""
-    lines: list[str] = []
-    opened = False
-    for line in text.split("\n"):
-        bare = line.strip()
-        plain = bare.rstrip(",") in ("null", "]") or bare[:1] in "-0123456789"
-        if opened and plain:
-            lines[-1] += bare if bare.startswith("]") or lines[-1].endswith("[") else f" {bare}"
-        else:
-            lines.append(line)
-        opened = (opened and plain and not bare.startswith("]")) or bare.endswith("[")
-    return "\n".join(lines)
-
-
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read what `write_json` wrote.
+    """Read a file of `write_json`.
 
     Raises:
-        InputError: there is no such file, or it is no JSON object.
+        InputError: the file cannot be read, or is not a JSON object.
     """
     try:
-        # JSON has no NaN, but Python writes and reads it.
+        # NaN is not JSON, but Python's reader accepts it
         content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error

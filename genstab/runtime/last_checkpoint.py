@@ -1,4 +1,4 @@
-"""The checkpoint from which a training goes on as if it had never ended: when it is written, and what follows it."""
+"""The checkpoint from which a training goes on bit for bit: when it is written, what it holds, how it is resumed."""
 
 import csv
 import shlex
@@ -19,14 +19,14 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from genstab.errors import InputError, check_counts
-from genstab.runtime.files import WholeCheckpoints, unwritten_of, write_whole
-from genstab.runtime.loop_state import go_to, place_of, validate_now
+from genstab.runtime.files import WholeCheckpoints, unwritten_files, write_whole
+from genstab.runtime.loop_state import restore_progress, training_progress, validate_now
 from genstab.runtime.random_state import random_states, set_random_states
 from genstab.runtime.signals import Stopped, StopSignals, by_submitit, requeue, requeue_signal
 
 
-def take_over(state: dict[str, Any], beside: Path, here: Path, copy: bool) -> None:
-    """Let a `ModelCheckpoint`'s state name the files of this run's folder, copied from beside the checkpoint."""
+def adopt_kept_files(state: dict[str, Any], beside: Path, here: Path, copy: bool) -> None:
+    """Let the state of a `ModelCheckpoint` name files in this run's folder, copied from beside the checkpoint."""
 
     def moved(path: str) -> str:
         if not path:
@@ -45,15 +45,15 @@ def take_over(state: dict[str, Any], beside: Path, here: Path, copy: bool) -> No
 
 @rank_zero_only
 def continue_logs(loggers: Iterable[Logger], wandb_id: str | None, batches: int, again: bool) -> None:
-    """Let the loggers go on with the logs of the run that is continued; before anything is logged.
+    """Let the loggers append to the logs of the run that is resumed; before anything is logged.
 
-    W&B gets the id of the run. `metrics.csv`, where it lies in this run's folder, keeps the rows of the first `batches`
-    batches, where Lightning would delete it; the others will be written again, and with `again` those of the validation
-    after them, too. TensorBoard adds a file to its folder.
+    The W&B run keeps its id. `metrics.csv` in this run's folder, which Lightning would delete, keeps the rows of the
+    first `batches` batches; later ones are written anew, and with `again` those of the validation after them too.
+    TensorBoard adds a file to its folder.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger) and wandb_id:
-            logger._id = logger._wandb_init["id"] = wandb_id
+            logger.run_id = wandb_id  # type: ignore[attr-defined]  # of our own logger, see `genstab.loggers.wandb`
         elif isinstance(logger, CSVLogger):
             _continue_table(logger, batches, again)
 
@@ -74,7 +74,7 @@ def _continue_table(logger: CSVLogger, batches: int, again: bool) -> None:
     writer.metrics = rows + writer.metrics
 
 
-# The key of a checkpoint under which the place in the training is kept.
+# The key of a checkpoint that holds the progress of the training.
 RESUME = "resume"
 
 
@@ -125,29 +125,30 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ when it is written
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let every checkpoint of the trainer be whole at any time."""
+        """Write every checkpoint of the trainer atomically."""
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time to, or a signal wants to end it; at an epoch's end later, when that is complete."""
-        loop = trainer.fit_loop.epoch_loop
-        self.pending = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]  # there
+        """Save if it is due or a signal came; at the end of an epoch only after `on_train_epoch_end`."""
+        # private: whether a validation follows this batch, for any `val_check_interval`; None: no dataloader_iter
+        self.pending = trainer.fit_loop.epoch_loop._should_check_val_fx(None)  # type: ignore[arg-type]
         if self.pending:
             self.random = random_states(pl_module.device)
-        elif loop._is_training_done:
-            return
+        elif trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches or _steps_done(trainer):
+            return  # the epoch ends: `on_train_epoch_end` saves
         steps = self.every_n_train_steps
         try:
             self._save_or_stop(trainer, steps is not None and trainer.global_step % steps == 0)
         except Stopped:
-            trainer._logger_connector.update_train_step_metrics()  # as Lightning does after this hook
+            # private: log the metrics of this batch, as Lightning would after this hook
+            trainer._logger_connector.update_train_step_metrics()
             raise
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after the validation and all else that belongs to the epoch."""
+        """Save after the validation and everything else that belongs to the epoch."""
         fit = trainer.fit_loop
         if self.limits:  # the last epoch was only to be closed
             fit.max_epochs, fit.epoch_loop.max_steps = self.limits
@@ -158,23 +159,27 @@ class LastCheckpoint(Checkpoint):
         self.signals.at_once = over
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Stop in a validation, on one process: the weights are those before it, and it will be repeated."""
+        """Stop in the middle of a validation, on one process: it is repeated when the training is resumed."""
         if _fitting(trainer) and trainer.world_size == 1 and self.signals.received:
             self._save_or_stop(trainer, False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after a validation on several processes: they leave it together only."""
+        """Stop after a validation, on several processes: they can only leave it together."""
         if _fitting(trainer):
             self._save_or_stop(trainer, False, clock=False)
             self.pending = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
+        self.signals.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the signal handlers."""
         self.signals.stop()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End with an error, after all else, if the final weights could not be saved."""
-        if why := unwritten_of(trainer).get(str(self.path)):
+        """Raise an error at the very end if the final weights could not be saved."""
+        if why := unwritten_files(trainer).get(str(self.path)):
             cure = "and there are none from before"
             if self.path.is_file():
                 again = f"ckpt_path={shlex.quote(str(self.path))}"
@@ -182,14 +187,14 @@ class LastCheckpoint(Checkpoint):
             raise InputError(f"the final weights could not be saved: {self.path}: {why}; {cure}")
 
     def _save_or_stop(self, trainer: Trainer, due: bool, clock: bool = True) -> None:
-        """Let all processes agree on what the first one's clock and anybody's signal want, and do it."""
+        """Save if the first process is due to; save and stop if any process received a signal. All processes agree."""
         due = due or (clock and time.monotonic() - self.saved_at >= self.seconds)
-        word = 2 * self.signals.received + (due and trainer.is_global_zero)
+        request = 2 * self.signals.received + (due and trainer.is_global_zero)
         if trainer.world_size > 1:
-            shared = torch.tensor(word, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-            word = int(shared)
-        signum, save = divmod(word, 2)
+            highest = torch.tensor(request, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+            request = int(highest)
+        signum, save = divmod(request, 2)
         if signum or save:
             trainer.save_checkpoint(self.path, weights_only=False)
             self.saved_at = time.monotonic()
@@ -202,13 +207,13 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ what it holds
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the place in the training and the random states of every process."""
+        """Add the progress of the training and the random states of every process."""
         random = self.random if self.pending else random_states(pl_module.device)
         checkpoint[RESUME] = {
-            **place_of(trainer),
+            **training_progress(trainer),
             "pending": self.pending,
             "metrics": {key: value.cpu() for key, value in trainer.callback_metrics.items()},
-            "random": _of_all(trainer, random),
+            "random": _gathered(trainer, random),
             "optimizers": [type(optimizer).__name__ for optimizer in trainer.optimizers],
             "wandb": next((each.version for each in trainer.loggers if isinstance(each, WandbLogger)), None),
         }
@@ -216,7 +221,7 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------------ how it goes on
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the place to go on from; take over what other `ModelCheckpoint`s had kept in another folder."""
+        """Keep the progress to resume from, and adopt the files that `ModelCheckpoint`s kept in another folder."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if RESUME not in checkpoint:
@@ -226,10 +231,12 @@ class LastCheckpoint(Checkpoint):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and trainer.ckpt_path:
                 state = checkpoint["callbacks"].get(callback.state_key)
                 if state:
-                    take_over(state, Path(trainer.ckpt_path).parent, Path(callback.dirpath), trainer.is_global_zero)
+                    adopt_kept_files(
+                        state, Path(trainer.ckpt_path).parent, Path(callback.dirpath), trainer.is_global_zero
+                    )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the optimizers; let Lightning enter a training whose last batch is done, to end it properly."""
+        """Compare the optimizers; let Lightning enter a training whose last batch is done, to close it properly."""
         if self.resumed is None:
             return
         found = [type(optimizer).__name__ for optimizer in trainer.optimizers]
@@ -244,31 +251,31 @@ class LastCheckpoint(Checkpoint):
             self.epochs, fit.max_epochs = trainer.max_epochs, self.resumed["epoch"] + 2
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go to the place, make up for a validation that did not end, and end what has no batches left."""
+        """Restore the progress, repeat a validation that did not finish, and close an epoch without batches left."""
         self.saved_at = time.monotonic()
         self.signals.start()
         if self.resumed is None:
             return
-        place, self.resumed = self.resumed, None
-        go_to(trainer, place)
+        progress, self.resumed = self.resumed, None
+        restore_progress(trainer, progress)
         if self.epochs:
             trainer.fit_loop.max_epochs, self.epochs = self.epochs, None
-        trainer._logger_connector._callback_metrics.update(place["metrics"])
+        trainer.callback_metrics.update(progress["metrics"])
         rank = trainer.global_rank
-        if rank < len(place["random"]):
-            set_random_states(place["random"][rank], pl_module.device)
-        if len(place["random"]) != trainer.world_size:
-            before = len(place["random"])
+        if rank < len(progress["random"]):
+            set_random_states(progress["random"][rank], pl_module.device)
+        if len(progress["random"]) != trainer.world_size:
+            before = len(progress["random"])
             rank_zero_warn(f"the checkpoint is of {before} processes, this run has {trainer.world_size}: not exact")
-        self.pending, self.random = place["pending"], random_states(pl_module.device)
+        self.pending, self.random = progress["pending"], random_states(pl_module.device)
         if self.pending or self.limits:
             self.pending = True
             validate_now(trainer)
         fit = trainer.fit_loop
-        if self.limits and not place["batch"]:
+        if self.limits and not progress["batch"]:
             fit.max_epochs, fit.epoch_loop.max_steps = self.limits
             self.limits, self.signals.at_once = None, True
-        elif self.limits or place["batch"] >= trainer.num_training_batches:
+        elif self.limits or progress["batch"] >= trainer.num_training_batches:
             fit.epoch_loop.batch_progress.is_last_batch = True  # nothing to train: only the epoch's end
 
 
@@ -278,11 +285,14 @@ def _fitting(trainer: Trainer) -> bool:
 
 def _over(trainer: Trainer) -> bool:
     """Whether no batch is left, at the end of an epoch."""
-    epochs = 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
-    return epochs or 0 <= trainer.max_steps <= trainer.global_step
+    return _steps_done(trainer) or 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
 
 
-def _of_all(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
+def _steps_done(trainer: Trainer) -> bool:
+    return 0 <= trainer.max_steps <= trainer.global_step
+
+
+def _gathered(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
     if trainer.world_size == 1 or not torch.distributed.is_initialized():
         return [mine]
     gathered: list[dict[str, Any]] = [{}] * trainer.world_size

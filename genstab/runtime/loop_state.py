@@ -1,52 +1,48 @@
-"""Where a training stands, in plain numbers, and how Lightning's loops are set to such a place.
+"""The progress of a training in plain numbers, and how Lightning's loops are set to it.
 
-Lightning's own restart repeats or leaves out a validation, an epoch's end or a batch, depending on the hook that saved
-and on `max_steps`; here a place means the same wherever it was noted.
+Lightning restores the state of its loops too, but then repeats or leaves out a validation, an epoch's end or a batch,
+depending on `max_steps` and on the hook that saved. Here the same numbers mean the same point, whoever noted them. Only
+public attributes are set, and counters through the format of Lightning's checkpoints.
 """
 
 from typing import Any
 
 from pytorch_lightning import Trainer
-from pytorch_lightning.loops.fit_loop import RestartStage
-from pytorch_lightning.loops.training_epoch_loop import RestartStage as BatchStage
+from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 
-def place_of(trainer: Trainer) -> dict[str, Any]:
-    """Return the place after the last batch: complete `epoch`s, `batch`es of the next one, `batches` in all.
+def training_progress(trainer: Trainer) -> dict[str, Any]:
+    """Return the progress after the last batch: complete `epoch`s, `batch`es of the next one, `batches` in all.
 
-    With it the `steps`, which are fewer where a batch was left out, the state of the loaders, the number of training
-    images, and how many a step takes over all processes.
+    Also the optimizer `steps`, which are fewer where an update was left out, the state of the data loaders, the number
+    of training images, and how many a step takes over all processes.
     """
-    fit, progress = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
-    epochs, batch = fit.epoch_progress.current, progress.current.ready
-    closed = epochs.processed == epochs.ready  # type: ignore[attr-defined]  # it has both
-    if closed and 0 < batch < trainer.num_training_batches:
-        # max_steps ended the epoch early: with a larger one it goes on. A stream's length is known at its end only.
-        closed = trainer.num_training_batches == float("inf") and progress.is_last_batch
-    loaders = fit._combined_loader.flattened if fit._combined_loader else []
+    fit, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
+    epochs, batch = fit.epoch_progress.current, batches.current.ready
+    ended = epochs.processed == epochs.ready  # type: ignore[attr-defined]  # it has both
+    if ended and 0 < batch < trainer.num_training_batches:
+        # max_steps ended the epoch early: with more steps it goes on. The length of a stream is known at its end only.
+        ended = trainer.num_training_batches == float("inf") and batches.is_last_batch
+    loaders = _loaders(trainer)
     images = next((len(each.dataset) for each in loaders if hasattr(each, "dataset")), None)
     size = next((each.batch_size for each in loaders if hasattr(each, "batch_size")), None)
     return {
-        "epoch": epochs.ready if closed else epochs.ready - 1,
-        "batch": 0 if closed else batch,
-        "batches": progress.total.ready,
+        "epoch": epochs.ready if ended else epochs.ready - 1,
+        "batch": 0 if ended else batch,
+        "batches": batches.total.ready,
         "steps": trainer.global_step,
-        "loaders": [] if fit._combined_loader is None else fit._combined_loader._state_dicts(),
+        "loaders": [each.state_dict() for each in loaders if hasattr(each, "state_dict")],
         "images": images,
         "images_per_step": (size or 1) * trainer.world_size,
     }
 
 
-def go_to(trainer: Trainer, place: dict[str, Any]) -> None:
-    """Set Lightning's loops to a place in the training: before the batch `batch` of the epoch `epoch`."""
+def restore_progress(trainer: Trainer, progress: dict[str, Any]) -> None:
+    """Let the training go on before the batch `batch` of the epoch `epoch`; from `on_train_start`."""
     fit = trainer.fit_loop
     loop = fit.epoch_loop
-    epoch, batch, batches = place["epoch"], place["batch"], place["batches"]
+    epoch, batch, batches = progress["epoch"], progress["batch"], progress["batches"]
     within = batch > 0
-    fit._restarting = loop.val_loop._restarting = False
-    loop._restarting = within
-    fit._restart_stage = RestartStage.RESTARTED_MID_EPOCH if within else RestartStage.NONE
-    loop._restart_stage = BatchStage.NONE
     for each in (fit.epoch_progress.total, fit.epoch_progress.current):
         each.ready = each.started = epoch + within  # type: ignore[attr-defined]  # it has them
         each.processed = each.completed = epoch  # type: ignore[attr-defined]
@@ -54,21 +50,36 @@ def go_to(trainer: Trainer, place: dict[str, Any]) -> None:
         each.ready = each.started = each.processed = each.completed = count  # type: ignore[attr-defined]
     loop.batch_progress.is_last_batch = False
     loop.val_loop.batch_progress.reset()
-    loop._batches_that_stepped = batches - within  # Lightning adds one where it enters an epoch that was begun
-    loaders = [each for each in fit._combined_loader.flattened if hasattr(each, "load_state_dict")]  # type: ignore[union-attr]
-    for loader, state in zip(loaders, place["loaders"], strict=False):
+    fit.restarting = within  # and of the loops in it
+    loop.restarting, loop.val_loop.restarting = within, False
+    fit.update_restart_stage()  # in the middle of an epoch, or before a new one
+    loop.reset_restart_stage()  # after a complete batch
+    _set_logged_step(trainer, batches - within)  # Lightning adds one where it enters an epoch that was begun
+    loaders = [each for each in _loaders(trainer) if hasattr(each, "load_state_dict")]
+    for loader, state in zip(loaders, progress["loaders"], strict=False):
         loader.load_state_dict(state)
 
 
 def validate_now(trainer: Trainer) -> None:
     """Run a validation as Lightning does after a batch, at the same step and epoch of the logs."""
-    fit, connector = trainer.fit_loop, trainer._logger_connector
-    loop, epochs = fit.epoch_loop, fit.epoch_progress.current
-    step, epoch, first = loop._batches_that_stepped, epochs.completed, connector._first_loop_iter
-    loop._batches_that_stepped = loop.batch_progress.total.ready - 1
+    loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+    step, epoch = loop.on_save_checkpoint()[_LOGGED_STEP], epochs.completed
+    _set_logged_step(trainer, loop.batch_progress.total.ready - 1)
     if loop.batch_progress.current.ready == 0:  # after the end of an epoch: it belongs to that one
         epochs.completed -= 1
     trainer.validating = True
     loop.val_loop.run()
     trainer.training = True
-    loop._batches_that_stepped, epochs.completed, connector._first_loop_iter = step, epoch, first
+    epochs.completed = epoch
+    _set_logged_step(trainer, step)
+
+
+_LOGGED_STEP = "_batches_that_stepped"  # what Lightning's checkpoints call the step of the loggers
+
+
+def _set_logged_step(trainer: Trainer, step: int) -> None:
+    trainer.fit_loop.epoch_loop.on_load_checkpoint({_LOGGED_STEP: step})
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    return [] if trainer.train_dataloader is None else CombinedLoader(trainer.train_dataloader).flattened

@@ -1,4 +1,4 @@
-"""What a result depends on beside its configuration: versions, the machine, the commits that it ran from."""
+"""What a result depends on besides its configuration: versions, machine and git commit."""
 
 import os
 import platform
@@ -6,18 +6,18 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # `genstab --version` takes no seconds to import it
+    import torch
 
 PACKAGES = ("genstab", "torch", "pytorch-lightning", "torchmetrics", "kornia", "hydra-core", "wandb", "numpy")
-CODE = Path(__file__).parents[1]
-GIT_TIMEOUT = 5.0
-"""Seconds that git may take for an answer, on a slow or dead disk."""
+CHECKOUT = Path(__file__).parents[2]
+GIT_TIMEOUT = 5.0  # seconds, on a slow or dead disk
 
 
-def provenance(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
-    """Return `versions`, `machine` and `git`, as plain types; for the devices of this node that do the work.
+def provenance(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
+    """Return `versions`, `machine` (with the names of the given devices) and `git`, as plain types.
 
     >>> sorted(provenance())
     ['git', 'machine', 'versions']
@@ -34,14 +34,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
-def machine(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
+def machine(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
     """Return the platform, the names of the devices, CUDA's and cuDNN's versions and the number of torch's threads.
 
     On a CPU the number of threads changes the last bits of a sum.
 
+    >>> import torch
     >>> machine([torch.device("cpu")])["threads"] == torch.get_num_threads()
     True
     """
+    import torch
+
     return {
         "platform": platform.platform(),
         "devices": [_name(device) for device in devices],
@@ -51,8 +54,10 @@ def machine(devices: Iterable[torch.device] = ()) -> dict[str, Any]:
     }
 
 
-def _name(device: torch.device) -> str:
+def _name(device: "torch.device") -> str:
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
@@ -72,74 +77,39 @@ def processor() -> str:
 
 
 def git_states() -> dict[str, dict[str, Any] | None]:
-    """Return the state of the checkout that genstab runs from, and of the working folder's if that is another one.
-
-    None where there is no repository: genstab from a wheel, a working folder outside of any.
+    """Return `git_state` of the checkout that genstab runs from and of the working folder.
 
     >>> list(git_states())
     ['genstab', 'working_folder']
     """
-    code = repository(CODE)
     try:
-        here = repository(Path.cwd())
-    except OSError:  # somebody removed it
+        here = git_state(Path.cwd())
+    except OSError:  # the working folder was removed
         here = None
-    # a wheel may be installed below a repository that is not its own
-    own = git_state(code, CODE / "__init__.py") if code else None
-    return {"genstab": own, "working_folder": git_state(here) if here and not (own and here == code) else None}
+    # a wheel in a virtual environment may lie inside a repository that is not its own
+    return {"genstab": git_state(CHECKOUT) if (CHECKOUT / ".git").exists() else None, "working_folder": here}
 
 
-def repository(folder: Path) -> Path | None:
-    """Return the folder of the repository in which `folder` lies, None where there is none.
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the `commit` of the repository that a folder lies in, and whether tracked files differ from it (`dirty`).
 
-    >>> repository(Path("/")) is None
+    None without a repository, without git, or where git refuses or takes longer than `GIT_TIMEOUT` seconds. Nothing is
+    written, and no program that the repository's configuration names is run.
+
+    >>> git_state(Path("/")) is None
     True
     """
-    folder = folder.resolve()
-    return next((each for each in (folder, *folder.parents) if os.path.exists(each / ".git")), None)
-
-
-def git_state(folder: Path, tracked: Path | None = None) -> dict[str, Any] | None:
-    """Return the commit of a repository, and whether tracked files differ from it; or what kept git from telling.
-
-    Nothing in the repository is written and no program is run that its configuration names for watching files. What
-    git does not answer within `GIT_TIMEOUT` seconds is a `problem`, as are an owner whom git does not trust, a damaged
-    repository and an absent git.
-
-    Args:
-        folder: of the repository.
-        tracked: a file; None is returned if the repository does not track it.
-
-    >>> git_state(Path("/nowhere"))
-    {'commit': None, 'dirty': None, 'problem': "cannot change to '/nowhere': No such file or directory"}
-    """
-    # Those of a surrounding git, as in a hook, would point it to another repository.
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), "status", "--porcelain=v2", "--branch"]
+    # inside a git hook, GIT_DIR and the like name another repository
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=GIT_TIMEOUT,
-        ).stdout.decode(errors="replace")  # fmt: skip
-
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
     try:
-        if tracked and not git("ls-files", "--", str(tracked.resolve())):
-            return None
-        lines = git("status", "--porcelain=v2", "--branch", "--untracked-files=no").splitlines()
-    except FileNotFoundError:
-        return _unknown("git is not installed")
-    except subprocess.TimeoutExpired:
-        return _unknown(f"git did not answer within {GIT_TIMEOUT:g} s")
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode(errors="replace").strip().splitlines() or [f"git ended with {error.returncode}"]
-        return _unknown(said[0].removeprefix("fatal: "))
-    except OSError as error:
-        return _unknown(f"git cannot be run: {error.strerror}")
-    commit = next((line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid ")), "")
+        done = subprocess.run(
+            [*command, "--untracked-files=no"], env=environment, capture_output=True, check=True, timeout=GIT_TIMEOUT
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    header, *lines = done.stdout.decode(errors="replace").splitlines() or [""]
+    commit = header.removeprefix("# branch.oid ")
     dirty = any(not line.startswith("#") for line in lines)
     return {"commit": None if commit in ("", "(initial)") else commit, "dirty": dirty}
-
-
-def _unknown(problem: str) -> dict[str, Any]:
-    return {"commit": None, "dirty": None, "problem": problem}

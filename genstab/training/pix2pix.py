@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from genstab.data.collate import dataset_positions
 from genstab.data.overlapping_crops import MARGIN, equivariance_loss
-from genstab.data.sampler import share
+from genstab.data.shares import dataset_positions, share
 from genstab.errors import InputError, check_choice
 from genstab.metrics.quality import image_quality
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
@@ -146,7 +145,7 @@ class Pix2Pix(LightningModule):
         counted, weight = share(trainer.train_dataloader, batch_idx, length, trainer.world_size, trainer.global_rank)
         if not counted.all():
             batch = {**batch, **{key: batch[key][counted.to(batch[key].device)] for key in ("source", "target")}}
-            batch |= {"shift": None} if "shift" in batch else {}  # what is left need not be twins
+            batch |= {"shift": None} if "shift" in batch else {}  # the pairs may be torn apart
         return batch, weight
 
     def update(
@@ -159,7 +158,7 @@ class Pix2Pix(LightningModule):
         """Do what a training step does, without a trainer; return the losses `loss_d`, `loss_g` and its parts.
 
         Raises:
-            InputError: an `equivariance_weight`, but a batch without twins.
+            InputError: an `equivariance_weight`, but a batch without overlapping crops.
         """
         source, target = batch["source"], batch["target"].contiguous(memory_format=self.memory_format)
         output = self(source)
@@ -229,7 +228,7 @@ class Pix2Pix(LightningModule):
 
 def _shift_of(batch: Batch) -> tuple[int, int] | None:
     if "shift" not in batch:
-        raise InputError("equivariance_weight needs batches of twins: set data.twin_reach, 8 for example")
+        raise InputError("equivariance_weight needs overlapping crops: set data.overlap_offset, 8 for example")
     return batch["shift"]
 
 

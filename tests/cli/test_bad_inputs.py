@@ -27,7 +27,7 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data import image_io as images
 from tests.cli.test_config import TINY
 from tests.data import test_bad_data as known
@@ -475,7 +475,7 @@ def looped(root: Path) -> None:
 MORE_FOLDERS = {
     "one folder deeper": (nested, "trainA has no images .*found old/"),
     "links to itself": (looped, "data.root=data does not exist"),
-    "twins but for the case": (
+    "names that differ in case": (
         lambda root: noise().save(root / "trainA" / "2.PNG"),
         "two images named '2': 2.PNG and 2.png",
     ),

@@ -1,47 +1,81 @@
 """The kinds of options, checked against what takes them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+import inspect
+import re
+from pkgutil import resolve_name
 
 import pytest
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 
-from genstab.cli.check_config import check_arguments, check_options, check_seed, check_training
-from genstab.data.datamodules import FacadesData
+from genstab.cli import signatures
+from genstab.cli.check_config import REFUSED, TRAINER, check_arguments, check_options, check_seed, check_training
+from genstab.cli.main import COMMANDS
 from genstab.errors import InputError
 from tests.cli.test_config import GROUPS, composed
 
+# Has an argument of every kind; nobody imports it.
+SOURCE = """
+import nowhere
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+Size = int | Iterable[int]
 
 def takes(
     count: int = 1,
     rate: float = 1.0,
     on: bool = False,
     name: str | None = None,
-    size: int | Iterable[int] = 1,
+    size: Size = 1,
     mode: Literal["a", "b"] | bool = "a",
     path: str | Path = "",
     table: Mapping[str, int] | None = None,
     some: Sequence[int] = (),
-    net: Path = Path(),
+    pair: "tuple[float, float]" = (0, 1),
+    net: nowhere.Net = nowhere.Net(),
+    perhaps: Optional[nowhere.Net] = None,
     anything: Any = None,
     unknown=None,
-):
-    """Have an argument of every kind."""
+): ...
+
+class Parent:
+    def __init__(self, root: str, flip: bool = True): ...
+
+class Child(Parent):
+    def __init__(self, url: str, **kwargs):
+        super().__init__(**kwargs)
+
+class Heir(Child): ...
+
+class Open(Parent):
+    def __init__(self, url: str, **options):
+        super().__init__(url)
+        self.options = options
+"""
 
 
+@pytest.fixture(autouse=True)
+def _module(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    signatures.signature_of.cache_clear()
+    signatures._module.cache_clear()
+
+
+NAMES = re.findall(r"^    (\w+)(?::.*| = |=)", SOURCE.partition("class Parent")[0], re.MULTILINE)
 FITS = [
     {"count": 3}, {"rate": 3}, {"rate": 1e-4}, {"on": True}, {"name": None}, {"name": "x"}, {"size": [1, 2]},
     {"size": (1, 2)}, {"size": 5}, {"mode": "b"}, {"mode": False}, {"path": "x"}, {"table": {"a": 1}},
-    {"table": None}, {"some": [1]}, {"net": {"_target_": "x"}}, {"net": Path("x")}, {"anything": None}, {"anything": 3},
-    {"unknown": None}, {"absent": None},
+    {"table": None}, {"some": [1]}, {"net": {"_target_": "x"}}, {"perhaps": None}, {"pair": [1, 0.5]},
+    {"anything": None}, {"anything": 3}, {"unknown": None},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", FITS, ids=str)
 def test_what_fits_passes(arguments):
-    check_arguments(takes, arguments, "group")
+    check_arguments("mine.takes", arguments, "group")
 
 
 @pytest.mark.parametrize(
@@ -58,33 +92,73 @@ def test_what_fits_passes(arguments):
         ({"name": 5}, "group.name=5 is not text or null"),
         ({"size": 1.5}, "group.size=1.5 is not an integer or a list"),
         ({"size": None}, "group.size=null is not an integer or a list"),
-        ({"mode": "c"}, "group.mode='c' is not one of 'a', 'b' or true or false"),
-        ({"path": None}, "group.path=null is not text or a Path"),
+        ({"mode": "c"}, "group.mode='c' is not 'a' or 'b' or true or false"),
+        ({"path": None}, "group.path=null is not text"),
         ({"table": 5}, "group.table=5 is not a group of keys or null"),
         ({"some": 5}, "group.some=5 is not a list"),
-        ({"net": None}, "group.net=null is not a Path"),
+        ({"some": [1, "a"]}, "group.some.1='a' is not an integer"),
+        ({"pair": 5}, "group.pair=5 is not a list"),
+        ({"pair": [1]}, "group.pair=[1] is not of the right length"),
+        ({"pair": [1, 2, 3]}, "group.pair=[1, 2, 3] is not of the right length"),
+        ({"net": None}, "group.net=null is not a group of keys"),
+        ({"nett": {}}, "group.nett is not known: did you mean net?"),
+        ({"zzz": 1}, f"group.zzz is not known; mine.takes takes {', '.join(NAMES)}"),
     ],
 )
 def test_what_does_not_is_named_with_what_would(arguments, message):
     with pytest.raises(InputError) as error:
-        check_arguments(takes, arguments, "group")
+        check_arguments("mine.takes", arguments, "group")
     assert str(error.value) == message
 
 
 def test_a_class_that_hands_on_its_keywords_is_checked_for_its_parents():
-    with pytest.raises(InputError, match=r"data\.flip='perhaps' is not true or false"):
-        check_arguments(FacadesData, {"flip": "perhaps"}, "data")
-    check_arguments(FacadesData, {"root": None, "url": "x", "batch_size": 3}, "data")
+    for child in ("mine.Child", "mine.Heir"):
+        with pytest.raises(InputError, match=r"data\.flip='perhaps' is not true or false"):
+            check_arguments(child, {"flip": "perhaps"}, "data")
+        with pytest.raises(InputError, match=r"data\.flipp is not known: did you mean flip\?"):
+            check_arguments(child, {"flipp": True}, "data")
+        check_arguments(child, {"root": "x", "url": "x", "flip": False}, "data")
+    check_arguments("mine.Open", {"flipp": True}, "data")  # whoever gets `options` may know it
+    check_arguments("genstab.data.FacadesData", {"root": None, "url": "x", "batch_size": 3}, "data")
 
 
 def test_what_nothing_is_known_of_passes():
-    check_arguments(len, {"obj": 3}, "builtin")
-    check_arguments(Trainer, {"max_epochs": 3, "devices": "auto", "precision": "32-true", "logger": False}, "trainer")
+    check_arguments("math.sin", {"x": "text"}, "builtin")
+    check_arguments("nowhere.Class", {"x": "text"}, "absent")
+    check_arguments("mine.Absent", {"x": "text"}, "absent")
 
 
-@pytest.mark.parametrize("name", ["", "nowhere.Class", "genstab.Nothing", "a b", 5, None])
-def test_a_target_that_is_not_there(name):
-    with pytest.raises(InputError, match=r"a\.b\._target_=.* is no class: "):
+@pytest.mark.parametrize("name", ["genstab.Pix2Pix", "genstab.ShiftStability", "genstab.data.SyntheticData"])
+def test_what_is_read_is_what_python_sees(name):
+    """Every parameter of ours, and those types that are plain."""
+    real = inspect.signature(resolve_name(name)).parameters
+    read = signatures.signature_of(name)
+    assert {*real} - {"kwargs"} <= {*read.types}
+    for key, parameter in real.items():
+        if parameter.annotation in (int, float, str, bool):
+            assert read.types[key] is parameter.annotation
+
+
+def test_lightnings_trainer_is_read_whole():
+    read = signatures.signature_of(TRAINER)
+    assert list(read.types) == list(inspect.signature(Trainer).parameters)
+    assert not read.is_open
+    config = {"max_epochs": 3, "devices": "auto", "precision": "32-true", "logger": False, "max_time": "00:00:01:00"}
+    check_arguments(TRAINER, config, "trainer")
+    with pytest.raises(InputError, match=r"trainer\.precision='foo' is not 64, 32 or 16 or 'transformer-engine'"):
+        check_arguments(TRAINER, {"precision": "foo"}, "trainer")
+    assert {*REFUSED} <= {*read.types}
+
+
+def test_commands_check_keys_that_their_jobs_take():
+    for command in COMMANDS.values():
+        read = signatures.signature_of(command.used_by)
+        assert not command.typed or {*command.typed} <= {*read.types}
+
+
+@pytest.mark.parametrize("name", [5, None])
+def test_a_target_that_is_not_text(name):
+    with pytest.raises(InputError, match=r"a\.b\._target_=.* is not the dotted path of a class"):
         check_options({"a": {"b": {"_target_": name}}})
 
 
@@ -109,19 +183,22 @@ def test_every_option_of_ours_passes(tmp_path, option):
     check_training(plain)
 
 
-def test_twins_and_their_loss_go_together_and_need_room():
+def test_overlapping_crops_and_their_loss_go_together_and_need_room():
     def training(**changes):
-        options = {"crop_size": 25, "twin_reach": 8, "equivariance_weight": 60.0, **changes}
-        data = {key: options[key] for key in ("crop_size", "twin_reach")}
+        options = {"crop_size": 25, "overlap_offset": 8, "equivariance_weight": 60.0, **changes}
+        data = {key: options[key] for key in options if key != "equivariance_weight"}
         check_training({"seed": 1, "data": data, "model": {"equivariance_weight": options["equivariance_weight"]}})
 
     training()  # 25 pixels, less 8 of the shift and 8 of the margin on each side: one is left
-    training(twin_reach=0, equivariance_weight=0.0, crop_size=4)
-    with pytest.raises(InputError, match=r"data\.twin_reach=8 without a model\.equivariance_weight"):
+    training(overlap_offset=0, equivariance_weight=0.0, crop_size=4)
+    with pytest.raises(InputError, match=r"data\.overlap_offset=8 without a model\.equivariance_weight"):
         training(equivariance_weight=0.0)
-    with pytest.raises(InputError, match=r"equivariance_weight needs batches of twins: set data\.twin_reach"):
-        training(twin_reach=0)
-    with pytest.raises(InputError, match=r"crop_size=24 is too small for data\.twin_reach=8: twins need 25 pixels"):
+    with pytest.raises(InputError, match=r"equivariance_weight needs overlapping crops: set data\.overlap_offset"):
+        training(overlap_offset=0)
+    with pytest.raises(InputError, match=r"crop_size=24 is too small for data\.overlap_offset=8: set at least 25"):
         training(crop_size=24)
     with pytest.raises(InputError, match=r"crop_size=\[64, 20\] is too small"):
         training(crop_size=[64, 20])
+    training(overlap_offset=8, twin_reach=0, equivariance_weight=0.0)  # the old name, where it is given, wins
+    with pytest.raises(InputError, match=r"data\.twin_reach=8 without a model\.equivariance_weight"):
+        training(overlap_offset=0, twin_reach=8, equivariance_weight=0.0)

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from genstab import UNet
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.helpers.wandb_file import finish, read_history, run_file
 
@@ -156,10 +156,13 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["measure", *NETWORK, "data=folder", "data.root=nowhere"], "nowhere does not exist"),
         (["measure", *NETWORK, "data=folder", "data.root=."], "has no images"),
-        (["measure", *NETWORK, "model.chanels=3"], "model._target_=genstab.UNet: .*chanels"),
+        (["measure", *NETWORK, "model.chanels=3"], r"model\.chanels is not known: did you mean channels"),
         (["measure", "model._target_=no.such.Class"], r"model\._target_=no\.such\.Class"),
         (["measure", *NETWORK, "logger=null"], "a group is left out with ~, as in ~logger"),
-        (["measure", *NETWORK, "imags=3"], r"Could not override 'imags'\. \(--help lists all options\)"),
+        (
+            ["measure", *NETWORK, "imags=3"],
+            r"Could not override 'imags': did you mean images\? \(To append .*\+imags=3; --help lists all",
+        ),
         (["measure", *NETWORK, "value_range=1"], r"value_range=1 is not \[least,greatest\]"),
         (["measure", *NETWORK, "output_dir=/dev/null/x"], "output_dir=/dev/null/x cannot be written: Not a directory"),
         (["measure", *NETWORK, "hydra.run.dir=/dev/null/x"], "cannot make /dev/null/x: Not a directory .hydra.run.dir"),
@@ -168,7 +171,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "nowhere", "costs=none.json"], "cannot read none.json: "),
         (["workspace"], "Missing mandatory value: entity"),
-        (["mesure"], "'mesure' is not one of train, measure, predict, report, shard, workspace"),
+        (["mesure"], "'mesure' is not one of train, measure, predict, report, shard, workspace; did you mean measure"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, arguments, message):

@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from genstab import AntiAlias, Pix2Pix
+from genstab.cli import main as cli
 from genstab.cli.main import CONF
-from genstab.cli.main import main as cli
 from genstab.cli.train import run_train as run
 
 TINY = [
@@ -145,9 +145,9 @@ def test_every_experiment_trains(tmp_path, facades, experiment):
     assert (tmp_path / "summary.json").is_file()
 
 
-def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_twins(tmp_path, facades):
+def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_overlapping_crops(tmp_path, facades):
     options = ["experiment=facades", "antialias=stable", f"data.root={facades}", "logger=csv"]
-    with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
+    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with batch_size=1"):
         run(composed(tmp_path, *options, "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", *TINY))
     assert json.loads((tmp_path / "summary.json").read_text())["train/loss_g_shift"] == 0
 

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from genstab import InputError
-from genstab.cli.main import main as cli
-from genstab.cli.submitit import check_launcher, refusal
+from genstab.cli import main as cli
+from genstab.cli.arguments import check_launcher
+from genstab.cli.config_errors import refusal
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC
-from tests.distributed.test_processes import ROOT, finish, folders, start
+from tests.distributed.test_processes import folders
 from tests.helpers import fake_slurm
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import TINY, differing, left, run
 from tests.runtime.test_resume import several
 
@@ -44,7 +46,7 @@ def killer(step, place):
 def train(monkeypatch, *options):
     """Run the command in this process; its jobs are others."""
     monkeypatch.setattr(sys, "argv", ["genstab", "train", "-m", *options])
-    cli.main()
+    cli()
 
 
 @pytest.mark.parametrize(

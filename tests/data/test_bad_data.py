@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.pairs import find_pairs
 from genstab.metrics.quality import image_quality

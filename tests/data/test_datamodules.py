@@ -163,8 +163,8 @@ def test_synthetic_size_must_hold_the_crop():
 
 
 @pytest.mark.parametrize(("size", "crop_size"), [(40, 32), (34, 32), (32, 32)])
-def test_twins_are_windows_of_the_crops_size_also_of_pictures_without_room(size, crop_size):
-    data = SyntheticData(6, 2, size=size, crop_size=crop_size, batch_size=4, twin_reach=5, num_workers=0)
+def test_overlapping_crops_have_the_crops_size_also_in_images_without_room(size, crop_size):
+    data = SyntheticData(6, 2, size=size, crop_size=crop_size, batch_size=4, overlap_offset=5, num_workers=0)
     data.trainer = SimpleNamespace(training=True)
     item = default_collate([data.train_set[i] for i in range(4)])
     batch = data.on_after_batch_transfer(item, 0)
@@ -177,12 +177,12 @@ def test_twins_are_windows_of_the_crops_size_also_of_pictures_without_room(size,
     assert "shift" not in data.on_after_batch_transfer(default_collate([data.val_set[0]]), 0)
 
 
-def test_batches_of_one_have_no_twins_and_a_reach_is_positive():
-    with pytest.warns(UserWarning, match="twin_reach=8 does nothing: batch_size=1"):
-        data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, twin_reach=8, num_workers=0)
+def test_batches_of_one_have_no_overlapping_crops_and_an_offset_is_positive():
+    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with batch_size=1"):
+        data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, overlap_offset=8, num_workers=0)
     data.trainer = SimpleNamespace(training=True)
     batch = data.on_after_batch_transfer(default_collate([data.train_set[0]]), 0)
     assert batch["source"].shape == (1, 3, 32, 32)
     assert equivariance_loss(batch["source"], batch["shift"]).item() == 0
-    with pytest.raises(InputError, match="twin_reach=-1"):
-        SyntheticData(twin_reach=-1)
+    with pytest.raises(InputError, match="overlap_offset=-1"):
+        SyntheticData(overlap_offset=-1)

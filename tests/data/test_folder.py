@@ -8,8 +8,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from genstab.cli import main as cli
 from genstab.cli.main import CONF
-from genstab.cli.main import main as cli
 from genstab.data.datamodules import FacadesData, PairedData
 from genstab.data.folder import ClassData, ClassImages, FolderData, FolderImages
 from genstab.data.image_io import read_image

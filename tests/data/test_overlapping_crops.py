@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genstab import InputError
-from genstab.data.overlapping_crops import equivariance_loss, twins
+from genstab.data.overlapping_crops import equivariance_loss, overlapping_crops
 
 
 def scene(count, height, width):
@@ -12,10 +12,10 @@ def scene(count, height, width):
 
 
 @pytest.mark.parametrize(("count", "pairs"), [(1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (8, 2), (11, 2)])
-def test_twins_are_windows_of_one_scene_and_the_shift_is_where_it_went(count, pairs):
+def test_overlapping_crops_show_one_scene_and_the_shift_is_where_it_went(count, pairs):
     whole, seen = scene(count, 11, 9), set()
     for _ in range(200):
-        source, target, (dy, dx) = twins(whole, -whole, reach=3)
+        source, target, (dy, dx) = overlapping_crops(whole, -whole, offset=3)
         assert source.shape == (count, 1, 8, 6)
         assert torch.equal(target, -source)
         corners = [int(image[0, 0, 0]) for image in source]
@@ -26,7 +26,7 @@ def test_twins_are_windows_of_one_scene_and_the_shift_is_where_it_went(count, pa
             assert (one // 100 - two // 100, one % 100 - two % 100) == (dy, dx)
         scenes = [corner // 10000 for corner in corners]
         assert scenes == [*range(pairs), *range(pairs), *range(pairs, count - pairs)]
-        if pairs:  # who has no twin is seen through the first window
+        if pairs:  # who is cropped once is cropped at the first position
             assert {corners[i] % 10000 for i in range(2 * pairs, count)} <= {corners[0] % 10000}
         for image in source:
             assert torch.equal(image[0] - image[0, 0, 0], whole[0, 0, :8, :6])
@@ -54,7 +54,7 @@ def test_the_loss_is_the_error_of_every_pixel_in_the_overlap_by_loops():
 
 def test_it_is_zero_for_what_moves_with_its_input_and_not_for_what_stays():
     whole = torch.rand(4, 3, 20, 20)
-    source, _, shift = twins(whole, whole, reach=4)
+    source, _, shift = overlapping_crops(whole, whole, offset=4)
     assert equivariance_loss(source.square(), shift).item() == 0
     fixed = source * torch.rand(16, 16)
     assert equivariance_loss(fixed, shift).item() > 0.1
@@ -66,7 +66,7 @@ def test_nothing_to_compare_is_no_loss_and_still_has_a_gradient_of_none():
     assert equivariance_loss(torch.rand(2, 1, 8, 8), (7, 0), margin=2).item() == 0
 
 
-def test_a_reach_that_leaves_nothing_is_refused():
-    for reach in (0, 8, 9):
-        with pytest.raises(InputError, match=f"reach={reach} is not from 1 to below the 8×9"):
-            twins(torch.zeros(2, 1, 8, 9), torch.zeros(2, 1, 8, 9), reach)
+def test_an_offset_that_leaves_nothing_is_refused():
+    for offset in (0, 8, 9):
+        with pytest.raises(InputError, match=f"offset={offset} is not from 1 to below the 8×9"):
+            overlapping_crops(torch.zeros(2, 1, 8, 9), torch.zeros(2, 1, 8, 9), offset)

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import Dataset
 
 from genstab.data.datamodules import SyntheticData
-from genstab.data.sampler import EpochOrder, OrderedLoader
+from genstab.data.sampler import EpochSampler, ResumableLoader
 
 
 class Read(Dataset):
@@ -23,9 +23,9 @@ class Read(Dataset):
 
 
 def batches(length, size, seed=0, processes=1, rank=0, epoch=0):
-    order = EpochOrder(range(length), size, processes, rank, seed)
+    order = EpochSampler(range(length), size, processes, rank, seed)
     order.set_epoch(epoch)
-    return [batch.tolist() for batch in OrderedLoader(range(length), order)]
+    return [batch.tolist() for batch in ResumableLoader(range(length), order)]
 
 
 def flat(parts):
@@ -44,9 +44,9 @@ def test_an_epoch_is_a_permutation_of_its_own_and_the_same_at_every_call():
 def test_every_process_goes_on_where_it_stood(processes, length):
     for rank in range(processes):
         whole = batches(length, 2, 3, processes, rank)
-        order = EpochOrder(range(length), 2, processes, rank)
+        order = EpochSampler(range(length), 2, processes, rank)
         for seen in range(len(whole)):
-            loader = OrderedLoader(range(length), order)
+            loader = ResumableLoader(range(length), order)
             loader.load_state_dict({"seed": 3, "batch": seen})
             assert [batch.tolist() for batch in loader] == whole[seen:]
 
@@ -61,7 +61,7 @@ def test_processes_share_each_step_of_one(processes):
 def test_what_was_seen_is_not_read_again():
     data = Read(11)
     whole = batches(11, 2, seed=3)
-    loader = OrderedLoader(data, EpochOrder(data, 2, seed=9))
+    loader = ResumableLoader(data, EpochSampler(data, 2, seed=9))
     loader.load_state_dict({"seed": 3, "batch": 4})
     assert loader.state_dict() == {"seed": 3, "batch": 4}
     assert len(loader) == 6
@@ -71,14 +71,14 @@ def test_what_was_seen_is_not_read_again():
 
 
 def test_the_place_is_that_of_the_batches_handed_out():
-    loader = OrderedLoader(range(6), EpochOrder(range(6), 2))
+    loader = ResumableLoader(range(6), EpochSampler(range(6), 2))
     found = [loader.state_dict()["batch"]]
     found += [loader.state_dict()["batch"] for _ in loader]
     assert found == [0, 1, 2, 0]  # at the end the next epoch begins
 
 
 def test_the_epoch_may_be_told_after_the_iterator_was_asked_for():
-    loader = OrderedLoader(range(9), EpochOrder(range(9), 9))
+    loader = ResumableLoader(range(9), EpochSampler(range(9), 9))
     iterator = iter(loader)
     loader.sampler.set_epoch(4)
     assert [batch.tolist() for batch in iterator] == batches(9, 9, epoch=4)

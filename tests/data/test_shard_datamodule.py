@@ -19,17 +19,17 @@ from PIL import Image
 from pytorch_lightning import Trainer
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data.shards import cache as shard_files
 from genstab.data.shards.cache import ShardCache
 from genstab.data.shards.datamodule import ShardData
 from genstab.data.shards.format import INDEX, Shard
-from genstab.data.shards.sampler import Position, ShardOrder, mixed
+from genstab.data.shards.sampler import Position, ShardSampler, mixed
 from genstab.data.shards.write import write_shards
 from genstab.training.callbacks.finite_guard import FiniteGuard, NotFiniteError
 from tests.cli.test_config import composed
 from tests.conftest import tiny_pix2pix
-from tests.distributed.test_processes import ROOT, program
+from tests.helpers.commands import ROOT, program
 from tests.helpers.killed import TINY, run
 from tests.helpers.random_pairs import pairs_in
 from tests.runtime.test_resume import compared
@@ -98,7 +98,7 @@ def test_pairs_of_a_shard_are_far_apart():
 
 
 def test_the_first_position_in_a_shard_says_which_comes_next():
-    order = ShardOrder([4] * 12, 3, 2, processes=2, rank=1, seed=5)
+    order = ShardSampler([4] * 12, 3, 2, processes=2, rank=1, seed=5)
     order.set_epoch(2)
     positions = list(order)
     of = [position // 4 for position in positions]
@@ -167,7 +167,7 @@ def test_it_does_not_go_on_with_other_shards_or_the_files_themselves(tmp_path, s
     others = {f"data.root={tmp_path / 'larger'}": r"1 shards \w{8}, window 8", f"data.root={pairs}": "files"}
     for root, kind in others.items():
         data = "data=paired" if kind == "files" else "data=shards"
-        said = rf"the training data come in another order than the checkpoint's: 8 shards \w{{8}}, window 8 → {kind}$"
+        said = rf"the order of the training data differs from the checkpoint's: 8 shards \w{{8}}, window 8 → {kind}$"
         with pytest.raises(InputError, match=said):
             run(tmp_path / "run", data, root, "data.load_size=28", "trainer.max_epochs=3", base=base)
     run(tmp_path / "run", *options[:3], "trainer.max_epochs=3", base=base)

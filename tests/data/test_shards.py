@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data.pairs import PairedImages, Wanted, find_pairs
 from genstab.data.shards.cache import ShardCache, basename, expanded, is_local
 from genstab.data.shards.dataset import ShardPairs
 from genstab.data.shards.format import INDEX, Shard, ShardFile, key_of, parse_index
 from genstab.data.shards.write import write_shards
-from tests.distributed.test_processes import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.random_pairs import NAMES, pairs_in
 
 webdataset = pytest.importorskip("webdataset", reason="needs the extra: pip install 'genstab[shards]'")

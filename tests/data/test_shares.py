@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from genstab.data.sampler import EpochOrder, share
+from genstab.data.sampler import EpochSampler
+from genstab.data.shares import share
 
 SIZES = [(length, processes, size) for length in range(1, 26) for processes in (1, 2, 3, 4) for size in (1, 2, 3)]
 
@@ -34,12 +35,12 @@ def test_the_weighted_means_are_the_mean_of_one_process(kind):
 
         def make(processes, rank, numbers=numbers, size=size):
             if kind == "ours":
-                return EpochOrder(numbers, size, processes, rank, seed=5)
+                return EpochSampler(numbers, size, processes, rank, seed=5)
             return DistributedSampler(numbers, processes, rank, shuffle=False)
 
         one = [parts[0][0] for parts in batches(lambda p, r, make=make: make(1, 0), 1, size * processes)]
         if kind == "ours":  # the batch size of the loader is the order's, too
-            one = list(loader(EpochOrder(numbers, size * processes, seed=5), size * processes))
+            one = list(loader(EpochSampler(numbers, size * processes, seed=5), size * processes))
         assert torch.cat(one).sort().values.tolist() == numbers.tolist()
         together = batches(make, processes, size)
         assert len(together) == len(one)
@@ -52,7 +53,7 @@ def test_the_weighted_means_are_the_mean_of_one_process(kind):
 
 def test_each_image_counts_once_or_equally_often_unless_that_needs_larger_batches():
     for length, processes, size in SIZES:
-        steps = batches(lambda p, r, n=length, b=size: EpochOrder(torch.arange(n), b, p, r), processes, size)
+        steps = batches(lambda p, r, n=length, b=size: EpochSampler(torch.arange(n), b, p, r), processes, size)
         assert max(len(part) for parts in steps for part, _ in parts) <= size
         for step, parts in enumerate(steps):
             left = min(length - step * size * processes, size * processes)

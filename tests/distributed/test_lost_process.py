@@ -23,7 +23,7 @@ from genstab.distributed.lost_process import LostError, known
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime import signals as stopping
 from tests.conftest import pairs_loader, tiny_pix2pix
-from tests.distributed.test_processes import ROOT
+from tests.helpers.commands import ROOT
 from tests.helpers.killed import TINY, differing, left, run
 from tests.training.test_pix2pix import QUIET
 
@@ -282,7 +282,7 @@ def test_an_error_in_a_worker_keeps_its_traceback_and_says_how_to_go_on(tmp_path
 BY_HAND = """
 from genstab import cli, data
 
-data.PATIENCE = 2
+data.TIMEOUT = 2
 cli.train()
 """
 

@@ -1,9 +1,6 @@
 """Several processes: the same metrics, one run folder and one W&B run a job."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,33 +16,11 @@ from genstab.metrics.spectrum import SpectrumError
 from tests.cli.test_config import TINY_SYNTHETIC, composed
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.helpers import norm_on_some
+from tests.helpers.commands import HELPERS, ROOT, finish, program, start
 from tests.helpers.metrics_on_two import measure
 from tests.helpers.train_on_some import train
 from tests.helpers.validate_on_some import validate
 from tests.training.test_pix2pix import QUIET
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(*arguments, **variables):
-    """Start a script of the checkout as a user would."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "PL_GLOBAL_SEED")}
-    environment |= {"PYTHONPATH": str(ROOT), **variables}
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process):
-    """Return the exit code and what was printed."""
-    printed, _ = process.communicate(timeout=300)
-    return process.returncode, printed
-
-
-def program(*arguments):
-    """Run a script of the checkout as a user would; return what it printed."""
-    code, printed = finish(start(*arguments))
-    assert code == 0, printed[-6000:]
-    return printed
 
 
 @pytest.fixture
@@ -70,7 +45,13 @@ VALIDATED = [(1, 2), (2, 2), (5, 2), (53, 4), (53, 7)]  # images, batch size
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_measure_what_one_does(tmp_path, checkpoint, processes):
-    on_processes(processes, ROOT / "tests" / "validate_on_some.py", checkpoint, tmp_path / "of", json.dumps(VALIDATED))
+    on_processes(
+        processes,
+        HELPERS / "validate_on_some.py",
+        checkpoint,
+        tmp_path / "of",
+        json.dumps(VALIDATED),
+    )
     ranks = [json.loads((tmp_path / f"of.{rank}").read_text()) for rank in range(processes)]
     assert all(results == ranks[0] for results in ranks)
     for (images, batch_size), found in zip(VALIDATED, ranks[0], strict=True):
@@ -114,7 +95,7 @@ def beyond(found, expected, tolerance):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all_of_theirs(tmp_path, processes):
-    on_processes(processes, ROOT / "tests" / "train_on_some.py", tmp_path / "of", json.dumps(TRAINED))
+    on_processes(processes, HELPERS / "train_on_some.py", tmp_path / "of", json.dumps(TRAINED))
     ranks = [torch.load(tmp_path / f"of.{rank}", weights_only=True) for rank in range(processes)]
     for case, found, *others in zip(TRAINED, *ranks, strict=True):
         expected = train(**{**case, "batch_size": case["batch_size"] * processes})
@@ -141,7 +122,7 @@ def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all
 @pytest.mark.slow
 def test_synchronised_batch_norm_is_that_of_all_images_on_one_process(tmp_path):
     processes = 3
-    program(ROOT / "tests" / "norm_on_some.py", processes, tmp_path / "of")
+    program(HELPERS / "norm_on_some.py", processes, tmp_path / "of")
     ranks = [torch.load(f"{tmp_path / 'of'}.{rank}", weights_only=True) for rank in range(processes)]
     for number, case in enumerate(norm_on_some.CASES):
         outputs, gradients, buffers = norm_on_some.run(norm_on_some.network(**case), norm_on_some.images(processes))
@@ -159,7 +140,7 @@ def test_synchronised_batch_norm_is_that_of_all_images_on_one_process(tmp_path):
 def test_metrics_with_uneven_shares_on_two_processes(tmp_path):
     metrics = (FeatureDistance(), ShiftConsistency(), SlicedWasserstein(), SpectrumError())
     measure(0, 8, metrics)
-    program(ROOT / "tests" / "metrics_on_two.py", tmp_path / "values")
+    program(HELPERS / "metrics_on_two.py", tmp_path / "values")
     for rank in (0, 1):
         values = json.loads((tmp_path / f"values.{rank}").read_text())
         assert values == pytest.approx([metric.compute().item() for metric in metrics], rel=1e-5, abs=1e-6)

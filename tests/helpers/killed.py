@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning import Callback
 
 from genstab.cli.main import CONF
-from genstab.cli.main import train as training
+from genstab.cli.train import run_train
 from genstab.runtime import files as whole_files
 
 EPOCHS, BATCHES = 3, 8
@@ -108,7 +108,7 @@ def run(folder, *options, kill=None, base=TINY):
         options = [*options, f"+callbacks.killer.signum={int(signum)}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"output_dir={folder}", *base, *options])
-    return training.run_train(config)
+    return run_train(config)
 
 
 def train(folder, kill=None):

@@ -44,4 +44,4 @@ def process(rank, store, out):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(process, (f"{folder}/store", sys.argv[1]), nprocs=2)
+        torch.multiprocessing.start_processes(process, (f"{folder}/store", sys.argv[1]), nprocs=2, start_method="fork")

@@ -45,4 +45,4 @@ def main(rank, processes, out):
 
 if __name__ == "__main__":
     processes, out = int(sys.argv[1]), sys.argv[2]
-    torch.multiprocessing.spawn(main, (processes, out), processes)
+    torch.multiprocessing.start_processes(main, (processes, out), processes, start_method="fork")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from genstab import InputError, UNet
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.image_io import image_depth, image_shape, read_image, to_uint8, write_image
 from genstab.inference.eval_mode import inference

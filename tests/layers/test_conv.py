@@ -33,7 +33,7 @@ def with_stride(arguments, stride=2):
     return arguments if "scale_factor" in arguments else arguments | {"stride": stride}
 
 
-def twins(blurred, plain, arguments, **blur):
+def blurred_and_plain(blurred, plain, arguments, **blur):
     """A blurred and a plain layer with the same weights, in float64."""
     layer, same = blurred(**arguments, **blur).double(), plain(**arguments).double()
     layer.load_state_dict(same.state_dict())  # the keys are the same
@@ -42,7 +42,7 @@ def twins(blurred, plain, arguments, **blur):
 
 @pytest.mark.parametrize(("blurred", "plain", "arguments"), LAYERS)
 def test_without_a_filter_it_is_the_plain_layer(blurred, plain, arguments):
-    layer, same = twins(blurred, plain, with_stride(arguments), filter="none")
+    layer, same = blurred_and_plain(blurred, plain, with_stride(arguments), filter="none")
     x = torch.randn(2, 2, 9, 6, dtype=torch.float64)
     assert torch.equal(layer(x), same(x))
 
@@ -50,7 +50,7 @@ def test_without_a_filter_it_is_the_plain_layer(blurred, plain, arguments):
 @pytest.mark.parametrize(("blurred", "plain", "arguments"), LAYERS)
 @pytest.mark.parametrize("filter", FILTERS_THAT_BLUR)
 def test_adds_no_parameter_and_keeps_the_keys(blurred, plain, arguments, filter):
-    layer, same = twins(blurred, plain, with_stride(arguments), filter=filter)
+    layer, same = blurred_and_plain(blurred, plain, with_stride(arguments), filter=filter)
     assert list(layer.state_dict()) == list(same.state_dict())
     assert [n for n, _ in layer.named_parameters()] == [n for n, _ in same.named_parameters()]
     assert f"filter={filter}" in repr(layer)
@@ -65,7 +65,7 @@ def test_convolution_has_the_plain_layers_shape_and_place(placement, stride, mod
         arguments = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation, "groups": 2}
         arguments |= {"in_channels": 2, "out_channels": 4, "padding_mode": mode}
         x = torch.randn(1, 2, *size, dtype=torch.float64)
-        layer, same = twins(BlurConv2d, nn.Conv2d, arguments, placement=placement)
+        layer, same = blurred_and_plain(BlurConv2d, nn.Conv2d, arguments, placement=placement)
         if (
             min(
                 size[i] - dilation * (k - 1)
@@ -86,7 +86,7 @@ def test_transposed_convolution_has_the_plain_layers_shape_and_place(stride):
         arguments = {"kernel_size": kernel, "stride": stride, "padding": padding, "output_padding": extra, "groups": 2}
         arguments |= {"in_channels": 4, "out_channels": 2, "dilation": dilation}
         x = torch.randn(1, 4, 5, 4, dtype=torch.float64)
-        layer, same = twins(BlurConvTranspose2d, nn.ConvTranspose2d, arguments)
+        layer, same = blurred_and_plain(BlurConvTranspose2d, nn.ConvTranspose2d, arguments)
         expected = same(x)
         assert layer(x).shape == expected.shape, arguments
         layer.taps = DELTA
@@ -175,8 +175,8 @@ def test_every_filter_has_the_plain_layers_shape(filter, mode):
 @pytest.mark.parametrize("stride", [2, 3, (1, 2)])
 def test_blur_commutes_with_the_convolution_inside(filter, stride):
     arguments = {"in_channels": 2, "out_channels": 3, "kernel_size": 4, "stride": stride, "padding": 1}
-    pre, same = twins(BlurConv2d, nn.Conv2d, arguments, filter=filter, placement="pre")
-    post, _ = twins(BlurConv2d, nn.Conv2d, arguments, filter=filter, placement="post")
+    pre, same = blurred_and_plain(BlurConv2d, nn.Conv2d, arguments, filter=filter, placement="pre")
+    post, _ = blurred_and_plain(BlurConv2d, nn.Conv2d, arguments, filter=filter, placement="post")
     post.load_state_dict(pre.state_dict())
     same.load_state_dict(pre.state_dict())
     x = torch.randn(1, 2, 50, 47, dtype=torch.float64)
@@ -208,7 +208,7 @@ def test_a_ramp_comes_out_where_the_plain_layer_puts_it(filter, size):
     inside = (..., slice(9, -9), slice(9, -9))
     for kernel, padding, placement in product([1, 2, 3, 4], [0, 1], ["pre", "post"]):
         arguments = {"in_channels": 1, "out_channels": 1, "kernel_size": kernel, "stride": 2, "padding": padding}
-        layer, same = twins(BlurConv2d, nn.Conv2d, arguments, filter=filter, placement=placement)
+        layer, same = blurred_and_plain(BlurConv2d, nn.Conv2d, arguments, filter=filter, placement=placement)
         layer.load_state_dict(same.state_dict())
         torch.testing.assert_close(layer(ramp)[inside], same(ramp)[inside])
     for blurred, plain in ((MaxBlurPool2d, nn.MaxPool2d), (BlurAvgPool2d, nn.AvgPool2d)):
@@ -241,7 +241,7 @@ def test_an_impulse_comes_back_where_it_was_after_down_and_up(filter):
 def test_a_constant_stays_constant(blurred, plain, arguments, filter, mode):
     conv = "in_channels" in arguments
     arguments = with_stride(arguments) | ({"kernel_size": 2} if conv else {})  # no zero padding, no overlap
-    layer, same = twins(
+    layer, same = blurred_and_plain(
         blurred, plain, arguments, filter=filter, **{"blur_padding_mode" if conv else "padding_mode": mode}
     )
     if blurred is BlurConvTranspose2d:

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from genstab.errors import InputError
-from genstab.loggers.media import STEP, how_to_view, log_image, log_video, wandb_logger
-from genstab.loggers.media import wandb as wandb_log
+from genstab.loggers import wandb as wandb_log
+from genstab.loggers.lifecycle import how_to_view
+from genstab.loggers.media import log_image, log_video
+from genstab.loggers.wandb import STEP, wandb_logger
 from genstab.metrics.registry import best_ends
 from tests.helpers.wandb_file import finish, read_config, read_history, read_summary, run_file
 
@@ -304,7 +306,7 @@ def test_an_online_run_has_a_url(tmp_path: Path) -> None:
     assert view is not None
     url, again = view.splitlines()
     assert url == "https://wandb.ai/me/genstab/runs/1"
-    assert again == "wandb sync --include-online /run-1  # should something be missing there"
+    assert again == "wandb sync --include-online /run-1  # if something is missing there"
 
 
 def test_the_sweep_hands_over_hydra_overrides() -> None:

@@ -3,10 +3,7 @@
 Each run is real; the server is one of our own, see `tests.helpers.wandb_server`.
 """
 
-import os
-import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -15,16 +12,15 @@ from pathlib import Path
 
 import pytest
 import wandb
-from pytorch_lightning.loggers import WandbLogger
 
-from genstab.loggers.media import STEP, close, how_to_view, outlive, wandb_logger, wandb_service
-from genstab.loggers.media import media as loggers
-from genstab.loggers.media import wandb as wandb_log
-from genstab.loggers.wandb import ends_well
-from tests.distributed.test_processes import ROOT, finish, start
+from genstab.loggers.lifecycle import close, how_to_view, outlive
+from genstab.loggers.wandb import wandb_logger
+from genstab.runtime.last_checkpoint import continue_logs
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import TINY
-from tests.helpers.wandb_file import read_config, read_history
+from tests.helpers.wandb_file import read_history
 from tests.helpers.wandb_server import Server
+from tests.helpers.world import kill_wandb
 
 pytestmark = pytest.mark.usefixtures("nobody")
 SLACK = 12  # seconds, for a busy machine
@@ -56,12 +52,9 @@ def quietly(work):
 
 
 def values(folder):
+    wandb.teardown()  # waits for the whole file, which `finish` does not on a busy machine
     (file,) = Path(folder).glob("*.wandb")
     return [row["val/psnr"] for row in read_history(file) if "val/psnr" in row]
-
-
-def service():
-    return wandb.setup()._connection._proc._process
 
 
 def upload_to(server, command, monkeypatch):
@@ -82,7 +75,7 @@ def came(server, run):
     return [row["val/psnr"] for _, row in sorted(server.rows.get(run, {}).items()) if "val/psnr" in row]
 
 
-@pytest.mark.parametrize("fault", ["silent", 401, 403, 500, "closed"])
+@pytest.mark.parametrize("fault", ["silent", 401, "closed"])
 def test_a_server_that_fails_at_the_start_makes_the_run_offline(tmp_path, server, fault):
     if fault == "closed":
         server.close()
@@ -100,14 +93,12 @@ def test_a_server_that_fails_at_the_start_makes_the_run_offline(tmp_path, server
     assert values(folder) == [1, 2]
 
 
-@pytest.mark.parametrize("fault", ["silent", 401, 500, "closed"])
+@pytest.mark.parametrize("fault", ["silent", 401])
 def test_a_server_that_fails_half_way_holds_up_only_the_end_and_that_not_for_ever(tmp_path, server, monkeypatch, fault):
     logger = wandb_logger(tmp_path, mode="online", finish_timeout=2)
     outlive(logger)
     logged(logger, 1, 2)
     assert not logger.experiment.offline
-    if fault == "closed":
-        server.close()
     server.mode = fault
     _, said, seconds = quietly(lambda: logged(logger, *range(3, 30)))
     assert (said, logger.unwritten.files) == ([], {})
@@ -117,110 +108,50 @@ def test_a_server_that_fails_half_way_holds_up_only_the_end_and_that_not_for_eve
     assert seconds < 2 + SLACK
     url, command = view.partition("  #")[0].splitlines()
     assert url == logger.experiment.url
-    assert command == f"wandb sync --include-online {logger.folders[0]}"
+    folder = Path(logger.experiment.dir).parent
+    assert command == f"wandb sync --include-online {folder}"
     if fault != 401:  # of which wandb itself says that some data will not be synced
         (line,) = said
         problem = "its upload did not end within 2 s"
         assert line == f"the W&B run did not end cleanly: {problem}; upload what it has with `{command}`"
-    assert values(logger.folders[0]) == list(range(1, 30))
+    assert values(folder) == list(range(1, 30))
     upload_to(server, command, monkeypatch)
     assert came(server, logger.version) == list(range(1, 30))
 
 
-def test_a_server_that_takes_no_tables_is_asked_once(tmp_path, server, monkeypatch):
-    asked, log_table = [], WandbLogger.log_table
-
-    def asking(logger, key, *arguments, **options):
-        asked.append(key)
-        log_table(logger, key, *arguments, **options)
-
-    monkeypatch.setattr(WandbLogger, "log_table", asking)
+def test_a_server_that_takes_no_tables_costs_one_warning(tmp_path, server):
     logger = wandb_logger(tmp_path, mode="online", finish_timeout=1)
     outlive(logger)
     logged(logger, 1)
     server.mode = 401
     _, said, _ = quietly(lambda: [logger.log_table(key, ["a"], [[1]], step=1) for key in ("one", "two")])
-    assert asked == ["one"]
     (line,) = said
-    assert re.fullmatch(r"log \S+: tables could not be written \(.*credentials.*\); measurements\.json has them", line)
+    assert "could not be written" in line
+    assert "credentials" in line
     logged(logger, 2)
     quietly(lambda: close(logger))
-    assert values(logger.folders[0]) == [1, 2]
+    assert values(Path(logger.experiment.dir).parent) == [1, 2]
 
 
-@pytest.mark.slow
-def test_a_service_that_is_killed_is_followed_by_an_offline_run(tmp_path, server, monkeypatch):
-    logger = wandb_logger(tmp_path, mode="online", config={"seed": 1})
+def test_a_service_that_is_killed_costs_one_warning_and_the_next_run_is_well(tmp_path):
+    logger = wandb_logger(tmp_path / "killed", mode="offline")
     outlive(logger)
-    logger.log_hyperparams({"lr": 0.5})
-    logged(logger, 1, 2)
-    deadline = time.monotonic() + 60
-    while 2.0 not in came(server, logger.version) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    name = logger.version
-    service().kill()
-    service().wait()
-    _, said, seconds = quietly(lambda: logged(logger, *range(3, 9)))
+    logged(logger, 1)
+    kill_wandb(tmp_path)
+    _, said, seconds = quietly(lambda: logged(logger, *range(2, 9)))
     assert seconds < SLACK
+    folder = str(Path(logger.experiment.dir).parent)
     (line,) = said
-    assert line.startswith("wandb's service died (")
-    command = f"wandb sync --include-online {logger.folders[0]} {logger.folders[1]}"
-    assert ": the run goes on offline; what was logged in the last 15 s may be lost, " in line
-    assert line.endswith(f"upload the rest later with `{command}`")
-    assert logger.experiment.offline
-    assert logger.version == name
-    assert how_to_view(logger).splitlines()[0] == command
+    assert line.startswith(f"log {folder} could not be written (")
+    assert list(logger.unwritten.files) == [folder]
     _, said, _ = quietly(lambda: close(logger))
-    assert said == []
-    found = values(logger.folders[1])
-    assert found == list(range(found[0], 9))
-    assert found[0] <= 4
-    (file,) = logger.folders[1].glob("*.wandb")
-    config = read_config(file)
-    assert (config["seed"], config["lr"]) == (1, 0.5)
-    upload_to(server, command, monkeypatch)
-    assert came(server, name) == [1, 2, *found]  # each once
-
-
-def test_after_a_second_death_it_goes_on_without(tmp_path):
-    logger = wandb_logger(tmp_path, mode="offline")
-    outlive(logger)
-    logged(logger, 1)
-    said = []
-    for _ in range(2):
-        service().kill()
-        service().wait()
-        said += quietly(lambda: logged(logger, *range(2, 6)))[1]
-    first, second = said
-    assert "the run goes on offline" in first
-    assert "the training goes on without W&B" in second
-    logged(logger, 7)
-    _, said, _ = quietly(lambda: close(logger))
-    assert said == []
-
-
-def test_a_service_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
-    for module in (loggers, wandb_log, wandb_service):
-        monkeypatch.setattr(module, "PATIENCE", 1.0)
-    logger = wandb_logger(tmp_path, mode="offline", finish_timeout=1)
-    outlive(logger)
-    logged(logger, 1)
-    os.kill(service().pid, signal.SIGSTOP)
-    large = {f"{number}": "x" * 1000 for number in range(1000)}
-
-    def much():
-        for _ in range(20):
-            logger.log_metrics(large, step=2)
-
-    _, said, seconds = quietly(much)
-    assert seconds < 1 + SLACK
     (line,) = said
-    assert line.startswith("wandb's service died (")
-    os.kill(service().pid, signal.SIGSTOP)
-    _, said, seconds = quietly(lambda: close(logger))
-    assert seconds < 2 + SLACK
-    (line,) = said
-    assert line.startswith("the W&B run did not end cleanly: its service died (")
+    assert line.startswith("the W&B run did not end cleanly: ")
+    assert line.endswith(f"upload what it has with `wandb sync {folder}`")
+    after = wandb_logger(tmp_path / "next", mode="offline")
+    assert quietly(lambda: logged(after, 1, 2))[1] == []
+    close(after)
+    assert values(Path(after.experiment.dir).parent) == [1, 2]
 
 
 def test_a_service_that_cannot_start_is_done_without(tmp_path, monkeypatch):
@@ -235,67 +166,41 @@ def test_a_service_that_cannot_start_is_done_without(tmp_path, monkeypatch):
     assert quietly(lambda: close(logger))[1] == []
 
 
-def test_a_file_without_its_end_is_recognised(tmp_path):
-    logger = wandb_logger(tmp_path, mode="offline")
-    for step in range(30):  # several blocks of the file
-        logger.log_metrics({f"{number}": "x" * 1000 for number in range(10)}, step=step)
-    close(logger)
-    (file,) = logger.folders[0].glob("*.wandb")
-    whole = file.read_bytes()
-    assert len(whole) > 3 * wandb_service.BLOCK
-    assert ends_well(file)
-    for length in (*range(len(whole) - 40, len(whole)), wandb_service.BLOCK, 2 * wandb_service.BLOCK, 7, 0):
-        file.write_bytes(whole[:length])
-        assert not ends_well(file), length
-    file.unlink()
-    assert not ends_well(file)
+def test_a_run_that_goes_on_is_the_same_run_there(tmp_path, server):
+    """As `ckpt_path` does it, by the id that the checkpoint holds."""
+    first = wandb_logger(tmp_path, mode="online")
+    logged(first, 1, 2)
+    close(first)
+    second = wandb_logger(tmp_path, mode="online")
+    continue_logs([second], first.version, batches=3, again=False)
+    logged(second, 3, 4)
+    close(second)
+    assert second.version == first.version
+    assert came(server, first.version) == [1, 2, 3, 4]
 
 
-def trained(tmp_path, *options):
-    """Train by the command; return the exit code and what was printed."""
+KILL = "+callbacks.happen={_target_: tests.helpers.world.Happen, folder: /, happens: {12: kill_wandb}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["at the start", "half way", "service"])
+def test_a_training_goes_on(tmp_path, server, fault):
+    options = ["logger.init_timeout=2", "logger.finish_timeout=2"] + [KILL] * (fault == "service")
+    server.mode = "silent" if fault == "at the start" else "well"
+    server.then = "silent" if fault == "half way" else None
     base = [option for option in TINY if option not in ("logger=csv", "ckpt_path=last")]
-    folder = f"hydra.run.dir={tmp_path / 'run'}"
-    return finish(start(ROOT / "train.py", *base, "logger.mode=online", folder, *options))
-
-
-def check_trained(tmp_path, code, printed):
+    folder = tmp_path / "run"
+    code, printed = finish(start(ROOT / "train.py", *base, "logger.mode=online", f"hydra.run.dir={folder}", *options))
     assert code == 0, printed
     assert "Traceback" not in printed
-    assert (tmp_path / "run" / "summary.json").is_file()
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["silent", 401])
-def test_a_training_without_a_server(tmp_path, server, mode):
-    server.mode = mode
-    code, printed = trained(tmp_path, "logger.init_timeout=2")
-    check_trained(tmp_path, code, printed)
-    assert printed.count("UserWarning") == printed.count("W&B cannot log online: ") == 1
-    assert f"\nwandb sync {tmp_path}/run/wandb/offline-run-" in printed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("then", ["silent", 401])
-def test_a_training_whose_server_fails_after_a_while(tmp_path, server, then):
-    server.then = then
-    began = time.monotonic()
-    code, printed = trained(tmp_path, "logger.finish_timeout=2")
-    assert time.monotonic() - began < 2 + 20 + 4 * SLACK  # 20: for the first table, see `outlived`
-    check_trained(tmp_path, code, printed)
-    # one of the tables, and one at the end, but for 401, of which wandb itself says that some data will not be synced
-    assert printed.count("UserWarning") == 1 + (then != 401)
-    assert printed.count("measurements.json has them") == 1
-    assert "\nnot written: wandb/run-" in printed
-    assert f"\nwandb sync --include-online {tmp_path}/run/wandb/run-" in printed
-
-
-@pytest.mark.slow
-def test_a_training_whose_service_is_killed(tmp_path, server):
-    kill = "+callbacks.happen={_target_: tests.helpers.world.Happen, folder: /, happens: {12: kill_wandb}}"
-    code, printed = trained(tmp_path, kill)
-    check_trained(tmp_path, code, printed)
-    assert printed.count("UserWarning") == printed.count("wandb's service died (") == 1
-    assert f"\nwandb sync --include-online {tmp_path}/run/wandb/run-" in printed
-    offline = next((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    assert {row[STEP] for row in read_history(offline) if "train/loss_g" in row} >= {15, 17, 19, 21, 23}
+    assert (folder / "summary.json").is_file()
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    if fault == "at the start":
+        assert printed.count("UserWarning") == printed.count("UserWarning: W&B cannot log online: ") == 1
+        assert f"\nwandb sync {folder}/wandb/offline-run-" in printed
+    else:  # one warning of what was not written, one of the end
+        assert printed.count("UserWarning") == 2
+        assert printed.count(": log ") == 1
+        assert printed.count("UserWarning: the W&B run did not end cleanly: ") == 1
+        assert "\nnot written: wandb/run-" in printed
+        assert f"\nwandb sync --include-online {folder}/wandb/run-" in printed

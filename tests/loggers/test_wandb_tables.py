@@ -6,7 +6,7 @@ import pytest
 from pytorch_lightning.loggers import CSVLogger
 
 from genstab.loggers import wandb_tables as tables
-from genstab.loggers.media import STEP, wandb_logger
+from genstab.loggers.wandb import STEP, wandb_logger
 from genstab.loggers.wandb_tables import (
     FEATURES,
     PER_SHIFT,

@@ -16,7 +16,7 @@ import yaml
 
 from genstab.errors import InputError
 from genstab.loggers import wandb_workspace as workspace
-from genstab.loggers.media import STEP
+from genstab.loggers.wandb import STEP
 from genstab.metrics.registry import best_ends, metrics
 from genstab.training.callbacks import pictures
 from tests.helpers.wandb_file import finish

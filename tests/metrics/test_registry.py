@@ -44,7 +44,7 @@ def test_a_new_metric_is_in_the_terminals_table(toy):
     console = Console(width=100)
     with console.capture() as captured:
         console.print(results_table(RUNS[1].summary, "run"))
-    assert re.search(r"toy distance +│ 4\.57 │ furlongs", captured.get())
+    assert re.search(r"toy distance +│ 4\.567 +│ furlongs", captured.get())
 
 
 def test_a_new_metric_is_on_the_page_in_its_table_its_scatter_and_its_images(toy):

@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import warnings
 
 import pytest
@@ -16,12 +15,11 @@ from pytorch_lightning.loggers import CSVLogger
 
 from genstab import InputError
 from genstab.loggers.csv_log import WholeCSVLogger
-from genstab.loggers.media import outlive
-from genstab.loggers.wandb import ends_well
+from genstab.loggers.lifecycle import outlive
 from genstab.runtime import files as whole_files
 from genstab.runtime.files import WholeCheckpoints, check_folder
-from tests.distributed.test_processes import ROOT, finish, start
 from tests.helpers import world
+from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import EVERY, STEPS, TINY, differing, left, run
 from tests.helpers.wandb_file import finish as end_wandb
 from tests.helpers.wandb_file import read_history
@@ -99,9 +97,7 @@ def test_a_disk_that_is_full_to_the_end(disk, whole, capsys, logger):
         f"the final weights could not be saved: {last}: No space left on device; those from before are whole: "
         f"see to the disk and go on with ckpt_path={last}"
     )
-    end = [text for text in said if text.startswith("the W&B run did not end cleanly")]
-    assert len(end) == (logger == "wandb")
-    named = kinds(set(said) - set(end))
+    named = kinds(said)
     assert [kind for kind in named if kind != "log"] == ["checkpoint", "file", "picture"]
     assert named.count("log") == (logger != "csv")  # its few rows may find room in the file's last page
     printed = capsys.readouterr().out
@@ -163,7 +159,6 @@ def test_wandb_goes_on_when_there_is_room_again(disk):
     assert re.fullmatch(r"wandb/offline-run-\S+: No space left on device", line)
     end_wandb()
     (file,) = (disk / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert ends_well(file)
     assert {row["trainer/global_step"] for row in read_history(file) if "train/loss_g" in row} >= LATER
 
 
@@ -222,9 +217,7 @@ def test_a_folder_that_is_deleted_comes_back(tmp_path, whole, logger):
     problem, said = train(tmp_path / "runs" / "run", f"logger={logger}", *happening(tmp_path / "runs", at10="delete"))
     end_wandb()
     assert problem is None
-    end = [text for text in said if text.startswith("the W&B run did not end cleanly")]
-    assert len(end) == (logger == "wandb")
-    assert kinds(set(said) - set(end)) == ([] if logger != "tensorboard" else ["log"])
+    assert kinds(said) == ([] if logger != "tensorboard" else ["log"])
     found, expected = (left_of(folder) for folder in (tmp_path / "runs" / "run", whole))
     assert differing(found, expected) == []
 
@@ -303,21 +296,6 @@ def test_the_command_says_in_the_end_what_is_missing(disk):
     assert "Logging error" not in printed
     assert "\nnot written: summary.json: No space left on device\n" in printed
     assert printed.strip().splitlines()[-1].startswith("genstab: the final weights could not be saved: ")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("full", ["stdout", "stderr"])
-def test_a_terminal_that_takes_nothing_stops_nothing(tmp_path, full):
-    with open("/dev/full", "w") as device:
-        base = [option for option in BASE if option != "ckpt_path=last" and "progress" not in option]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: device}
-        done = subprocess.run(
-            [sys.executable, ROOT / "train.py", *base, *SMALL, "logger=csv", f"hydra.run.dir={tmp_path / 'run'}"],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, timeout=300, **streams,
-        )  # fmt: skip
-    assert done.returncode == 0
-    assert "Traceback" not in (done.stdout or "") + (done.stderr or "")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == STEPS
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genstab.runtime import provenance
-from genstab.runtime.provenance import git_state, git_states, repository
+from genstab.runtime.provenance import git_state, git_states
 from tests.helpers.killed import TINY, run
 from tests.helpers.wandb_file import finish, read_config, run_file
 
@@ -55,7 +55,6 @@ def test_a_detached_shallow_clone_and_one_without_a_commit(checkout, tmp_path):
     git(tmp_path / "shallow", "checkout", "--quiet", "--detach")
     assert git_state(tmp_path / "shallow") == {"commit": commit, "dirty": False}
     git(checkout, "worktree", "add", "--quiet", str(tmp_path / "tree"))
-    assert repository(tmp_path / "tree") == tmp_path / "tree"  # there .git is a file
     assert git_state(tmp_path / "tree") == {"commit": commit, "dirty": False}
     (tmp_path / "new").mkdir()
     git(tmp_path / "new", "init", "--quiet")
@@ -86,76 +85,37 @@ def test_the_variables_of_another_git_do_not_count(checkout, tmp_path, monkeypat
     assert git_state(checkout)["dirty"] is False
 
 
-def test_a_repository_of_somebody_else(checkout, monkeypatch):
-    monkeypatch.setattr(provenance.os, "environ", {**os.environ, "HOME": "/nowhere"})  # nor whom the user trusts
-    if os.geteuid() != 0:
-        pytest.skip("only root can give a folder away")
-    for path in (checkout, checkout / ".git"):
-        os.chown(path, 12345, 12345)
-    assert git_state(checkout) == {
-        "commit": None, "dirty": None, "problem": f"detected dubious ownership in repository at '{checkout}'",
-    }  # fmt: skip
-
-
 def test_a_damaged_repository(checkout):
     (checkout / ".git" / "HEAD").write_text("rubbish")
-    found = git_state(checkout)
-    assert found["commit"] is None
-    assert "not a git repository" in found["problem"]
-    assert "\n" not in found["problem"]
-
-
-def fake(tmp_path, monkeypatch, text):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "git").write_text(text)
-    (tmp_path / "bin" / "git").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
+    assert git_state(checkout) is None
 
 
 def test_without_git(checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state(checkout) == {"commit": None, "dirty": None, "problem": "git is not installed"}
-
-
-def test_a_git_that_cannot_run(checkout, tmp_path, monkeypatch):
-    fake(tmp_path, monkeypatch, "no program")
-    (tmp_path / "bin" / "git").write_bytes(b"\x7fELF")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert git_state(checkout)["problem"] == "git cannot be run: Exec format error"
+    assert git_state(checkout) is None
 
 
 def test_a_git_that_does_not_answer_is_not_waited_for(checkout, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "GIT_TIMEOUT", 0.5)
-    fake(tmp_path, monkeypatch, "#!/bin/sh\nsleep 60 & wait\n")  # its child keeps the pipe open
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
     began = time.monotonic()
-    assert git_state(checkout)["problem"] == "git did not answer within 0.5 s"
+    assert git_state(checkout) is None
     assert time.monotonic() - began < 10
 
 
-def test_a_git_that_says_rubbish(checkout, tmp_path, monkeypatch):
-    fake(tmp_path, monkeypatch, "#!/bin/sh\nprintf '\\377'\nprintf 'a\\377b\\nc' >&2\nexit 3\n")
-    assert git_state(checkout)["problem"] == "a�b"
-    (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexit 3\n")
-    assert git_state(checkout)["problem"] == "git ended with 3"
-
-
 def test_which_repositories_are_named(checkout, tmp_path, monkeypatch):
-    commit = git(checkout, "rev-parse", "HEAD")
+    state = {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "plain").mkdir()
     monkeypatch.chdir(tmp_path / "plain")
-    monkeypatch.setattr(provenance, "CODE", checkout)
-    (checkout / "__init__.py").touch()
-    # it lies in a repository that does not have it, as a virtual environment would
-    assert git_states() == {"genstab": None, "working_folder": None}
-    git(checkout, "add", "__init__.py")
-    assert git_states() == {"genstab": {"commit": commit, "dirty": True}, "working_folder": None}
-    (checkout / "below").mkdir()
-    monkeypatch.chdir(checkout / "below")
-    assert git_states() == {"genstab": {"commit": commit, "dirty": True}, "working_folder": None}
-    git(checkout, "rm", "--quiet", "--cached", "__init__.py")
-    assert git_states() == {"genstab": None, "working_folder": {"commit": commit, "dirty": False}}
-    monkeypatch.setattr(provenance, "CODE", tmp_path)
-    assert git_states() == {"genstab": None, "working_folder": {"commit": commit, "dirty": False}}
+    monkeypatch.setattr(provenance, "CHECKOUT", checkout)
+    assert git_states() == {"genstab": state, "working_folder": None}
+    (checkout / ".venv").mkdir()
+    monkeypatch.chdir(checkout / ".venv")
+    monkeypatch.setattr(provenance, "CHECKOUT", checkout / ".venv")  # a wheel, in a virtual environment of a project
+    assert git_states() == {"genstab": None, "working_folder": state}
 
 
 def test_a_working_folder_that_was_removed(tmp_path, monkeypatch):

@@ -25,11 +25,9 @@ def test_whatever_is_written_reads_back(tmp_path_factory, content):
     assert [each.name for each in path.parent.iterdir()] == ["a.json"]
 
 
-def test_json_has_no_nan_and_a_list_of_numbers_takes_one_line(tmp_path):
+def test_json_has_no_nan(tmp_path):
     write_json(tmp_path / "a.json", {"map": [[1.5, math.nan], [-math.inf, 2]], "name": "["})
-    text = (tmp_path / "a.json").read_text()
-    assert json.loads(text) == {"map": [[1.5, None], [None, 2]], "name": "["}
-    assert "    [1.5, null]," in text.split("\n")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"map": [[1.5, None], [None, 2]], "name": "["}
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])

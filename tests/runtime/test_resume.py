@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.runtime import signals as stopping
 from genstab.runtime.resume import find_checkpoint
-from tests.distributed.test_processes import ROOT, program
+from tests.helpers.commands import HELPERS, ROOT, program
 from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run
 from tests.helpers.wandb_file import finish, read_history
 
@@ -79,7 +79,7 @@ def test_an_epoch_that_max_steps_ended_goes_on_also_if_it_is_the_last(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path):
-    printed = program(ROOT / "tests" / "killed.py", tmp_path, 20, 0)
+    printed = program(HELPERS / "killed.py", tmp_path, 20, 0)
     assert printed.count("(-9, 0) as unbroken") == 20
     assert set(re.findall(r"killed at (\w+)", printed)) == {
         "start", "update", "end", "writing", "validation", "epoch", "after",
@@ -331,7 +331,7 @@ def test_last_in_a_sweep_wants_its_folder(monkeypatch):
     arguments = ["train", "-m", "ckpt_path=last", "antialias=none,tri3", "hydra/hydra_logging=none"]
     monkeypatch.setattr(sys, "argv", ["genstab", *arguments])
     with pytest.raises(SystemExit, match=r"genstab: ckpt_path=last in a sweep .*hydra\.sweep\.dir=multirun/DATE/TIME"):
-        cli.main()
+        cli()
 
 
 def several(*options, code=0):

@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from genstab import InputError
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.evaluation.generators import OutputSpread
 from genstab.evaluation.verdict import flags, verdict
 from genstab.training.callbacks.collapse import CollapseWatch, Spread

@@ -17,7 +17,7 @@ from genstab.layers.filters import FILTERS, PADDING_MODES, PLACEMENTS
 from genstab.layers.padding import pad2d
 from genstab.networks.blocks import NORMS
 from genstab.training.losses import GAN_LOSSES
-from tests.distributed.test_processes import program
+from tests.helpers.commands import program
 from tests.helpers.killed import TINY, differing, left, run
 from tests.test_structure import HOUSE, MODULES
 

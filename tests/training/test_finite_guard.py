@@ -12,13 +12,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from genstab import InputError, PatchGAN, Pix2Pix, UNet
-from genstab.cli.main import main as cli
+from genstab.cli import main as cli
 from genstab.training.callbacks import finite_guard as guards
 from genstab.training.callbacks.finite_guard import FiniteGuard, NotFiniteError
 from genstab.training.callbacks.summary import RunSummary
 from tests.cli.test_main import PLAIN
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
-from tests.distributed.test_processes import ROOT, program
+from tests.helpers.commands import HELPERS, program
 from tests.training.test_pix2pix import QUIET
 
 GUARDED = {**QUIET, "enable_checkpointing": True}
@@ -254,7 +254,7 @@ def test_the_option_reaches_the_guard(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_two_processes_decide_alike(tmp_path, on_nan):
-    program(ROOT / "tests" / "guard_on_two.py", on_nan, tmp_path / "out")
+    program(HELPERS / "guard_on_two.py", on_nan, tmp_path / "out")
     one, two = (json.loads(Path(f"{tmp_path}/out.{rank}").read_text()) for rank in (0, 1))
     assert one == two
     if on_nan == "stop":

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from genstab import InputError, PatchGAN, Pix2Pix, SlicedWasserstein, UNet, load_generator, shift_psnr
 from genstab.data.datamodules import SyntheticData
-from genstab.data.overlapping_crops import twins
+from genstab.data.overlapping_crops import overlapping_crops
 from genstab.training.losses import adversarial_loss
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
 
@@ -155,10 +155,10 @@ def small_pix2pix(**options):
     return Pix2Pix(generator, PatchGAN(channels=4), **options)
 
 
-def test_the_equivariance_loss_is_the_twins_difference_and_moves_the_generator():
+def test_the_equivariance_loss_is_the_difference_between_crops_and_moves_the_generator():
     model = small_pix2pix(equivariance_weight=10.0)
     whole = torch.rand(4, 3, 36, 36) * 2 - 1
-    batch = twins(whole, whole, reach=4)._asdict()
+    batch = overlapping_crops(whole, whole, offset=4)._asdict()
     output = model(batch["source"])
     dy, dx = batch["shift"]
     expected = [
@@ -170,7 +170,7 @@ def test_the_equivariance_loss_is_the_twins_difference_and_moves_the_generator()
     assert losses["loss_g_shift"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
     total = losses["loss_g_gan"] + 100 * losses["loss_g_l1"] + 10 * losses["loss_g_shift"]
     assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
-    with pytest.raises(InputError, match=r"equivariance_weight needs batches of twins: set data\.twin_reach"):
+    with pytest.raises(InputError, match=r"equivariance_weight needs overlapping crops: set data\.overlap_offset"):
         model.update({"source": whole, "target": whole}, *model.adams())
 
 
@@ -190,10 +190,10 @@ def test_the_detail_loss_is_added_with_its_weight():
     assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
-def test_twins_teach_a_network_to_move_with_its_input():
+def test_overlapping_crops_teach_a_network_to_move_with_its_input():
     def difference(weight):
         model = small_pix2pix(equivariance_weight=weight)
-        data = SyntheticData(8, 2, size=40, crop_size=32, batch_size=4, twin_reach=4, num_workers=0)
+        data = SyntheticData(8, 2, size=40, crop_size=32, batch_size=4, overlap_offset=4, num_workers=0)
         Trainer(max_steps=60, limit_val_batches=0, **QUIET).fit(model, datamodule=data)
         images = torch.stack([data.val_set[i]["source"] for i in range(2)])
         return shift_psnr(model.generator, images, [(0, 1), (3, 0)], "crop").mean().item()

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from genstab import InputError, PatchGAN, Pix2Pix, ShiftStability, UNet, shift_psnr
 from genstab.data.collate import names_of, source_of
-from genstab.loggers.media import close, wandb_logger
+from genstab.loggers.lifecycle import close
+from genstab.loggers.wandb import wandb_logger
 from genstab.metrics.protocols import shift_pairs
 from genstab.metrics.shift_psnr import ShiftPSNR, ShiftTable, decibel, shift_errors, squared_error
 from genstab.training.callbacks.pictures import ShiftPictures
@@ -120,7 +121,7 @@ def test_a_table_has_room_for_so_many_images_and_its_rows_count_them_all():
     table = ShiftTable(shifts=1, images=2)
     for start in (0, 2):
         table.update(0, torch.tensor([start, start + 1]), torch.tensor([0.04, 0.0]), torch.tensor([1.0, 1.0]))
-    decibels, pooled = table.compute()
+    decibels, pooled, _ = table.compute()
     torch.testing.assert_close(decibels, torch.tensor([[20.0, 100.0]], dtype=torch.float64))
     assert pooled.item() == pytest.approx(10 * math.log10(4 / 0.02), abs=1e-6)
     for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):

@@ -17,7 +17,7 @@ from genstab.data.pairs import Pair
 from genstab.data.shards.cache import CACHE, ShardCache, basename, expanded, is_local, read_bytes, url_in
 from genstab.data.shards.dataset import ShardPairs
 from genstab.data.shards.format import INDEX, Shard, Split, check_bytes, parse_index
-from genstab.data.shards.sampler import ShardOrder
+from genstab.data.shards.sampler import ShardSampler
 from genstab.errors import InputError, check_counts
 from genstab.runtime.files import write_json
 
@@ -96,7 +96,7 @@ class ShardData(PairedData):
             loader = DataLoader(pairs, None, num_workers=self.num_workers, generator=torch.Generator())
             for item in tqdm(loader, f"reading {name}", len(pairs), leave=False, unit="pair", disable=None):
                 for problem in filter(None, item.get("skipped", "").split("\n")):
-                    self._leave_out(problem, rank_zero_warn)
+                    self._skip(problem, rank_zero_warn)
         self.decoded = True
 
     def _dataset(self, split: str) -> ShardPairs:  # type: ignore[override]  # pairs all the same
@@ -137,11 +137,11 @@ class ShardData(PairedData):
             return
         if self.on_error == "raise":
             raise InputError(problem)
-        self._leave_out(problem, rank_zero_warn)
+        self._skip(problem, rank_zero_warn)
 
-    def _order(self, processes: int, rank: int, seed: int) -> ShardOrder:
+    def _sampler(self, processes: int, rank: int, seed: int) -> ShardSampler:
         lengths = [shard.pairs for shard in self.splits()["train"].shards]
-        return ShardOrder(lengths, self.window, self.batch_size, processes, rank, seed)
+        return ShardSampler(lengths, self.window, self.batch_size, processes, rank, seed)
 
     def _counted(self, urls: list[str]) -> dict[str, Split]:
         """Count the pairs of shards without an index; for what had to be fetched, keep the numbers."""

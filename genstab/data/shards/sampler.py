@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from genstab.data.sampler import EpochOrder
+from genstab.data.sampler import EpochSampler
 
 
 class Position(int):
@@ -53,17 +53,17 @@ def mixed(lengths: Sequence[int], window: int, generator: torch.Generator) -> Te
     return places.argsort(stable=True)
 
 
-class ShardOrder(EpochOrder):
-    """An `EpochOrder` of pairs in shards, drawn by `mixed` from `seed + epoch` alone.
+class ShardSampler(EpochSampler):
+    """An `EpochSampler` of pairs in shards, drawn by `mixed` from `seed + epoch` alone.
 
     The first position in each shard that this process meets says which one it will meet next, as a `Position`.
 
     Args:
         lengths: the pairs of each shard.
         window: how many shards are mixed.
-        batch_size, processes, rank, seed: see `EpochOrder`.
+        batch_size, processes, rank, seed: see `EpochSampler`.
 
-    >>> list(ShardOrder([2, 3, 1], window=1, batch_size=2))
+    >>> list(ShardSampler([2, 3, 1], window=1, batch_size=2))
     [5, 1, 0, 3, 4, 2]
     """
 
@@ -82,7 +82,7 @@ class ShardOrder(EpochOrder):
         self.kind = f"{len(self.lengths)} shards {digest}, window {window}"
         self.ends = torch.tensor(list(accumulate(lengths)))
 
-    def drawn(self, generator: torch.Generator) -> Tensor:
+    def permutation(self, generator: torch.Generator) -> Tensor:
         """Return all positions of an epoch."""
         return mixed(self.lengths, self.window, generator)
 

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from genstab.data.collate import all_gathered, dataset_positions
+from genstab.data.shares import all_gathered, dataset_positions
 from genstab.errors import check_counts
 from genstab.evaluation.verdict import SAME
 from genstab.training.losses import CHANCE

@@ -11,8 +11,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from genstab.data.collate import all_gathered
 from genstab.data.paths import shortened
+from genstab.data.shares import all_gathered
 from genstab.errors import InputError, check_choice
 
 ON_NAN = ("stop", "skip")

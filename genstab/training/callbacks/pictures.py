@@ -14,7 +14,7 @@ from genstab.inference.eval_mode import inference, submodule
 from genstab.loggers.media import log_image, log_video
 from genstab.metrics.shift_ops import Shift, parse_shifts
 from genstab.report.figures import measure_map, picture_table, shift_panel, write_exhibits
-from genstab.runtime.files import Unwritten
+from genstab.runtime.files import FailedWrites
 
 
 class ShiftPictures(Callback):
@@ -57,7 +57,7 @@ class ShiftPictures(Callback):
         self.source: Tensor | None = None
         self.target: Tensor | None = None
         self.decibels: dict[Shift, float] = {}
-        self.unwritten = Unwritten("picture", "the training goes on without it")
+        self.unwritten = FailedWrites("picture", "the training goes on without it")
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -101,7 +101,7 @@ class ShiftPictures(Callback):
         self.decibels = measure_map(generator, images, self.reach, check_finite=False)
         title = f"circular, {len(images)} images"
         shown = self.source, self.target, self.decibels, title, self.frames
-        pictures = write_exhibits(self.folder, generator, *shown, spare=self.unwritten.spare)
+        pictures = write_exhibits(self.folder, generator, *shown, spare=self.unwritten.tolerate)
         step, film = _step(trainer), self.folder / "shift.gif"
         for logger in trainer.loggers:
             log_image(logger, "shift_map", pictures["shift_map"], step)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import MetricCollection
 
-from genstab.data.collate import all_gathered, dataset_positions, names_of, source_of
+from genstab.data.collate import names_of, source_of
+from genstab.data.shares import all_gathered, dataset_positions
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference, submodule
-from genstab.metrics.protocols import PROTOCOLS, shift_pairs
-from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, FractionalShift, parse_shifts
-from genstab.metrics.shift_psnr import ShiftPSNR, ShiftTable, squared_error
+from genstab.metrics.protocols import PROTOCOLS, Motion, in_chunks, shift_pairs
+from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, parse_shifts
+from genstab.metrics.shift_psnr import ShiftTable, squared_error
 
 MOST_COLUMNS = 1000
 
@@ -22,10 +22,10 @@ MOST_COLUMNS = 1000
 class ShiftStability(Callback):
     """Measure the shift PSNR of a module's generator in every validation.
 
-    Logs `val/shift_psnr`, `val/shift_psnr_worst` and `val/shift_psnr_pooled` (protocol `circular`),
-    `val/shift_psnr_crop` (protocol `crop`) and `val/shift_psnr_fractional` (protocol `fractional`), in dB. The numbers
-    depend neither on the batch size nor on the number of processes, and training is left untouched: weights, modes and
-    random state are as without the callback. An output that is not finite makes them NaN.
+    Logs `val/shift_psnr`, `val/shift_psnr_worst` and `val/shift_psnr_pooled` (protocol `circular`), and
+    `val/shift_psnr_NAME` of every other protocol, such as `val/shift_psnr_crop`, in dB. The numbers depend neither on
+    the batch size nor on the number of processes, and training is left untouched: weights, modes and random state are
+    as without the callback. An output that is not finite makes them NaN.
 
     After each validation every process has, for each protocol: `tables`, dB of shape (shifts, images) with the images
     in the order of the dataset, NaN where nothing was measured; `pooled`, dB of shape (shifts,), one PSNR over all
@@ -34,7 +34,7 @@ class ShiftStability(Callback):
 
     Args:
         shifts: pairs (dy, dx) in pixels, none zero, for `circular` and `crop`.
-        protocols: any of `circular`, `crop`, `fractional`.
+        protocols: any of `genstab.metrics.protocols.PROTOCOLS`.
         images: how many images of the first validation loader to measure, from the first on; None for all.
         margin: pixels left out on each side of the overlap in `crop` and `fractional`.
         forward_batch: images a forward pass; several shifts share one.
@@ -73,19 +73,10 @@ class ShiftStability(Callback):
         self.images, self.margin, self.forward_batch, self.multiple = images, margin, forward_batch, multiple
         self.seen = 0
         self.source_key, self.generator = source_key, generator
-        self.shifts: dict[str, Sequence[FractionalShift]] = {}
-        self.metrics: dict[str, MetricCollection] = {}
+        self.shifts: dict[str, Sequence[Motion]] = {}
         self.sums: dict[str, ShiftTable] = {}
         for protocol in protocols:
-            reductions = (
-                {"": "mean", "_worst": "worst", "_pooled": "pooled"}
-                if protocol == "circular"
-                else {f"_{protocol}": "mean"}
-            )
-            self.metrics[protocol] = MetricCollection(
-                {f"val/shift_psnr{ending}": ShiftPSNR(data_range, r, cap) for ending, r in reductions.items()}
-            )
-            self.shifts[protocol] = parts if protocol == "fractional" else whole
+            self.shifts[protocol] = parts if PROTOCOLS[protocol].fractional else whole
             columns = min(images or MOST_COLUMNS, MOST_COLUMNS)
             self.sums[protocol] = ShiftTable(len(self.shifts[protocol]), columns, data_range, cap)
         self.tables: dict[str, Tensor] = {}
@@ -100,10 +91,8 @@ class ShiftStability(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, on the module's device where it has float64."""
         self.seen, self._named = 0, {}
-        for protocol, metrics in self.metrics.items():
-            device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
-            metrics.to(device).reset()
-            self.sums[protocol].to(device).reset()
+        for sums in self.sums.values():
+            sums.to(torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device).reset()
 
     def on_validation_batch_end(
         self,
@@ -129,27 +118,22 @@ class ShiftStability(Callback):
         named = dict(zip(positions.tolist(), names_of(batch, positions), strict=True))
         positions = positions[counted]
         self._named.update({place: named[place] for place in positions.tolist() if place < MOST_COLUMNS})
+        options = {"margin": self.margin, "forward_batch": self.forward_batch, "multiple": self.multiple}
         with inference(submodule(pl_module, self.generator)) as generate:
+            whole = not all(PROTOCOLS[protocol].windows for protocol in self.shifts)
+            output = in_chunks(generate, source, self.forward_batch) if whole else None  # once for all protocols
             for protocol, shifts in self.shifts.items():
-                pairs = shift_pairs(
-                    generate,
-                    source,
-                    shifts,
-                    protocol,
-                    self.margin,
-                    self.forward_batch,
-                    self.multiple,
-                    check_finite=False,  # a training that diverges logs NaN and goes on
-                )
+                # a training that diverges logs NaN and goes on
+                pairs = shift_pairs(generate, source, shifts, protocol, output=output, check_finite=False, **options)
                 for index, (_, *pair_and_mask) in enumerate(pairs):
-                    self.metrics[protocol].update(*pair_and_mask)
                     self.sums[protocol].update(index, positions, *squared_error(*pair_and_mask))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the dB of this validation, over all processes."""
-        for protocol, metrics in self.metrics.items():
+        for protocol, sums in self.sums.items():
+            self.tables[protocol], self.pooled[protocol], reductions = sums.tables()
             # Every process holds the same value: the mean changes nothing and says so to Lightning.
-            pl_module.log_dict(metrics.compute(), sync_dist=True)
-            self.tables[protocol], self.pooled[protocol] = self.sums[protocol].tables()
+            keys = PROTOCOLS[protocol].keys()
+            pl_module.log_dict({key: reductions[reduction] for reduction, key in keys.items()}, sync_dist=True)
         named = {place: name for part in all_gathered(self._named) for place, name in part.items()}
         self.names = [named.get(place, str(place)) for place in range(max(named, default=-1) + 1)]

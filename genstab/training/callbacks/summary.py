@@ -12,13 +12,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from genstab.data.collate import all_gathered, source_of
+from genstab.data.collate import source_of
+from genstab.data.shares import all_gathered
 from genstab.evaluation.verdict import verdict
-from genstab.loggers.media import how_to_view
+from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.wandb_tables import log_tables
 from genstab.report.figures import map_table, shift_table
 from genstab.report.table import results_table
-from genstab.runtime.files import MEASUREMENTS, SUMMARY, Unwritten, named, unwritten_of, write_json
+from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten_lines, write_json
 from genstab.runtime.last_checkpoint import LastCheckpoint
 from genstab.runtime.provenance import provenance
 from genstab.runtime.signals import Stopped
@@ -48,7 +49,7 @@ class RunSummary(Callback):
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = Path(folder), dict(config)
         self.provenance: dict[str, Any] = {}
-        self.unwritten = Unwritten("file", "all else is done")
+        self.unwritten = FailedWrites("file", "all else is done")
         self.images = 0
         self.skipped: list[str] = []
         self.batches: int | float | None = None
@@ -113,7 +114,7 @@ class RunSummary(Callback):
             "images_per_second": round(self.images / self.training, 2) if self.training else None,
             "skipped": self.skipped or _skipped(trainer),
             "updates_left_out": [each for guard in _of(trainer, FiniteGuard) for each in guard.left_out],
-            "unwritten": named(unwritten_of(trainer), self.folder),
+            "unwritten": unwritten_lines(trainer, self.folder),
             "warnings": [text for watch in _of(trainer, CollapseWatch) for text in watch.said.values()],
             **(self.provenance or provenance(devices_of(trainer))),
             "config": self.config,
@@ -140,7 +141,7 @@ class RunSummary(Callback):
         summary = self.summary(trainer)
         measurements = self.measurements(trainer)
         for name, content in ((MEASUREMENTS, measurements), (SUMMARY, summary)):
-            with self.unwritten.spare(self.folder / name):
+            with self.unwritten.tolerate(self.folder / name):
                 write_json(self.folder / name, content)
         for logger in trainer.loggers:
             log_tables(logger, measurements, trainer.global_step)
@@ -166,7 +167,7 @@ class RunSummary(Callback):
     def say_where(self, trainer: Trainer) -> None:
         """Print the run folder, what is missing in it, and how to look at what each logger has."""
         print(f"Run folder: {self.folder}")
-        for line in named(unwritten_of(trainer), self.folder):
+        for line in unwritten_lines(trainer, self.folder):
             print(f"not written: {line}")
         for logger in trainer.loggers:
             if hint := how_to_view(logger):

@@ -1,0 +1,124 @@
+"""From the words that users type to overrides that Hydra's grammar takes."""
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from genstab.cli.check_config import TRAINER
+from genstab.cli.signatures import signature_of
+from genstab.errors import InputError
+
+MULTIRUN = {"-m", "--multirun"}
+_PATHS = {
+    "ckpt_path", "corruptions.baseline", "costs", "data.root", "hydra.run.dir", "hydra.sweep.dir", "input",
+    "model.checkpoint", "output", "output_dir", "plot", "table",
+}  # fmt: skip
+_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-c", "--cfg", "-p", "--package"}
+
+_LAUNCHER = "hydra/launcher="
+_OURS = ("slurm", "slurm_cpu")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise an `InputError` for a word that Hydra would only call a syntax error.
+
+    >>> check_words(["model.pt"])
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: 'model.pt' is not key=value, as in model.checkpoint=FILE (--help lists the keys)
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE:
+            raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
+
+
+def check_launcher(words: Sequence[str]) -> None:
+    """Refuse a launcher that is not installed, and one that Hydra would leave out, before it runs here instead.
+
+    Raises:
+        InputError: it is one of these.
+
+    >>> check_launcher(["hydra/launcher=slurm"])
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: hydra/launcher=slurm starts the jobs of a sweep: add -m, for a single job, too
+    """
+    for word in words:
+        if not word.startswith(_LAUNCHER):
+            continue
+        name = word.removeprefix(_LAUNCHER)
+        if (name in _OURS or name.startswith("submitit")) and not _installed():
+            raise InputError(f"{word} needs a plugin of Hydra: pip install 'genstab[slurm]'")
+        if name != "basic" and not {*MULTIRUN, "hydra.mode=MULTIRUN"} & set(words):
+            raise InputError(f"{word} starts the jobs of a sweep: add -m, for a single job, too")
+        for size in words if name in _OURS else ():
+            if re.match(r"trainer\.(devices|num_nodes)=(?![1-9]\d*$)", size):
+                raise InputError(f"{size}: {word} wants a number, the same for all jobs")
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("hydra_plugins.hydra_submitit_launcher") is not None
+    except ImportError:
+        return False
+
+
+def quote_paths(words: Sequence[str]) -> list[str]:
+    """Quote the values that are a path, unless they are quoted, refer to other keys or are choices of a sweep.
+
+    >>> quote_paths(["data.root=it's here", "seed=1"])
+    ["data.root='it\\\\'s here'", 'seed=1']
+    """
+    sweep = MULTIRUN & set(words)
+
+    def quote(word: str) -> str:
+        key, is_override, value = word.partition("=")
+        special = (
+            re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII)
+            and not value.startswith(("'", '"'))
+            and not re.search(r"\$\{|\\", value)
+        )
+        plain = key in _PATHS and (not sweep or key[:6] == "hydra." or Path(value).exists())
+        return f"{key}={_quoted(value)}" if is_override and special and plain else word
+
+    return [quote(word) for word in words]
+
+
+def add_trainer_keys(words: Sequence[str]) -> list[str]:
+    """Let `trainer.KEY=` set any argument of Lightning's Trainer, those that conf/trainer does not list, too.
+
+    >>> add_trainer_keys(["trainer.limit_train_batches=2", "+trainer.max_time=00:01:00:00", "trainer.max_epoch=3"])
+    ['++trainer.limit_train_batches=2', '++trainer.max_time=00:01:00:00', 'trainer.max_epoch=3']
+    """
+    if not any("trainer." in word for word in words):
+        return list(words)
+    signature = signature_of(TRAINER)
+    keys = "|".join(signature.types) if signature else "$"
+    return [re.sub(rf"^\+?(?=trainer\.({keys})=)", "++", word) for word in words]
+
+
+def add_model_keys(words: Sequence[str]) -> list[str]:
+    """Let `model.NAME=` also add a key: a network's arguments are not in our configs.
+
+    >>> add_model_keys(["model.width=8", "seed=1"])
+    ['++model.width=8', 'seed=1']
+    """
+    return [re.sub(r"^(?=model\.[^=]+=)", "++", word) for word in words]
+
+
+def name_runs(words: Sequence[str]) -> list[str]:
+    """Make the value of `runs` of the words that are not options: folders of `genstab report`.
+
+    >>> name_runs(["a", "b, c", "title=A: b"])
+    ["runs=['a','b, c']", "title='A: b'"]
+    """
+    runs = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
+    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={_quoted(found[2])}", word) for word in words]
+    return [f"runs=[{','.join(map(_quoted, runs))}]"] * bool(runs) + [word for word in rest if word not in runs]
+
+
+def _quoted(text: str) -> str:
+    """Let any text be a value in Hydra's grammar, in which a colon, a comma or a bracket means something."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

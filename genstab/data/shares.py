@@ -1,0 +1,96 @@
+"""How processes share the images of a dataset: which images of a batch count, and with which weight."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from genstab.data.sampler import EpochSampler
+
+
+def all_gathered(value: Any) -> list[Any]:
+    """Return the values of all processes in the order of their ranks; every process must call this.
+
+    >>> all_gathered("a")
+    ['a']
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    gathered = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: int = 1, rank: int = 0) -> Tensor:
+    """Return the position in the dataset of each image of an unshuffled validation batch; −1 for a repeated image.
+
+    `DistributedSampler` gives rank r the positions r, r + P, r + 2P, … and repeats images in the last round, so that
+    every process has the same number of batches. A repeated image must not be counted twice in a metric.
+
+    Args:
+        loaders: the validation loader; the first one, if this is a list or a dict.
+        seen: number of its images that this process has seen before this batch.
+        batch_length: number of images in the batch.
+        world_size: number of processes P.
+        rank: rank r of this process.
+
+    Shape: → (batch_length,), int64.
+
+    >>> from torch.utils.data import DataLoader
+    >>> loader = DataLoader(range(5), batch_size=2, sampler=DistributedSampler(range(5), 2, rank=1, shuffle=False))
+    >>> [dataset_positions(loader, 2 * i, len(batch), 2, rank=1).tolist() for i, batch in enumerate(loader)]
+    [[1, 3], [-1]]
+    """
+    loader = first_loader(loaders)
+    positions = rank + world_size * torch.arange(seen, seen + batch_length)
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        return torch.where(positions < len(sampler.dataset), positions, -1)  # type: ignore[arg-type]  # a Sized dataset
+    return positions
+
+
+def first_loader(loaders: Any) -> Any:
+    """Return the first loader of a list or a dict, or the loader itself.
+
+    >>> first_loader([1, 2]), first_loader({"a": 3}), first_loader(4)
+    (1, 3, 4)
+    """
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return loaders[0] if isinstance(loaders, Sequence) else loaders
+
+
+def share(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1, rank: int = 0) -> tuple[Tensor, float]:
+    """Return which images of a training batch count on this process, and the weight of the mean of their losses.
+
+    The mean over processes of weight × loss equals the loss of a single process with all these images in one batch,
+    each counted once. Images are left out, and the weight differs from 1, only in the last batch of an epoch. The
+    weight is 0 on a process that has only repeated images; it keeps one of them, since every process must take part.
+
+    Args:
+        loaders: the training loader, with an `EpochSampler` or torch's `DistributedSampler`, which fills the last
+            round by repeating images; the first one, if this is a list or a dict.
+        batch_idx: index of the batch in the epoch.
+        batch_length: number of images in the batch on this process.
+        world_size: number of processes.
+        rank: rank of this process.
+
+    Shape: → (batch_length,), bool, and a float.
+
+    >>> from torch.utils.data import DataLoader
+    >>> loader = DataLoader(range(5), batch_size=2, sampler=DistributedSampler(range(5), 2, rank=1))
+    >>> share(loader, 0, 2, 2, rank=1), share(loader, 1, 1, 2, rank=0), share(loader, 1, 1, 2, rank=1)
+    ((tensor([True, True]), 1.0), (tensor([True]), 2.0), (tensor([True]), 0.0))
+    """
+    loader = first_loader(loaders)
+    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    every = torch.ones(batch_length, dtype=torch.bool)
+    if world_size == 1 or batch_size is None or not isinstance(sampler, DistributedSampler):
+        return every, 1.0
+    left = len(sampler.dataset) - batch_idx * batch_size * world_size  # type: ignore[arg-type]  # a Sized dataset
+    if left >= batch_size * world_size or (isinstance(sampler, EpochSampler) and sampler.few and sampler.even):
+        return every, 1.0
+    counted = dataset_positions(loader, batch_idx * batch_size, batch_length, world_size, rank) >= 0
+    return counted if counted.any() else every, int(counted.sum()) * world_size / left

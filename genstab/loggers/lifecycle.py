@@ -1,0 +1,150 @@
+"""The logger of a job: failing without ending the job, its end, and where to look at what was logged."""
+
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+from genstab.loggers.csv_log import WholeCSVLogger
+from genstab.loggers.wandb import end_run, how_to_upload, run_folder
+from genstab.runtime.files import FailedWrites
+
+# The methods of a logger that write.
+METHODS = (
+    "log_hyperparams", "log_metrics", "log_graph", "log_image", "log_video", "log_table", "save",
+    "after_save_checkpoint", "finalize",
+)  # fmt: skip
+
+
+@rank_zero_only
+def how_to_view(logger: Logger) -> str | None:
+    """Return the one or two lines that say where to look at what was logged; None if nothing was.
+
+    An online W&B run has a URL, and the command that uploads its folder; an offline one the commands `wandb sync`
+    (upload it) and `wandb leet` (see it in the terminal); TensorBoard has its command and CSV its file. This starts no
+    run, and works after the end of one. On ranks other than 0 it returns None.
+
+    Args:
+        logger: any Lightning logger.
+
+    >>> how_to_view(CSVLogger("outputs", name="run", version=0))
+    'outputs/run/version_0/metrics.csv'
+    >>> how_to_view(WandbLogger(save_dir="outputs")) is None  # nothing was logged
+    True
+    """
+    if isinstance(logger, WandbLogger):
+        if logger.version is None or logger.experiment.disabled:  # without a version, it would start now
+            return None
+        run = logger.experiment
+        if run.offline:
+            return f"{how_to_upload(run)}\nwandb leet {shlex.quote(str(run_folder(run)))}"
+        return f"{run.url}\n{how_to_upload(run)}  # if something is missing there"
+    if isinstance(logger, TensorBoardLogger):
+        return f"tensorboard --logdir {shlex.quote(str(logger.log_dir))}"
+    if isinstance(logger, CSVLogger):
+        return _place(logger)
+    return None
+
+
+@rank_zero_only
+def close(logger: Logger) -> None:
+    """End the W&B run of a job, so that the next job of the same program gets a run of its own.
+
+    A run that cannot be ended does not fail the job: one warning says so, and how to upload what it has. Of other
+    loggers only what `outlive` changed is undone.
+
+    >>> close(CSVLogger("outputs"))
+    """
+    if hook := vars(logger).pop("thread_hook", None):
+        threading.excepthook = hook
+    if isinstance(logger, WandbLogger) and logger.version is not None and (problem := end_run(logger.experiment)):
+        upload = how_to_upload(logger.experiment)
+        rank_zero_warn(f"the W&B run did not end cleanly: {problem}; upload what it has with `{upload}`")
+
+
+def outlive(logger: Logger) -> None:
+    """Let a training go on when its logger fails: the first failure is a warning, and the end of the run lists it.
+
+    `metrics.csv` keeps its rows until they can be written (see `csv_log`), and TensorBoard continues in another file.
+    Call `close` at the end.
+
+    >>> logger = CSVLogger("/dev/null")
+    >>> outlive(logger)
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     logger.log_metrics({"val/l1": 0.5}, step=0)
+    >>> logger.unwritten.files
+    {'/dev/null/lightning_logs/version_0/metrics.csv': 'Not a directory'}
+    """
+    then = "the training goes on, and what is logged until it can be written again is lost"
+    if isinstance(logger, WholeCSVLogger):
+        then = "the training goes on, and the rows are kept until they can be written"
+    elif isinstance(logger, TensorBoardLogger):
+        _hide_writer_threads(logger)
+    logger.unwritten = FailedWrites("log", then)  # type: ignore[attr-defined]
+    for name in METHODS:
+        if method := getattr(logger, name, None):
+            setattr(logger, name, _outliving(logger, method))
+
+
+def _outliving(logger: Logger, method: Callable[..., Any]) -> Callable[..., None]:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> None:
+        with outlived(logger):
+            method(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def outlived(logger: Logger) -> Iterator[None]:
+    """Go on after any failure of a logger that was given to `outlive`; may be nested."""
+    try:
+        yield
+    except Exception as error:  # wandb and TensorBoard raise errors of many kinds
+        unwritten = getattr(logger, "unwritten", None)
+        if unwritten is None:
+            raise
+        if isinstance(logger, TensorBoardLogger):
+            _start_another_file(logger)
+        unwritten.record(_place(logger), error)
+    else:
+        if isinstance(logger, WholeCSVLogger) and logger.saved == len(logger.metrics):
+            logger.unwritten.files.clear()  # type: ignore[attr-defined]  # `outlive` set it
+
+
+def _start_another_file(logger: TensorBoardLogger) -> None:
+    """Let TensorBoard's writer open a new file, for the thread of this one is dead; remove files without content."""
+    with suppress(OSError):
+        logger.experiment.file_writer = logger.experiment.all_writers = None
+        for path in Path(logger.log_dir).glob("events.out.tfevents.*"):
+            if path.stat().st_size == 0:
+                path.unlink()
+
+
+@rank_zero_only
+def _hide_writer_threads(logger: TensorBoardLogger) -> None:
+    """Print no traceback of TensorBoard's threads, whose errors the next call raises, until `close`."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            before(arguments)
+
+    logger.thread_hook = before  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
+def _place(logger: Logger) -> str:
+    """Return where a logger writes to."""
+    if isinstance(logger, WandbLogger) and logger.version is not None:
+        return str(run_folder(logger.experiment))
+    folder = Path(getattr(logger, "log_dir", None) or logger.save_dir or type(logger).__name__)
+    return str(folder / "metrics.csv" if isinstance(logger, CSVLogger) else folder)
