@@ -14,10 +14,12 @@ from genstab.errors import check_choice
 from genstab.layers.filters import FILTERS, PLACEMENTS, AntiAlias
 from genstab.networks.patchgan import PatchGAN
 from genstab.networks.unet import UNet
-from genstab.report.seeds import STABLE, STABLE_BLUR, STABLE_HEAD, STABLE_LOSSES
 from genstab.training.pix2pix import Pix2Pix
 
-NONE = "none"
+NONE, STABLE = "none", "stable"
+# As in conf/antialias/stable.yaml.
+STABLE_HEAD = 10
+STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
 _BLURS = [filter for filter in FILTERS if filter != NONE]
 # What `--antialias` takes: FILTERxPLACEMENT, or an option of conf/antialias, whose placement is `pre`.
 EVERY = {NONE: AntiAlias(NONE), **{f"{f}x{p}": AntiAlias(f, p) for f in _BLURS for p in PLACEMENTS}}
@@ -25,7 +27,7 @@ EVERY |= {
     "polyphase": AntiAlias(NONE, "pre", "circular", True),
     "polyphasextri3": AntiAlias("tri3", "pre", "circular", True),
 }
-EVERY[STABLE] = AntiAlias(*STABLE_BLUR)
+EVERY[STABLE] = AntiAlias("tri3", "pre")
 OPTIONS = {**EVERY, **{filter: AntiAlias(filter) for filter in _BLURS}}
 Adams = tuple[torch.optim.Adam, torch.optim.Adam]  # of the discriminator and of the generator
 
@@ -55,7 +57,7 @@ def contest(
     discriminator = PatchGAN(channels=channels).to(device)
     models: dict[str, Pix2Pix] = {}
     for name in dict.fromkeys([NONE, *names]):
-        head, losses = (STABLE_HEAD, STABLE_LOSSES) if name == STABLE else (0, {})
+        head, losses = _beside_the_blur(name)
         generator = UNet(channels=channels, levels=unet_levels(size), antialias=OPTIONS[name], head=head).to(device)
         if models and not head:
             generator.load_state_dict(models[NONE].generator.state_dict(keep_vars=True), assign=True)
@@ -63,6 +65,25 @@ def contest(
         models[name] = Pix2Pix(generator, discriminator, **losses, **settings)  # type: ignore[arg-type]  # all fit
     shared = models[NONE].adams()
     return Contest(models, {name: model.adams() if name == STABLE else shared for name, model in models.items()})
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return by dotted key what a run's configuration has if its step is the one that is timed as `name`.
+
+    >>> config_of("none")["antialias.filter"]
+    'none'
+    """
+    antialias, (head, losses) = OPTIONS[name], _beside_the_blur(name)
+    config = {"antialias.filter": antialias.filter, "antialias.polyphase": antialias.polyphase}
+    if name != NONE:  # which has no blur to place
+        config["antialias.placement"] = antialias.placement
+    weights = {f"model.{key}": losses.get(key, 0.0) for key in STABLE_LOSSES}
+    return {**config, "model.generator.head": head, **weights}
+
+
+def _beside_the_blur(name: str) -> tuple[int, dict[str, float]]:
+    """The head and the weights of the losses."""
+    return (STABLE_HEAD, STABLE_LOSSES) if name == STABLE else (0, {})
 
 
 def race(
@@ -110,6 +131,7 @@ def race(
             "dtype": dtype,
             "compiled": compiled,
             "contestant": name,
+            "config": config_of(name),
             "times": {"step": timing},
             "images_per_second": batch / timing["seconds"],
             "peak_bytes": peaks[name],

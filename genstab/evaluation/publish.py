@@ -12,8 +12,8 @@ from genstab.evaluation.verdict import verdict
 from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.media import log_image, log_video
 from genstab.loggers.wandb_tables import log_tables
-from genstab.report.figures import results_table
 from genstab.report.page import write_page
+from genstab.report.table import results_table
 from genstab.runtime.files import SUMMARY, write_json
 from genstab.runtime.provenance import provenance
 

@@ -1,8 +1,11 @@
-"""A judgement in plain words of measured numbers; the thresholds are the constants below."""
+"""A judgement of measured numbers in plain words; the thresholds are the constants below."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from genstab.metrics.measurements import number
+from genstab.metrics.registry import metrics as registered
+from genstab.metrics.registry import protocols
 
 # A shift PSNR of d dB is a root mean square change of 10^(−d/20) of the value range. One of 255 grey levels, about the
 # least step that a display shows and the eye sees, is 48 dB; the eye needs several where there is texture.
@@ -17,6 +20,9 @@ CAP = 100.0
 GAP = 10.0
 """dB, 10 times the error, by which rolling must beat another protocol, or the mean the worst shift, to be mentioned;
 only if the lesser can be seen (below `STILL`). Trained U-Nets stay within 7 dB of their mean at their worst."""
+POOLED_GAP = 3.0
+"""dB, twice the squared error, by which the mean must beat the pooled number to be mentioned: a few images that are
+constant, 100 dB each, carry the mean. Trained U-Nets stay within 1.3 dB."""
 NOISE = 3.0
 """dB; a shift PSNR less than so far below the noise floor owes half of its error or more to chance."""
 BLURRY, BUSY = 0.75, 1.25
@@ -30,32 +36,12 @@ INCONSISTENT, CONSISTENT = 0.9, 0.98
 MOSTLY_WRONG = 0.5
 """Accuracy below which a classifier is wrong more often than right."""
 
-FLAGS = {
-    "flickers": "shift PSNR below `FLICKERS`",
-    "random": "two runs on one input differ",
-    "rolling-only": "crop or fractional is `GAP` or more below circular, and below `STILL`",
-    "uneven": "the worst shift is `GAP` or more below the mean, and below `STILL`",
-    "blurry": "total variation below `BLURRY` of the targets'",
-    "busy": "total variation above `BUSY` of the targets'",
-    "constant": "outputs of different images differ by less than `SAME`",
-    "flat": "the standard deviation within an output is less than `SAME`",
-    "capped": "shift PSNR at the `CAP`, and constant or flat",
-    "fragile": "corruption error above `LESS_ROBUST` of the baseline's",
-    "inconsistent": "consistency below `INCONSISTENT`",
-    "inaccurate": "accuracy below `MOSTLY_WRONG`",
-}
-"""What `flags` may return, and when."""
-
-_CIRCULAR, _CROP, _FRACTIONAL = "val/shift_psnr", "val/shift_psnr_crop", "val/shift_psnr_fractional"
-_WHEN = {
-    _CROP: ("shift PSNR crop", "when the camera moves"),
-    _CIRCULAR: ("shift PSNR", "when the image is rolled around"),
-    _FRACTIONAL: ("shift PSNR fractional", "when the image moves by fractions of a pixel"),
-}
+_CIRCULAR, _WORST, _POOLED = "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled"
+_CONSISTENCY = {"val/consistency": "the camera moves", "val/consistency_roll": "the image is rolled around"}
 
 
 def flags(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what is noteworthy as short words, in the order of `FLAGS`; a missing number raises none.
+    """Return what is noteworthy as short words; a missing number raises none.
 
     `val/output_spread` (root mean square distance between outputs of different images) and `val/output_std` (standard
     deviation within an output) are shares of the value range.
@@ -64,23 +50,23 @@ def flags(metrics: Mapping[str, Any]) -> list[str]:
     ['blurry']
     """
     known = _known(metrics)
-    psnr, ratio = known.get(_headline(known) or ""), _sharpness(known)
-    plain = known.get("val/output_spread", 1.0) < SAME or known.get("val/output_std", 1.0) < SAME
+    psnr, ratio, consistency = known.get(_headline(known)), _sharpness(known), known.get(_judged(known), 1.0)
+    constant, flat = (known.get(key, 1.0) < SAME for key in ("val/output_spread", "val/output_std"))
     raised = {
         "flickers": psnr is not None and psnr < FLICKERS,
         "random": known.get("val/noise_floor", CAP) < CAP,
-        "rolling-only": bool(_behind(known)),
-        "uneven": _far_below(known, "val/shift_psnr_worst"),
+        "rolling-only": bool(_behind(known)),  # another protocol is far below circular
+        "uneven": bool(_uneven(known)),  # the worst or the pooled number is far below the mean
         "blurry": ratio is not None and ratio < BLURRY,
         "busy": ratio is not None and ratio > BUSY,
-        "constant": known.get("val/output_spread", 1.0) < SAME,
-        "flat": known.get("val/output_std", 1.0) < SAME,
-        "capped": plain and psnr is not None and psnr >= CAP,
+        "constant": constant,
+        "flat": flat,
+        "capped": (constant or flat) and psnr is not None and psnr >= CAP,
         "fragile": known.get("val/corruption_relative", 1.0) > LESS_ROBUST,
-        "inconsistent": _consistency(known)[1] < INCONSISTENT,
+        "inconsistent": consistency < INCONSISTENT,
         "inaccurate": known.get("val/accuracy", 1.0) < MOSTLY_WRONG,
     }
-    return [flag for flag in FLAGS if raised[flag]]
+    return [flag for flag, is_raised in raised.items() if is_raised]
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[str]:
@@ -92,11 +78,11 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
 
     >>> for sentence in verdict({"val/shift_psnr": 31.0, "val/tv": 0.05, "val/tv_target": 0.1}):
     ...     print(sentence)
-    Shimmers when the image is rolled around: shift PSNR 31.0 dB, a change of 2.8 % of the value range.
+    Shimmers when the image is rolled around: shift PSNR circular 31.0 dB, a change of 2.8 % of the value range.
     Its outputs are blurry, with 50 % of the targets' total variation: a part of the stability is blur.
     """
     known, raised = _known(metrics), flags(metrics)
-    if _consistency(known)[0] or "val/accuracy" in known:
+    if _judged(known) or "val/accuracy" in known:
         sentences = _classifier(known, raised)
     else:
         sentences = [*_stability(known, raised), *_cost(known, raised)]
@@ -111,42 +97,39 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
 def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
     """How stable, and whether the number can be believed."""
     key = _headline(known)
-    if key is None:
+    if not key:
         return []
-    psnr, (name, when) = known[key], _WHEN[key]
+    psnr, said, when = known[key], _said(known, key, named=True), _when()
     if "capped" in raised:
-        sentences = [f"Says nothing of stability: {name} {psnr:.1f} dB, the cap, is what any constant output gets."]
+        sentences = [f"Says nothing about stability: {said} is the cap, which any constant output reaches."]
     elif psnr >= CAP:
-        sentences = [f"Follows its input exactly {when}: {name} {psnr:.1f} dB, the most that is counted."]
+        sentences = [f"Follows its input exactly {when[key]}: {said}, the cap."]
     else:
         levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
         judgement = next((words for level, words in levels if psnr < level), "Holds still to the eye")
         change = 100 * 10 ** (-psnr / 20)
         share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-        sentences = [f"{judgement} {when}: {name} {psnr:.1f} dB, a change of {share} % of the value range."]
+        sentences = [f"{judgement} {when[key]}: {said}, a change of {share} % of the value range."]
     if "random" in raised:
         floor = known["val/noise_floor"]
-        chance = f"Not deterministic: two runs on one input agree to {floor:.1f} dB"
+        chance = f"Not deterministic: two runs on one input agree to {_said(known, 'val/noise_floor')}"
         if psnr > floor - NOISE:
-            sentences.append(f"{chance}, so that {psnr:.1f} dB can't be told from its noise.")
+            sentences.append(f"{chance}, so that {_said(known, key)} can't be told from its noise.")
         else:
             sentences.append(f"{chance}; shifts change it more, {floor - psnr:.1f} dB below that noise floor.")
     if "rolling-only" in raised:
         # what lies behind: new content at the border, or a grid of whole pixels
-        others = " and ".join(f"{known[other]:.1f} dB {_WHEN[other][1]}" for other in _behind(known))
-        sentences.append(f"Rolling flatters it: {known[_CIRCULAR]:.1f} dB {_WHEN[_CIRCULAR][1]}, but {others}.")
+        others = _list(known, {other: when[other] for other in _behind(known)})
+        sentences.append(f"Rolling flatters it: {_said(known, _CIRCULAR)} {when[_CIRCULAR]}, but {others}.")
     if "uneven" in raised:
-        worst = known["val/shift_psnr_worst"]
-        sentences.append(
-            f"Uneven: at its worst shift and image {worst:.1f} dB, while the mean is {known[_CIRCULAR]:.1f} dB;"
-            " some shifts or some pictures are much worse than others."
-        )
+        rest = "some shifts or some images are much worse than others"
+        sentences.append(f"Uneven: the mean is {_said(known, _CIRCULAR)}, but {_list(known, _uneven(known))}; {rest}.")
     return sentences
 
 
 def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
     """What the stability is bought with."""
-    psnr, ratio = known.get(_headline(known) or ""), _sharpness(known)
+    psnr, ratio = known.get(_headline(known)), _sharpness(known)
     stable = psnr is not None and psnr >= FLICKERS
     if "constant" in raised:
         spread = 100 * known["val/output_spread"]
@@ -161,17 +144,17 @@ def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
             return [f"Its outputs are too busy, with {share}."]
         return [f"Not bought with blur: {share}." if stable else f"About as sharp as the targets: {share}."]
     if stable and "val/tv_target" not in known:
-        shown = f" (total variation {known['val/tv']:.3f})" if "val/tv" in known else ""
+        shown = f" ({_said(known, 'val/tv', named=True)})" if "val/tv" in known else ""
         return [f"Whether its {psnr:.1f} dB are bought with blur{shown} can't be judged without targets."]
     return []
 
 
 def _classifier(known: Mapping[str, float], raised: list[str]) -> list[str]:
-    sentences, (moves, share) = [], _consistency(known)
-    if moves:
-        often = "Often" if share < INCONSISTENT else "Sometimes" if share < CONSISTENT else "Hardly ever"
-        same = f"one class for two shifts in {100 * share:.1f} % of pairs"
-        sentences.append(f"{often} changes its answer when {moves}: {same}.")
+    sentences = []
+    if key := _judged(known):
+        often = "Often" if known[key] < INCONSISTENT else "Sometimes" if known[key] < CONSISTENT else "Hardly ever"
+        same = f"one class for two shifts in {100 * known[key]:.1f} % of pairs"
+        sentences.append(f"{often} changes its answer when {_CONSISTENCY[key]}: {same}.")
     if "val/accuracy" in known:
         right = f"It is right in {100 * known['val/accuracy']:.1f} % of cases"
         wrong = ", less than half: a constant answer would be perfectly consistent."
@@ -180,32 +163,48 @@ def _classifier(known: Mapping[str, float], raised: list[str]) -> list[str]:
 
 
 def _known(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {key: value for key in metrics if (value := number(metrics[key])) is not None}
 
 
-def _headline(known: Mapping[str, float]) -> str | None:
-    return next((key for key in _WHEN if key in known), None)
+def _said(known: Mapping[str, float], key: str, named: bool = False) -> str:
+    metric = registered()[key]
+    return f"{metric.name} {metric.text(known[key])}" if named else metric.text(known[key])
 
 
-def _far_below(known: Mapping[str, float], key: str) -> bool:
+def _list(known: Mapping[str, float], words: Mapping[str, str]) -> str:
+    return " and ".join(f"{_said(known, key)} {each}" for key, each in words.items())
+
+
+def _when() -> dict[str, str]:
+    """What moves, in words, by the log key of each protocol; the camera first."""
+    order = sorted(protocols().values(), key=lambda protocol: protocol.name != "crop")
+    return {protocol.key: protocol.when for protocol in order}
+
+
+def _headline(known: Mapping[str, float]) -> str:
+    return next((key for key in _when() if key in known), "")
+
+
+def _judged(known: Mapping[str, float]) -> str:
+    """The consistency that counts; empty for what is no classifier."""
+    return next((key for key in _CONSISTENCY if key in known), "")
+
+
+def _far_below(known: Mapping[str, float], key: str, gap: float = GAP) -> bool:
     """Whether a number is far below the mean of the protocol circular, and visibly."""
-    return {key, _CIRCULAR} <= known.keys() and known[key] <= known[_CIRCULAR] - GAP and known[key] < STILL
+    return {key, _CIRCULAR} <= known.keys() and known[key] <= known[_CIRCULAR] - gap and known[key] < STILL
 
 
 def _behind(known: Mapping[str, float]) -> list[str]:
-    return [other for other in (_CROP, _FRACTIONAL) if _far_below(known, other)]
+    return [key for key in _when() if _far_below(known, key)]
+
+
+def _uneven(known: Mapping[str, float]) -> dict[str, str]:
+    """The numbers that the mean hides."""
+    hidden = {_POOLED: ("pooled", POOLED_GAP), _WORST: ("at the worst shift and image", GAP)}
+    return {key: words for key, (words, gap) in hidden.items() if _far_below(known, key, gap)}
 
 
 def _sharpness(known: Mapping[str, float]) -> float | None:
     """Total variation of the outputs by the targets'; None without targets or if they are flat."""
-    target = known.get("val/tv_target", 0.0)
-    return known["val/tv"] / target if "val/tv" in known and target > 0 else None
-
-
-def _consistency(known: Mapping[str, float]) -> tuple[str, float]:
-    """What moved and the consistency; ("", 1) for what is no classifier."""
-    if "val/consistency" in known:
-        return "the camera moves", known["val/consistency"]
-    if "val/consistency_roll" in known:
-        return "the image is rolled around", known["val/consistency_roll"]
-    return "", 1.0
+    return registered()["tv_ratio"].of(known)

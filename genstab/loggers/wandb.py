@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.loggers import WandbLogger
@@ -13,24 +12,13 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from genstab.errors import InputError
+from genstab.metrics.registry import best_ends
 
 if TYPE_CHECKING:
     import wandb
 
 # Where a run cannot start in one mode, the next one is tried.
 MODES = ("online", "offline", "disabled")
-# Which end of each metric is the good one: the summary of a run holds it beside the last value.
-SUMMARY: Mapping[str, str] = MappingProxyType(
-    {
-        "val/shift_psnr": "max",
-        "val/shift_psnr_worst": "max",
-        "val/shift_psnr_pooled": "max",
-        "val/shift_psnr_crop": "max",
-        "val/psnr": "max",
-        "val/ssim": "max",
-        "val/l1": "min",
-    }
-)
 # The x axis that WandbLogger logs beside every metric: Lightning's count of training batches.
 STEP = "trainer/global_step"
 
@@ -43,7 +31,7 @@ def wandb_logger(
     group: str | None = None,
     tags: Iterable[str] = (),
     config: Mapping[str, Any] | None = None,
-    summary: Mapping[str, str] = SUMMARY,
+    summary: Mapping[str, str] | None = None,
     init_timeout: float = 10.0,
     finish_timeout: float = 120.0,
 ) -> WandbLogger:
@@ -63,7 +51,7 @@ def wandb_logger(
         tags: the tags of the run.
         config: shown as the configuration of the run; `log_hyperparams` adds to it.
         summary: "max" or "min" for each metric whose best value the summary of the run holds: as `KEY.max` or
-            `KEY.min`, beside the last value, which is then `KEY.last`.
+            `KEY.min`, beside the last value, which is then `KEY.last`; None: what the registry of metrics says.
         init_timeout: seconds to wait for the server before the run goes offline.
         finish_timeout: seconds that the end of the run waits for its upload; the rest stays in the folder of the run.
 
@@ -83,6 +71,7 @@ def wandb_logger(
         mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # their older names
     if mode is not None and mode not in MODES:
         raise InputError(f"{source}={mode!r} is not one of {', '.join(MODES)}")
+    summary = best_ends() if summary is None else summary
     for key, best in summary.items():
         if best not in ("max", "min"):
             raise InputError(f"summary[{key!r}]={best!r} is not one of max, min")

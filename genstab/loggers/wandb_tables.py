@@ -1,20 +1,17 @@
 """W&B tables of what was measured: per shift, per image, per corruption, per layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from genstab.metrics.measurements import known, unique
+from genstab.metrics.measurements import image_means, known, mean
+from genstab.metrics.registry import metrics, protocols, quality_by_image
 
 Rows = list[list[Any]]
 
 PER_SHIFT = ("protocol", "dy", "dx", "mean dB", "worst dB", "pooled dB")
-# One set of columns whatever was measured, so that W&B can join the tables of several runs.
-SHIFT_PROTOCOLS = ("circular", "crop", "fractional")
-QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
-PER_IMAGE = ("image", *(f"{protocol} dB" for protocol in SHIFT_PROTOCOLS), *QUALITY)
 CORRUPTIONS = ("corruption", "severity", "dB")
 FEATURES = ("layer", "dy", "dx", "distance")
 MOST_ROWS = 10_000  # what W&B shows of a table
@@ -36,14 +33,27 @@ def log_tables(logger: Logger, measurements: Mapping[str, Any], step: int) -> No
     """
     if not isinstance(logger, WandbLogger):
         return
-    for key, columns, make_rows in TABLES:
-        rows = make_rows(measurements)
+    for key, (columns, rows) in tables(measurements).items():
         if len(rows) > MOST_ROWS:
             rank_zero_warn(
                 f"W&B gets the first {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all"
             )
         if rows:
             logger.log_table(key, list(columns), rows[:MOST_ROWS], step=step)
+
+
+def tables(measurements: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Rows]]:
+    """Return the columns and the rows of each table by its log key.
+
+    >>> list(tables({}))
+    ['per_shift', 'per_image', 'corruptions', 'features']
+    """
+    return {
+        "per_shift": (PER_SHIFT, per_shift_rows(measurements)),
+        "per_image": (per_image_columns(), per_image_rows(measurements)),
+        "corruptions": (CORRUPTIONS, corruption_rows(measurements)),
+        "features": (FEATURES, feature_rows(measurements)),
+    }
 
 
 def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
@@ -58,26 +68,30 @@ def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
         pooled = part.get("pooled") or [None] * len(part["shifts"])
         for (dy, dx), decibels, together in zip(part["shifts"], part["decibels"], pooled, strict=True):
             values = known(decibels)
-            rows.append([protocol, dy, dx, _mean(values), min(values, default=None), together])
+            rows.append([protocol, dy, dx, mean(values), min(values, default=None), together])
     return rows
 
 
+def per_image_columns() -> list[str]:
+    """Return one set of columns whatever was measured, so that W&B can join the tables of several runs."""
+    quality = [metric.key.removeprefix("val/") for metric in metrics().values() if metric.per_image]
+    return ["image", *(f"{protocol} dB" for protocol in protocols()), *quality]
+
+
 def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the mean dB over the shifts of each protocol and the quality of each image, in the columns of `PER_IMAGE`.
+    """Return the mean dB over the shifts of each protocol and the quality of each image, see `per_image_columns`.
 
     >>> quality = {"images": ["a"], "l1": [0.2], "psnr": [15.0], "ssim": [0.5], "tv": [0.1], "tv_target": [0.1]}
     >>> circular = {"shifts": [[0, 1], [0, 2]], "images": ["a"], "decibels": [[20.0], [30.0]]}
     >>> per_image_rows({"shift_psnr": {"circular": circular}, "quality": quality})
     [['a', 25.0, None, None, 0.2, 15.0, 0.5, 0.1, 0.1]]
     """
-    table: dict[str, dict[str, float | None]] = {}
-    for protocol, part in (measurements.get("shift_psnr") or {}).items():
-        for i, image in enumerate(unique(part["images"])):
-            table.setdefault(image, {})[f"{protocol} dB"] = _mean(known([row[i] for row in part["decibels"]]))
-    quality = measurements.get("quality") or {}
-    for i, image in enumerate(unique(quality.get("images") or [])):
-        table.setdefault(image, {}).update({key: quality[key][i] for key in QUALITY if quality.get(key)})
-    return [[image, *(values.get(column) for column in PER_IMAGE[1:])] for image, values in table.items()]
+    columns = {f"{name} dB": image_means(part) for name, part in (measurements.get("shift_psnr") or {}).items()}
+    columns |= {
+        metric.key.removeprefix("val/"): by_image for metric, by_image in quality_by_image(measurements).items()
+    }
+    images = dict.fromkeys(image for by_image in columns.values() for image in by_image)
+    return [[image, *(columns.get(key, {}).get(image) for key in per_image_columns()[1:])] for image in images]
 
 
 def corruption_rows(measurements: Mapping[str, Any]) -> Rows:
@@ -110,15 +124,3 @@ def feature_rows(measurements: Mapping[str, Any]) -> Rows:
         for dx, distance in zip(span, row, strict=True)
         if (dy, dx) != (0, 0)
     ]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-TABLES: tuple[tuple[str, Sequence[str], Callable[[Mapping[str, Any]], Rows]], ...] = (
-    ("per_shift", PER_SHIFT, per_shift_rows),
-    ("per_image", PER_IMAGE, per_image_rows),
-    ("corruptions", CORRUPTIONS, corruption_rows),
-    ("features", FEATURES, feature_rows),
-)

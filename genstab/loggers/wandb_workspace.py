@@ -6,33 +6,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from genstab.errors import InputError
-from genstab.loggers.wandb import STEP, SUMMARY
-from genstab.loggers.wandb_tables import TABLES
+from genstab.loggers.wandb import STEP
+from genstab.loggers.wandb_tables import tables
+from genstab.metrics.registry import Metric, best_ends, metrics
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 NAME = "genstab: stability and quality"
 ANSWER_TIMEOUT = 10  # seconds
-# (title, keys) of the line plots over the training.
-STABILITY = (
-    ("Shift PSNR, dB (higher is more stable)", ["val/shift_psnr"]),
-    ("Shift PSNR when the camera moves, dB", ["val/shift_psnr_crop"]),
-    ("Worst shift PSNR, dB", ["val/shift_psnr_worst"]),
-)
-QUALITY = (
-    ("L1 to the targets (lower is better)", ["val/l1"]),
-    ("SSIM", ["val/ssim"]),
-    ("Total variation of outputs and targets (far below: blurry)", ["val/tv", "val/tv_target"]),
-)
-# (title, quality, stability) of the scatter plots over the runs.
-TRADE_OFFS = (
-    ("L1 and shift PSNR", "val/l1", "val/shift_psnr"),
-    ("L1 and shift PSNR, crop", "val/l1", "val/shift_psnr_crop"),
-    ("Total variation and shift PSNR", "val/tv", "val/shift_psnr"),
-)
+COMPARED = ("val/shift_psnr", "val/shift_psnr_crop")  # with quality, in scatter plots
 PICTURES = ("samples", "shift", "shift_map", "shift_film")
-COLUMNS = tuple(key for _, keys in (*STABILITY, *QUALITY) for key in keys)
 GROUPS = ("antialias.filter", "antialias.placement")
 
 
@@ -58,24 +42,33 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
             raise InputError(f"{name}={value!r} is not the name of a W&B {name}")
     ws, wr, expr = (_library(name) for name in ("workspaces", "reports.v2", "expr"))
 
-    def summary(key: str) -> str:
-        return f"{key}.last" if key in SUMMARY else key  # of those the summary holds the best value too
+    every, best = metrics(), best_ends()
+    # what the targets have stands beside what the outputs have
+    drawn = [m for m in every.values() if m.in_training and not m.key.endswith("_target")]
+    stability, quality = ([m for m in drawn if m.group == group] for group in ("shift PSNR", "quality"))
 
-    def lines(title: str, keys: list[str]) -> object:
+    def summary(key: str) -> str:
+        return f"{key}.last" if key in best else key  # of those the summary holds the best value too
+
+    def lines(metric: Metric) -> object:
+        keys = [key for key in (metric.key, f"{metric.key}_target") if key in every]
+        hint = {"max": " (higher is better)", "min": " (lower is better)"}.get(metric.better, "")
+        title = f"{metric.title}{' of outputs and targets' if len(keys) > 1 else hint}"
         return wr.LinePlot(title=title, x=STEP, y=keys, smoothing_type="none")
 
-    def scatter(title: str, x: str, y: str) -> object:
-        return wr.ScatterPlot(title=title, x=wr.SummaryMetric(summary(x)), y=wr.SummaryMetric(summary(y)))
+    def scatter(x: Metric, y: Metric) -> object:
+        keys = [wr.SummaryMetric(summary(metric.key)) for metric in (x, y)]
+        return wr.ScatterPlot(title=f"{x.name} and {y.name}", x=keys[0], y=keys[1])
 
     def media(key: str) -> object:
         return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1)
 
     sections = {
-        "Stability": [lines(*plot) for plot in STABILITY],
-        "Quality": [lines(*plot) for plot in QUALITY],
-        "Quality against stability": [scatter(*plot) for plot in TRADE_OFFS],
+        "Stability": [lines(metric) for metric in stability],
+        "Quality": [lines(metric) for metric in quality],
+        "Quality against stability": [scatter(x, every[y]) for y in COMPARED for x in quality if x.brief],
         "Pictures": [media(key) for key in PICTURES],
-        "Tables": [wr.WeavePanelSummaryTable(table_name=key) for key, *_ in TABLES],
+        "Tables": [wr.WeavePanelSummaryTable(table_name=key) for key in tables({})],
         "Options that differ": [wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=10))],
     }
     return ws.Workspace(
@@ -87,7 +80,10 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
         runset_settings=ws.RunsetSettings(
             groupby=[expr.Config(key) for key in GROUPS],
             order=[expr.Ordering(expr.Summary(summary("val/shift_psnr")), ascending=False)],
-            pinned_columns=[*(f"config:{key}" for key in GROUPS), *(f"summary:{summary(key)}" for key in COLUMNS)],
+            pinned_columns=[
+                *(f"config:{key}" for key in GROUPS),
+                *(f"summary:{summary(m.key)}" for m in (*stability, *quality) if m.brief),
+            ],
         ),
     )
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from genstab.metrics.measurements import known, unique
-from genstab.report.table import pareto_front, quantile
+from genstab.metrics.registry import Metric
+from genstab.report.table import pareto_front
 
 Shift = tuple[float, float]
 Grid = Sequence[Sequence[float | None]]
@@ -35,6 +38,15 @@ class Style:
     dash: str
     symbol: str
 
+    def trace(self, size: int = 8) -> dict[str, Any]:
+        """Return the options of its markers and lines."""
+        line = {"color": self.colour, "width": 2.5, "dash": self.dash}
+        return {"name": self.label, "marker": {"color": self.colour, "symbol": self.symbol, "size": size}, "line": line}
+
+    def shade(self, opacity: float) -> str:
+        """Return its colour, almost transparent."""
+        return f"rgba{(*hex_to_rgb(self.colour), opacity)}"
+
 
 def run_styles(names: Sequence[str]) -> dict[str, Style]:
     """Give each run a label, a colour, a dash and a symbol; the eight colours come again with another dash.
@@ -46,65 +58,63 @@ def run_styles(names: Sequence[str]) -> dict[str, Style]:
     >>> run_styles(["a-run-whose-name-has-no-end-lr-0.0002"]).popitem()[1].label
     'a-run-whose-na…end-lr-0.0002'
     """
+    short = [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
     count = len(COLOURS)
-    labels = unique(
-        [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
-    )
     return {
         name: Style(plain(label), COLOURS[i % count], DASHES[(i + i // count) % len(DASHES)], SYMBOLS[i % count])
-        for i, (name, label) in enumerate(zip(names, labels, strict=True))
+        for i, (name, label) in enumerate(zip(names, unique(short), strict=True))
     }
 
 
 def quality_scatter(
     points: Mapping[str, tuple[float, float]],
     styles: Mapping[str, Style],
-    titles: tuple[str, str],
-    quality_up: bool,
+    quality: Metric,
+    stability: Metric,
     notes: Mapping[str, str],
 ) -> go.Figure:
     """Draw stability over quality, a point a run, with the Pareto front; better is to the right and up.
 
+    Where a value nearest to 1 is best, its distance from 1 is drawn.
+
     Args:
         points: (quality, stability) by run.
         styles: see `run_styles`.
-        titles: of the two axes.
-        quality_up: more is better; otherwise the axis is reversed.
+        quality, stability: what is drawn.
         notes: what hovering over a run's point adds.
     """
     figure = _figure(height=440)
-    names = list(points)
-    sign = 1 if quality_up else -1
-    front = pareto_front([(sign * points[name][0], points[name][1]) for name in names])
-    corners = [points[names[i]] for i in front]
+    front = pareto_front([(quality.goodness(x), stability.goodness(y)) for x, y in points.values()])
+    drawn = {name: (_drawn(quality, x), _drawn(stability, y)) for name, (x, y) in points.items()}
+    xs, ys = zip(*drawn.values(), strict=True)
     figure.add_scatter(
-        x=[x for x, _ in corners],
-        y=[y for _, y in corners],
-        mode="lines",
-        name="Pareto front",
+        x=[xs[i] for i in front], y=[ys[i] for i in front], mode="lines", name="Pareto front", hoverinfo="skip",
         line={"shape": "vh", "dash": "dot", "width": 2, "color": "#8a8f98"},
-        hoverinfo="skip",
-    )
-    for name, (x, y) in points.items():
+    )  # fmt: skip
+    for name, (x, y) in drawn.items():
         figure.add_scatter(
-            x=[x],
-            y=[y],
-            mode="markers",
-            name=styles[name].label,
-            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 14},
-            text=[plain(notes[name])],
+            x=[x], y=[y], mode="markers", text=[plain(notes[name])], **styles[name].trace(14),
             hovertemplate=f"<b>{styles[name].label}</b><br>%{{x:.4g}}, %{{y:.4g}}<br>%{{text}}<extra></extra>",
-        )
-    low, high = _padded([x for x, _ in points.values()])
-    figure.update_xaxes(title=f"{titles[0]}, better →", range=[low, high] if quality_up else [high, low])
-    figure.update_yaxes(title=f"{titles[1]}, better ↑", range=_padded([y for _, y in points.values()]))
+        )  # fmt: skip
+    figure.update_xaxes(title=f"{title_of(quality)}, better →", range=_range(quality, xs))
+    figure.update_yaxes(title=f"{title_of(stability)}, better ↑", range=_range(stability, ys))
     return figure
 
 
-def _padded(values: Sequence[float]) -> list[float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
+def title_of(metric: Metric) -> str:
+    """Return the title of a metric's axis in `quality_scatter`."""
+    return f"|{metric.name} − 1|" if metric.better == "one" else metric.title
+
+
+def _drawn(metric: Metric, value: float) -> float:
+    return abs(value - 1) if metric.better == "one" else value
+
+
+def _range(metric: Metric, values: Sequence[float]) -> list[float]:
+    """The ends of an axis, the better one last."""
+    low, high = min(values), max(values)
     pad = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
-    return [low - pad, high + pad]
+    return [low - pad, high + pad] if metric.better == "max" else [high + pad, low - pad]
 
 
 def direction(shift: Shift) -> str:
@@ -114,9 +124,7 @@ def direction(shift: Shift) -> str:
     ('→', '↙', '')
     """
     dy, dx = shift
-    if dy and dx and abs(dy) != abs(dx):
-        return ""
-    return ARROWS[int(math.copysign(bool(dy), dy)), int(math.copysign(bool(dx), dx))]
+    return "" if dy and dx and abs(dy) != abs(dx) else ARROWS[int(np.sign(dy)), int(np.sign(dx))]
 
 
 def _label(shift: Shift) -> str:
@@ -150,43 +158,29 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         style, legend = styles[name], True
         for arrow in dict.fromkeys(map(direction, order)):
             shifts = [shift for shift in order if direction(shift) == arrow and table.get(shift)]
-            labels = [_label(shift) for shift in shifts]
-            rows = [table[shift] for shift in shifts]
-            if not rows:
+            if not shifts:
                 continue
-            low, high = ([quantile(row, q) for row in rows] for q in (0.25, 0.75))
-            same = {"legendgroup": name, "line": {"color": style.colour, "width": 2.5, "dash": style.dash}}
+            labels, rows = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
+            low, high = np.transpose([np.quantile(row, (0.25, 0.75)) for row in rows]).tolist()
             figure.add_scatter(
-                x=labels + labels[::-1],
-                y=high + low[::-1],
-                fill="toself",
-                fillcolor=f"rgba{(*_rgb(style.colour), 0.16)}",
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                **same | {"line": {"width": 0}},
-            )
+                x=labels + labels[::-1], y=high + low[::-1], fill="toself", fillcolor=style.shade(0.16), mode="lines",
+                line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
+            )  # fmt: skip
             figure.add_scatter(
-                x=labels,
-                y=[sum(row) / len(row) for row in rows],
-                mode="lines+markers",
-                name=styles[name].label,
-                showlegend=legend,
-                marker={"symbol": style.symbol, "size": 7},
+                x=labels, y=[sum(row) / len(row) for row in rows], mode="lines+markers", **style.trace(7),
+                legendgroup=name, showlegend=legend,
                 customdata=[(a, b, min(row), len(row)) for a, b, row in zip(low, high, rows, strict=True)],
                 hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
                 "%{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}<extra></extra>",
-                **same,
-            )
+            )  # fmt: skip
             legend = False
-    figure.update_xaxes(
-        title="shift of the input, pixels",
-        type="category",
-        categoryorder="array",
-        categoryarray=[_label(shift) for shift in order],
-    )
+    _categories(figure, [_label(shift) for shift in order], "shift of the input, pixels")
     figure.update_yaxes(title="shift PSNR, dB")
     return figure
+
+
+def _categories(figure: go.Figure, names: Sequence[str], title: str) -> None:
+    figure.update_xaxes(title=title, type="category", categoryorder="array", categoryarray=names)
 
 
 def heat_map(values: Grid, limits: tuple[float, float], colours: Any, unit: str) -> go.Figure:
@@ -215,36 +209,21 @@ def colour_bar(limits: tuple[float, float], colours: Any, title: str) -> go.Figu
     return figure
 
 
-def layer_lines(distances: Mapping[str, Mapping[str, float]], styles: Mapping[str, Style]) -> go.Figure:
-    """Draw the mean feature distance over the layers, a line a run."""
-    figure = _figure(height=400)
-    layers = list(dict.fromkeys(layer for by_layer in distances.values() for layer in by_layer))
-    for name, by_layer in distances.items():
-        present = [layer for layer in layers if layer in by_layer]
-        _line(figure, styles[name], [plain(layer) for layer in present], [by_layer[layer] for layer in present])
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=[plain(layer) for layer in layers])
-    figure.update_yaxes(title="mean cosine distance", rangemode="tozero")
-    return figure
-
-
-def corruption_lines(
-    decibels: Mapping[str, Sequence[float | None]], severities: Sequence[float], styles: Mapping[str, Style]
+def run_lines(
+    values: Mapping[str, Mapping[Any, float | None]], styles: Mapping[str, Style], x_title: str, y_title: str
 ) -> go.Figure:
-    """Draw how far the output moves (dB, more is better) over the severity of a corruption, a line a run."""
+    """Draw values over the layers of a network, or over the severities of a corruption, a line a run."""
     figure = _figure(height=400)
-    for name, values in decibels.items():
-        _line(figure, styles[name], list(severities), list(values))
-    figure.update_xaxes(title="severity", dtick=1)
-    figure.update_yaxes(title="PSNR to the clean output, dB")
+    order = list(dict.fromkeys(x for row in values.values() for x in row))
+    for name, row in values.items():
+        places = [x for x in order if x in row]
+        figure.add_scatter(
+            x=[plain(str(x)) for x in places], y=[row[x] for x in places], mode="lines+markers", **styles[name].trace(),
+            hovertemplate=f"<b>{styles[name].label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
+        )  # fmt: skip
+    _categories(figure, [plain(str(x)) for x in order], x_title)
+    figure.update_yaxes(title=y_title)
     return figure
-
-
-def _line(figure: go.Figure, style: Style, x: Sequence[Any], y: Sequence[float | None]) -> None:
-    figure.add_scatter(
-        x=x, y=y, name=style.label, mode="lines+markers",
-        line={"color": style.colour, "width": 2.5, "dash": style.dash}, marker={"symbol": style.symbol, "size": 8},
-        hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.3g}}<extra></extra>",
-    )  # fmt: skip
 
 
 def image_boxes(
@@ -253,12 +232,11 @@ def image_boxes(
     """Draw the mean dB of every image, a box and its points a run: {run: {image: dB}}; `notes` show on hovering."""
     figure = _figure(height=400)
     for name, by_image in values.items():
+        trace = styles[name].trace(7) | {"line": {"color": styles[name].colour}}
         figure.add_box(
-            y=list(by_image.values()), name=styles[name].label, text=[plain(notes[name][image]) for image in by_image],
-            boxpoints="all", jitter=0.5, pointpos=0,
-            marker={"color": styles[name].colour, "symbol": styles[name].symbol, "size": 7},
-            fillcolor=f"rgba{(*_rgb(styles[name].colour), 0.12)}", hoveron="points", showlegend=False,
-            hovertemplate="%{text}<extra></extra>",
+            y=list(by_image.values()), text=[plain(notes[name][image]) for image in by_image], **trace,
+            boxpoints="all", jitter=0.5, pointpos=0, fillcolor=styles[name].shade(0.12), hoveron="points",
+            showlegend=False, hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(title="mean shift PSNR, dB")
     return figure
@@ -271,10 +249,6 @@ def plain(text: str) -> str:
     '&lt;b&gt;a&lt;/b&gt;'
     """
     return html.escape(text, quote=False)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
 def _figure(height: int, margin: Mapping[str, int] | None = None) -> go.Figure:

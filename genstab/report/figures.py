@@ -1,4 +1,4 @@
-"""Tensors to pictures, numbers to tables."""
+"""Tensors and numbers to pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
 from torch import Tensor
 
 from genstab.data.image_io import to_uint8
@@ -25,31 +24,6 @@ from genstab.report.slider_frames import FRAMES, Slide, read_slide, save_frames
 from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_picture
 
 Picture = np.ndarray
-# Log key, heading, unit: the lines of the table at the end of a run.
-RESULTS = (
-    ("val/shift_psnr", "shift PSNR, mean", "dB"),
-    ("val/shift_psnr_worst", "shift PSNR, worst", "dB"),
-    ("val/shift_psnr_pooled", "shift PSNR, pooled", "dB"),
-    ("val/shift_psnr_crop", "shift PSNR, crop", "dB"),
-    ("val/shift_psnr_fractional", "shift PSNR, fractional", "dB"),
-    ("val/noise_floor", "noise floor, two runs of one input", "dB"),
-    ("val/l1", "L1", ""),
-    ("val/psnr", "PSNR", "dB"),
-    ("val/ssim", "SSIM", ""),
-    ("val/tv", "total variation", ""),
-    ("val/tv_target", "total variation of the targets", ""),
-    ("val/spectrum_error", "power spectrum, off the targets' by", "dB"),
-    ("val/swd", "sliced Wasserstein distance", ""),
-    ("val/fid", "FID", ""),
-    ("val/lpips", "LPIPS", ""),
-    ("val/feature_distance", "feature distance, mean of the layers", ""),
-    ("val/corruption_psnr", "corrupted inputs, mean", "dB"),
-    ("val/corruption_relative", "corruption error over the baseline's", ""),
-    ("val/consistency", "consistency of the class, crop", ""),
-    ("val/consistency_roll", "consistency of the class, circular", ""),
-    ("val/accuracy", "accuracy", ""),
-    ("val/corruption_error", "error rate with corrupted inputs", ""),
-)
 
 
 def picture_table(columns: Mapping[str, Tensor]) -> Picture:
@@ -91,7 +65,6 @@ def shift_map(decibels: Mapping[tuple[int, int], float], title: str = "") -> Pic
     for (dy, dx), value in decibels.items():
         values[dy + reach, dx + reach] = value
     figure = Figure(figsize=(9.6, 4.2), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes, lines = figure.subplots(1, 2, width_ratios=(1.15, 1))
     edge = reach + 0.5
     picture = axes.imshow(values, extent=(-edge, edge, edge, -edge), cmap="viridis", interpolation="nearest")
@@ -105,6 +78,12 @@ def shift_map(decibels: Mapping[tuple[int, int], float], title: str = "") -> Pic
         axis.get_major_locator().set_params(integer=True)
     lines.grid(alpha=0.3)
     lines.legend()
+    return pixels(figure)
+
+
+def pixels(figure: Figure) -> Picture:
+    """Render a matplotlib figure: (height, width, 3), uint8."""
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -121,19 +100,6 @@ def save_film(frames: Sequence[Picture], path: str | Path, milliseconds: int = 1
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     options = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
     write_picture(images[0], path, "GIF", **options)
-
-
-def results_table(metrics: Mapping[str, float], title: str) -> Table:
-    """Return the metrics of a run that are present as a table for the terminal.
-
-    >>> results_table({"val/l1": 0.31}, "run").row_count
-    1
-    """
-    table = Table("", "", "", title=title, show_header=False)
-    for key, heading, unit in RESULTS:
-        if key in metrics:
-            table.add_row(heading, f"{metrics[key]:.2f}" if unit == "dB" else f"{metrics[key]:.4f}", unit)
-    return table
 
 
 def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Tensor]:
@@ -189,7 +155,6 @@ def feature_map_picture(distances: Mapping[str, ArrayLike], title: str = "", lar
     columns = min(len(grids), max(4, isqrt(2 * len(grids))))
     rows = ceil(len(grids) / columns)
     figure = Figure(figsize=(1.5 * columns + 1.3, 1.65 * rows + 0.5 + 0.4 * bool(title)), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -209,8 +174,7 @@ def feature_map_picture(distances: Mapping[str, ArrayLike], title: str = "", lar
     bar = figure.colorbar(heat, ax=axes, label="cosine distance", extend="max" if most > largest else "neither")
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure)
 
 
 def shift_panel(generate: Generate, source: Tensor, output: Tensor, shift: Shift) -> dict[str, Tensor]:

@@ -2,21 +2,18 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from genstab.errors import InputError
+from genstab.metrics.registry import Metric, protocols
 from genstab.report.charts import run_styles
 from genstab.report.panels import (
     Panel,
@@ -30,8 +27,8 @@ from genstab.report.panels import (
 )
 from genstab.report.runs import Run, read_runs
 from genstab.report.slider_frames import COLUMNS, Slide, data_uri, flicker_strip, middle, read_slide, sheet
-from genstab.report.table import Column, best_of, columns_of, differences, flatten, options_of, value_of
-from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE
+from genstab.report.table import best_of, columns_of, differences, flatten, options_of
+from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_whole
 
 __all__ = ["Run", "build_page", "read_runs", "write_page"]
 
@@ -54,25 +51,12 @@ def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", 
     output = Path(output)
     if output.is_dir():
         raise InputError(f"output={output} is a folder, not a file to write")
-    page = build_page(read_runs(paths), title)
+    page = build_page(read_runs(paths), title).encode()
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _write(page, output)
+        write_whole(output, lambda file: file.write(page))
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
     return output
-
-
-def _write(page: str, output: Path) -> None:
-    with NamedTemporaryFile("w", encoding="utf-8", dir=output.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(page)
-            part.close()
-            os.chmod(part.name, 0o644)  # not only for its writer, as temporary files are
-            os.replace(part.name, output)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
 
 
 def build_page(runs: Sequence[Run], title: str | None = None) -> str:
@@ -89,21 +73,21 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
     films = {run.name: film for run in runs if (film := _film(run)) is not None}
     side = SIDE if len(films) <= RUNS_AT_FULL_SIDE else int(SIDE * math.sqrt(RUNS_AT_FULL_SIDE / len(films)))
     slides = _slides(films, side)
-    data = {"panels": {panel.id: _figures(panel) for panel in panels}, "slides": slides}
-    versions = [run.summary.get("versions") or {} for run in runs]
+    versions = [flatten(run.summary.get("versions") or {}) for run in runs]
+    said = [each for each in versions if each] or [{}]
     differ = differences(
-        [
-            {**options_of(run), **{f"{k} (version)": str(v) for k, v in kept.items()}}
-            for run, kept in zip(runs, versions, strict=True)
-        ]
+        options_of(run) | {f"{package} (version)": kept for package, kept in each.items()}
+        for run, each in zip(runs, versions, strict=True)
     )
-    resources = files("genstab.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    template = environment.from_string(resources.joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("genstab", "report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
+    return environment.get_template("page.html.jinja").render(
         title=title or ("One run" if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         styles=styles,
+        protocols=protocols().values(),
         verdicts=[(run.name, _sentences(run.summary["verdict"])) for run in runs if run.summary.get("verdict")],
         columns=columns,
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
@@ -117,32 +101,30 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         side=side,
         last=max((slide["frames"] for slide in slides), default=1) - 1,
         options_differ=differ if len(runs) > 1 else {},
-        versions_same=_same(versions),
+        versions_same={key: kept for key, kept in said[0].items() if all(each.get(key) == kept for each in said)},
         configs={run.name: json.dumps(run.config, indent=2, ensure_ascii=False) for run in runs},
         missing=[(run.name, lacks) for run in runs if (lacks := missing_of(run, columns))],
         version=version("genstab"),
-        css=Markup(resources.joinpath("page.css").read_text(encoding="utf-8")),
-        js=Markup(resources.joinpath("page.js").read_text(encoding="utf-8")),
-        plotly=Markup(get_plotlyjs()),
-        data=_script_json(data),
+        plotly=get_plotlyjs(),
+        data={"panels": {panel.id: _figures(panel) for panel in panels}, "slides": slides},
     )
 
 
-def table_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[list[dict[str, Any]]]:
+def table_rows(runs: Sequence[Run], columns: Sequence[Metric]) -> list[list[dict[str, Any]]]:
     """Return the cells of the table of runs: the number, its text, and whether it is the best of its column."""
     rows: list[list[dict[str, Any]]] = [[] for _ in runs]
     for column in columns:
-        values = [value_of(run, column.key) for run in runs]
-        best = best_of(values, column.best)
+        values = [column.of(run.summary) for run in runs]
+        best = best_of(values, column)
         for i, value in enumerate(values):
             text = "–" if value is None else f"{value:.{column.digits}f}"
             rows[i].append({"value": value, "text": text, "best": i in best})
     return rows
 
 
-def missing_of(run: Run, columns: Sequence[Column]) -> list[str]:
+def missing_of(run: Run, columns: Sequence[Metric]) -> list[str]:
     """Return what a run lacks: the notes of its measurement, files, parts of them, and what is – in the table."""
-    absent = [column.name for column in columns if value_of(run, column.key) is None]
+    absent = [column.name for column in columns if column.of(run.summary) is None]
     notes = run.summary.get("notes")
     said = [str(note) for note in notes] if isinstance(notes, list) else []
     return [*said, *run.missing, *([f"– in the table: {', '.join(absent)}"] if absent else [])]
@@ -153,19 +135,10 @@ def _sentences(verdict: object) -> list[str]:
 
 
 def _figures(panel: Panel) -> dict[str, Any]:
-    """The figures of a panel as plain types; plotly's own JSON knows how."""
-    return {
-        "figures": [
-            {key: json.loads(figure.to_json()) for key, figure in cell.figures.items()} for cell in panel.cells
-        ],
-        "bar": {key: json.loads(figure.to_json()) for key, figure in panel.bar.items()},
-    }
-
-
-def _script_json(data: object) -> Markup:
-    """JSON that cannot end the script element that it stands in."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    """The figures of a panel as plain types."""
+    every = [*(cell.figures for cell in panel.cells), panel.bar]
+    *figures, bar = ({key: figure.to_plotly_json() for key, figure in each.items()} for each in every)
+    return {"figures": figures, "bar": bar}
 
 
 def _film(run: Run) -> Slide | None:
@@ -200,8 +173,3 @@ def slide_decibels(film: Slide) -> list[float | None]:
         error = np.square(np.roll(frame, -film.scale * i, axis=1) - still).mean()
         decibels.append(min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0)
     return decibels
-
-
-def _same(versions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    said = [flatten(each) for each in versions if each]
-    return {key: value for key, value in (said[0] if said else {}).items() if all(e.get(key) == value for e in said)}

@@ -4,19 +4,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from genstab.errors import InputError
-from genstab.report.figures import Picture
-from genstab.report.seeds import COST, Option
+from genstab.metrics.registry import Metric, metrics
+from genstab.report.figures import Picture, pixels
+from genstab.report.seeds import Option
 from genstab.report.table import pareto_front
 
-STABILITY = ("val/shift_psnr_crop", "shift PSNR, crop, dB")
-QUALITY = (("val/swd", "sliced Wasserstein distance to the targets"), ("tv_ratio", "total variation / targets'"))
+STABILITY = "val/shift_psnr_crop"
+QUALITY = ("val/swd", "tv_ratio")
 NOT_MEASURED = "#b0b4ba"
 PLACES: tuple[tuple[tuple[int, int], Literal["left", "right"]], ...] = (
     ((6, 5), "left"), ((6, -12), "left"), ((-6, 5), "right"), ((-6, -12), "right"), ((6, 14), "left"),
@@ -35,57 +36,54 @@ def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
     Raises:
         InputError: no option has both numbers of a panel.
     """
-    shown = {key: [o for o in options if None not in (o.mean(key), o.mean(STABILITY[0]))] for key, _ in QUALITY}
-    for key, what in QUALITY:
+    qualities, stability = [metrics()[key] for key in QUALITY], metrics()[STABILITY]
+    shown = {key: [o for o in options if None not in (o.mean(key), o.mean(STABILITY))] for key in QUALITY}
+    for key in QUALITY:
         if not shown[key]:
-            raise InputError(f"no run has both {STABILITY[0]} and {key} ({what}): nothing to draw")
+            raise InputError(f"no run has both {STABILITY} and {key}: nothing to draw")
     costs = [option.cost for option in options if option.cost is not None]
     figure = Figure(figsize=(12.0, 5.2), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     limits = (min(costs, default=1.0), max(costs, default=1.0) + 1e-6)
-    points = None
-    for axes, (key, what) in zip(figure.subplots(1, 2, sharey=True), QUALITY, strict=True):
-        points = _draw(axes, key, shown[key], limits)
-        axes.set(xlabel=f"{what}, better {'→' if key != 'tv_ratio' else 'near 1'}")
+    for axes, quality in zip(figure.subplots(1, 2, sharey=True), qualities, strict=True):
+        points = _draw(axes, quality, stability, shown[quality.key], limits)
+        axes.set(xlabel=f"{quality.title}, better {'near 1' if quality.better == 'one' else '→'}")
         axes.grid(alpha=0.3)
         axes.margins(0.15, 0.08)  # room for the names
-        if key == "tv_ratio":
+        if quality.better == "one":
             axes.axvline(1.0, color="black", linewidth=0.8)
-        else:
+        elif quality.better == "min":
             axes.invert_xaxis()
-            axes.set_ylabel(STABILITY[1])
-    if costs and points is not None:
+    figure.axes[0].set_ylabel(stability.title)
+    if costs:
         figure.colorbar(points, label="training step / that of none")
     figure.suptitle(title)
     figure.draw_without_rendering()  # puts the panels in their places
-    for axes, (key, _) in zip(figure.axes, QUALITY, strict=False):
+    for axes, key in zip(figure.axes, QUALITY, strict=False):
         name_points(axes, key, shown[key])
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure)
 
 
-def _draw(axes: Axes, key: str, options: Sequence[Option], limits: tuple[float, float]) -> PathCollection:
-    x, y = ([option.mean(each) or 0.0 for option in options] for each in (key, STABILITY[0]))
-    across, up = ([option.spread(each) or 0.0 for option in options] for each in (key, STABILITY[0]))
+def _draw(
+    axes: Axes, quality: Metric, stability: Metric, options: Sequence[Option], limits: tuple[float, float]
+) -> PathCollection:
+    x, y = ([option.mean(metric.key) or 0.0 for option in options] for metric in (quality, stability))
+    across, up = ([option.spread(metric.key) or 0.0 for option in options] for metric in (quality, stability))
     axes.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor="#8a8f98", elinewidth=1, zorder=1)
-    colours = [option.mean(COST.key) for option in options]
-    missing = [i for i, colour in enumerate(colours) if colour is None]
-    axes.scatter([x[i] for i in missing], [y[i] for i in missing], s=60, c=NOT_MEASURED, edgecolors="black", zorder=2)
-    there = [i for i, colour in enumerate(colours) if colour is not None]
-    points = axes.scatter(
-        [x[i] for i in there], [y[i] for i in there], s=60, c=[colours[i] or 0.0 for i in there], cmap="viridis_r",
-        vmin=limits[0], vmax=limits[1], edgecolors="black", zorder=3,
-    )  # fmt: skip
-    better = [-value if key != "tv_ratio" else -abs(value - 1) for value in x]
-    front = pareto_front(list(zip(better, y, strict=True)))
-    if key != "tv_ratio":
+    if quality.better != "one":
+        front = pareto_front([(quality.goodness(a), stability.goodness(b)) for a, b in zip(x, y, strict=True)])
         axes.plot([x[i] for i in front], [y[i] for i in front], ":", color="#8a8f98", zorder=1)
-    return points
+    # what has no cost, and so no colour, is drawn as a bad value
+    colours = colormaps["viridis_r"].with_extremes(bad=NOT_MEASURED)
+    costs = np.array([np.nan if option.cost is None else option.cost for option in options])
+    return axes.scatter(
+        x, y, s=60, c=costs, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolors="black", plotnonfinite=True,
+        zorder=3,
+    )  # fmt: skip
 
 
 def name_points(axes: Axes, key: str, options: Sequence[Option]) -> None:
     """Write each name beside its point, where it covers no other name or point if there is such a place."""
-    places = {option.name: (option.mean(key) or 0.0, option.mean(STABILITY[0]) or 0.0) for option in options}
+    places = {option.name: (option.mean(key) or 0.0, option.mean(STABILITY) or 0.0) for option in options}
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(places.values()))]
     for option in sorted(options, key=lambda option: -places[option.name][1]):
         place = places[option.name]

@@ -1,12 +1,12 @@
 """What runs left in their folders, read back to be compared."""
 
-import math
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genstab.data.paths import natural
 from genstab.errors import InputError
 from genstab.runtime.files import MEASUREMENTS, SLIDE_OUTPUT, SLIDE_SOURCE, SUMMARY, read_json
 
@@ -55,27 +55,6 @@ class Run:
         return missing
 
 
-def number(value: object) -> float | None:
-    """Return a finite number as it is, anything else as None.
-
-    >>> number(3), number(None), number(float("nan")), number(True), number("3")
-    (3, None, None, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def natural(path: Path) -> list[tuple[int, int, str]]:
-    """Return a sorting key by which 10 comes after 9.
-
-    >>> [path.name for path in sorted([Path("run10"), Path("run9"), Path("other")], key=natural)]
-    ['other', 'run9', 'run10']
-    """
-    pieces = [piece for piece in re.split(r"(\d+)", str(path)) if piece]
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
-
-
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Read the runs of some folders.
 
@@ -114,17 +93,19 @@ def _runs_of(path: Path) -> list[Path]:
         raise InputError(f"{path} does not exist")
     if not path.is_dir():
         raise InputError(f"{path} is a file, not the folder of a run")
+    if not (found := _below(path, DEPTH)):
+        raise InputError(f"{path} is no run: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}")
+    return sorted(found, key=_in_order)
+
+
+def _below(path: Path, depth: int) -> list[Path]:
     if (path / SUMMARY).is_file():
         return [path]
-    found: list[Path] = []
-    level = [path]
-    for _ in range(DEPTH):
-        below = [folder for parent in level for folder in parent.iterdir() if folder.is_dir()]
-        found += [folder for folder in below if (folder / SUMMARY).is_file()]
-        level = [folder for folder in below if not (folder / SUMMARY).is_file()]
-    if not found:
-        raise InputError(f"{path} is no run: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}")
-    return sorted(found, key=natural)
+    return [run for folder in path.iterdir() if depth and folder.is_dir() for run in _below(folder, depth - 1)]
+
+
+def _in_order(folder: Path) -> tuple[list[str | int], str]:
+    return natural(folder.as_posix())
 
 
 def unfinished(paths: Iterable[str | Path]) -> list[Path]:
@@ -139,7 +120,7 @@ def unfinished(paths: Iterable[str | Path]) -> list[Path]:
     below = (
         folder for path in paths for depth in range(DEPTH) for folder in Path(path).glob("*/" * depth + "*/.hydra")
     )
-    return sorted({folder.parent for folder in below if not (folder.parent / SUMMARY).is_file()}, key=natural)
+    return sorted({folder.parent for folder in below if not (folder.parent / SUMMARY).is_file()}, key=_in_order)
 
 
 def _name(folder: Path, summary: Mapping[str, Any]) -> str:
@@ -151,17 +132,12 @@ def _name(folder: Path, summary: Mapping[str, Any]) -> str:
 def _names(wanted: Mapping[Path, str]) -> dict[Path, str]:
     """Make names unique by the shortest end of the path that tells those of one name apart."""
     names = dict(wanted)
-    for name in set(wanted.values()):
-        same = [folder for folder in wanted if wanted[folder] == name]
+    for name, times in Counter(wanted.values()).items():
+        same = {folder: folder.resolve().parts for folder in wanted if wanted[folder] == name}
         length = 1
-        while len(same) > 1 and len({_end(folder, length) for folder in same}) < len(same):
+        while len({parts[-length:] for parts in same.values()}) < times:
             length += 1
-        if len(same) > 1:
-            for folder in same:
-                end = _end(folder, length)
-                names[folder] = end if end.endswith(f"/{name}") else f"{name} ({end})"
+        for folder, parts in same.items() if times > 1 else ():
+            end = "/".join(parts[-length:])
+            names[folder] = end if end.endswith(f"/{name}") else f"{name} ({end})"
     return names
-
-
-def _end(folder: Path, length: int) -> str:
-    return "/".join(folder.resolve().parts[-length:])

@@ -2,26 +2,21 @@
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genstab.errors import InputError
-from genstab.metrics.measurements import known, unique
+from genstab.metrics.measurements import known, mean, unique
+from genstab.metrics.registry import Metric, metrics, of_summary
 from genstab.report.runs import Run
-from genstab.report.table import COLUMNS, Column, options_of, value_of
+from genstab.report.table import options_of
 from genstab.runtime.files import read_json
 
-STABLE = "stable"
-STABLE_BLUR = "tri3", "pre"  # as in conf/antialias/stable.yaml, and so are its head and its losses
-STABLE_HEAD = 10
-STABLE_LOSSES = {"equivariance_weight": 60.0, "detail_weight": 60.0}
-COST = Column("cost", "step", "×", "cost", "", 2)
-SHOWN = (
-    "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_crop", "val/shift_psnr_fractional", "val/l1", "val/ssim",
-    "val/tv", "val/tv_target", "val/spectrum_error", "val/swd", "val/fid", "val/lpips",
-)  # fmt: skip
+COST = "step_ratio"
+# What the benchmark timed: values of a configuration by dotted key, and its step over that of `none`.
+Cost = tuple[Mapping[str, Any], float]
 
 
 @dataclass(frozen=True)
@@ -40,14 +35,11 @@ class Option:
 
     def values(self, key: str) -> list[float]:
         """Return a number of each run that has it."""
-        return known([value_of(run, key) for run in self.runs])
+        return known([of_summary(key).of(run.summary) for run in self.runs])
 
     def mean(self, key: str) -> float | None:
         """Return the mean over the runs; None where none has the number."""
-        if key == COST.key:
-            return self.cost
-        values = self.values(key)
-        return statistics.fmean(values) if values else None
+        return self.cost if key == COST else mean(self.values(key))
 
     def spread(self, key: str) -> float | None:
         """Return the standard deviation over the runs (of a sample: over n − 1); None for fewer than two."""
@@ -55,12 +47,12 @@ class Option:
         return statistics.stdev(values) if len(values) > 1 else None
 
 
-def options_among(runs: Sequence[Run], costs: Mapping[str, float] | None = None) -> list[Option]:
+def options_among(runs: Sequence[Run], costs: Collection[Cost] = ()) -> list[Option]:
     """Take the runs together that have the same configuration but for seed, name and folder; in order of the first.
 
     Args:
         runs: see `genstab.report.runs.read_runs`.
-        costs: of a training step by the option's name, see `read_costs`.
+        costs: of a training step, see `read_costs`.
 
     >>> configs = [{"seed": seed, "lr": lr} for seed, lr in ((1, 0.1), (2, 0.1), (2, 1))]
     >>> runs = [Run(f"tri3-seed{config['seed']}", Path(), {"config": config}) for config in configs]
@@ -72,7 +64,7 @@ def options_among(runs: Sequence[Run], costs: Mapping[str, float] | None = None)
         groups.setdefault(_but_for_the_seed(run), []).append(run)
     names = [_without_seed(alike[0]) for alike in groups.values()]
     return [
-        Option(name, alike, (costs or {}).get(bench_name(alike[0].config)))
+        Option(name, alike, next((ratio for like, ratio in costs if _is_like(alike[0].config, like)), None))
         for name, alike in zip(unique(names), groups.values(), strict=True)
     ]
 
@@ -89,66 +81,54 @@ def _without_seed(run: Run) -> str:
     return re.sub(rf"-?seed{re.escape(str(run.config.get('seed')))}\b", "", run.name) or run.name
 
 
-def bench_name(config: Mapping[str, Any]) -> str:
-    """Return what `python -m genstab.bench step` calls the option of a run's configuration; empty where it has none.
+def _is_like(config: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Whether a configuration has some values; what it lacks is off: None, False or 0."""
 
-    >>> bench_name({"antialias": {"filter": "tri3", "placement": "post"}})
-    'tri3xpost'
-    """
-    antialias, model = config.get("antialias") or {}, config.get("model") or {}
-    filter, placement = antialias.get("filter"), antialias.get("placement")
-    if not isinstance(filter, str):
-        return ""
-    extra = {"head": (model.get("generator") or {}).get("head"), **{key: model.get(key) for key in STABLE_LOSSES}}
-    if any(extra.values()):  # more than a blur: the benchmark knows one such option
-        stable = {"head": STABLE_HEAD, **STABLE_LOSSES}
-        same = extra == stable and (filter, placement) == STABLE_BLUR
-        return STABLE if same and not antialias.get("polyphase") else ""
-    if antialias.get("polyphase"):
-        return "" if placement != "pre" else "polyphase" if filter == "none" else f"polyphasex{filter}"
-    return filter if filter == "none" else f"{filter}x{placement}"
+    def value_of(key: str) -> Any:
+        found: Any = config
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return found
+
+    return all((value_of(key) or 0) == (value or 0) for key, value in values.items())
 
 
-def read_costs(path: str | Path) -> dict[str, float]:
-    """Read how long a training step takes over that of `none`, for each option, from the benchmark's `--json` file.
+def read_costs(path: str | Path) -> list[Cost]:
+    """Read how long a training step takes over that of `none`, from the benchmark's `--json` file.
 
     Raises:
         InputError: no such file, or another one.
     """
-    unlike = InputError(f"costs={path} is not what python -m genstab.bench step --json FILE writes")
-    costs: dict[str, float] = {}
+    costs: list[Cost] = []
     try:
         for result in read_json(path)["results"]:
-            name, ratios = result["contestant"], result["times"]["step"]["ratio"]
-            if name in costs:
+            config, ratios = dict(result["config"]), result["times"]["step"]["ratio"]
+            if any(config == other for other, _ in costs):
+                name = result["contestant"]
                 raise InputError(f"costs={path} has {name} more than once: measure one --batch, --dtype and --layout")
-            costs[name] = float(ratios.get("none", 1.0))
+            costs.append((config, float(ratios.get("none", 1.0))))
     except (AttributeError, KeyError, TypeError) as error:
-        raise unlike from error
+        raise InputError(f"costs={path} is not what python -m genstab.bench step --json FILE writes") from error
     return costs
 
 
 def options_table(options: Sequence[Option]) -> str:
-    """Return a Markdown table: an option a line, mean ± standard deviation over its runs.
+    """Return a Markdown table of the brief metrics: an option a line, mean ± standard deviation over its runs.
 
-    Shift PSNR in dB; `of targets` is the total variation of the targets; `step` the cost of a training step.
-
-    >>> runs = [Run("tri3", Path(), {"val/shift_psnr": value}) for value in (20, 22)]
+    >>> runs = [Run("tri3", Path(), {"val/l1": value}) for value in (0.2, 0.22)]
     >>> print(options_table([Option("tri3", runs)]))
-    | option | runs | shift PSNR mean, dB |
+    | option | runs | L1 |
     |---|---|---|
-    | tri3 | 2 | 21.0 ± 1.4 |
+    | tri3 | 2 | 0.210 ± 0.014 |
     """
-    every = {column.key: column for column in (*COLUMNS, COST)}
-    columns = [every[key] for key in (*SHOWN, COST.key) if any(option.mean(key) is not None for option in options)]
-    header = ["option", "runs", *(f"{column.name}{column.unit and ', ' + column.unit}" for column in columns)]
+    columns = [m for m in metrics().values() if m.brief and any(option.mean(m.key) is not None for option in options)]
+    header = ["option", "runs", *(column.title for column in columns)]
     rows = [[option.name, str(len(option.runs)), *(_cell(option, column) for column in columns)] for option in options]
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"|{'|'.join(line)}|" if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(
+        [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    )
 
 
-def _cell(option: Option, column: Column) -> str:
-    mean, spread = option.mean(column.key), option.spread(column.key)
-    if mean is None:
-        return "–"
-    return f"{mean:.{column.digits}f}" + ("" if spread is None else f" ± {spread:.{column.digits}f}")
+def _cell(option: Option, metric: Metric) -> str:
+    both = option.mean(metric.key), option.spread(metric.key)
+    return " ± ".join(f"{value:.{metric.digits}f}" for value in both if value is not None) or "–"

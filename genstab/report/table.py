@@ -1,100 +1,47 @@
 """Runs beside each other, as plain numbers: the table, its best values, the Pareto front, the options that differ."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from genstab.report.runs import Run, number
+from rich.table import Table
+
+from genstab.metrics.registry import Metric, metrics, of_summary
+from genstab.report.runs import Run
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of runs.
+def columns_of(runs: Sequence[Run]) -> list[Metric]:
+    """Return the metrics that at least one run has, those that nobody registered last."""
+    every = metrics()
+    others = sorted({key for run in runs for key in run.summary if key.startswith("val/")} - every.keys())
+    columns = [*every.values(), *map(of_summary, others)]
+    return [column for column in columns if any(column.of(run.summary) is not None for run in runs)]
 
-    Attributes:
-        key: of `summary.json`; `tv_ratio` is worked out.
-        heading, unit: what stands above it.
-        group: the columns that belong together.
-        best: `max`, `min`, `one` (nearest to 1), or nothing where no value is better than another.
-        digits: after the point.
+
+def results_table(summary: Mapping[str, Any], title: str) -> Table:
+    """Return the stability and quality that a run logged as a table for the terminal, to one more digit than elsewhere.
+
+    >>> results_table({"val/l1": 0.31}, "run").row_count
+    1
     """
-
-    key: str
-    heading: str
-    unit: str
-    group: str
-    best: str = ""
-    digits: int = 1
-
-    @property
-    def name(self) -> str:
-        """What to call it away from its group."""
-        return f"{self.group} {self.heading}" if self.group == "shift PSNR" else self.heading
+    table = Table("", "", "", title=title, show_header=False)
+    for metric in metrics().values():
+        if metric.key in summary and metric.group not in ("cost", "further"):
+            table.add_row(metric.name, f"{summary[metric.key]:.{metric.digits + 1}f}", metric.unit)
+    return table
 
 
-COLUMNS = (
-    Column("val/shift_psnr", "mean", "dB", "shift PSNR", "max"),
-    Column("val/shift_psnr_worst", "worst", "dB", "shift PSNR", "max"),
-    Column("val/shift_psnr_pooled", "pooled", "dB", "shift PSNR", "max"),
-    Column("val/shift_psnr_crop", "crop", "dB", "shift PSNR", "max"),
-    Column("val/shift_psnr_fractional", "fractional", "dB", "shift PSNR", "max"),
-    Column("val/feature_distance", "feature distance", "", "stability", "min", 4),
-    Column("val/noise_floor", "noise floor", "dB", "stability", "max"),
-    Column("val/corruption_psnr", "corruptions", "dB", "stability", "max"),
-    Column("val/corruption_relative", "corruptions / baseline", "×", "stability", "min", 2),
-    Column("val/consistency", "consistency, crop", "", "stability", "max", 4),
-    Column("val/consistency_roll", "consistency, roll", "", "stability", "max", 4),
-    Column("val/accuracy", "accuracy", "", "quality", "max", 4),
-    Column("val/l1", "L1", "", "quality", "min", 3),
-    Column("val/psnr", "PSNR", "dB", "quality", "max"),
-    Column("val/ssim", "SSIM", "", "quality", "max", 3),
-    Column("val/tv", "total variation", "", "quality", "", 3),
-    Column("val/tv_target", "of targets", "", "quality", "", 3),
-    Column("tv_ratio", "ratio", "×", "quality", "one", 2),
-    Column("val/spectrum_error", "spectrum off by", "dB", "quality", "min"),
-    Column("val/swd", "sliced Wasserstein", "", "quality", "min"),
-    Column("val/fid", "FID", "", "quality", "min"),
-    Column("val/lpips", "LPIPS", "", "quality", "min", 3),
-    Column("images_per_second", "speed", "images/s", "cost", "max"),
-    Column("parameters", "parameters", "million", "cost", "", 2),
-    Column("seconds", "time", "s", "cost", "", 0),
-)
-
-
-def value_of(run: Run, key: str) -> float | None:
-    """Return a number of a run's summary in the units of `COLUMNS`, None where there is none."""
-    if key == "tv_ratio":
-        own, target = number(run.summary.get("val/tv")), number(run.summary.get("val/tv_target"))
-        return own / target if own is not None and target else None
-    value = number(run.summary.get(key))
-    return value / 1e6 if value is not None and key == "parameters" else value
-
-
-def columns_of(runs: Sequence[Run]) -> list[Column]:
-    """Return the columns that at least one run has, then the `val/` numbers that `COLUMNS` doesn't know."""
-    listed = {column.key for column in COLUMNS}
-    others = sorted({key for run in runs for key in run.summary if key.startswith("val/")} - listed)
-    columns = [*COLUMNS, *(Column(key, key.removeprefix("val/"), "", "further", "", 4) for key in others)]
-    return [column for column in columns if any(value_of(run, column.key) is not None for run in runs)]
-
-
-def best_of(values: Sequence[float | None], best: str) -> set[int]:
+def best_of(values: Sequence[float | None], metric: Metric) -> set[int]:
     """Return the places of the best values; none where there is nothing to choose between.
 
-    >>> best_of([3.0, None, 5.0, 5.0], "max"), best_of([0.5, 1.25], "one"), best_of([3.0, None], "max")
-    ({2, 3}, {1}, set())
+    >>> best_of([3.0, None, 5.0, 5.0], metrics()["val/ssim"]), best_of([0.5, 1.25], metrics()["tv_ratio"])
+    ({2, 3}, {1})
     """
-    scores = {
-        i: {"max": -value, "min": value, "one": abs(value - 1)}.get(best, 0.0)
-        for i, value in enumerate(values)
-        if value is not None
-    }
-    if not best or len(set(scores.values())) < 2:
+    scores = {i: metric.goodness(value) for i, value in enumerate(values) if value is not None}
+    if len(set(scores.values())) < 2:
         return set()
-    return {i for i, score in scores.items() if score == min(scores.values())}
+    return {i for i, score in scores.items() if score == max(scores.values())}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -112,19 +59,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
     front = [i for i, point in enumerate(points) if not beaten(point)]
     return sorted(front, key=lambda i: (points[i][0], -points[i][1]))
-
-
-def quantile(values: Sequence[float], part: float) -> float:
-    """Return a quantile, with linear interpolation.
-
-    >>> quantile([4.0, 1.0, 2.0], 0.25)
-    1.5
-    """
-    ordered = sorted(values)
-    place = part * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

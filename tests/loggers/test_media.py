@@ -22,7 +22,8 @@ from genstab.errors import InputError
 from genstab.loggers import wandb as wandb_log
 from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.media import log_image, log_video
-from genstab.loggers.wandb import STEP, SUMMARY, wandb_logger
+from genstab.loggers.wandb import STEP, wandb_logger
+from genstab.metrics.registry import best_ends
 from tests.helpers.wandb_file import finish, read_config, read_history, read_summary, run_file
 
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -314,4 +315,4 @@ def test_the_sweep_hands_over_hydra_overrides() -> None:
     overrides = create_sweep_command_args({"args": chosen})["args_no_hyphens"]
     assert overrides == ["antialias=none", "antialias.placement=pre"]
     assert sweep["command"] == ["${env}", "python", "${program}", "${args_no_hyphens}"]
-    assert sweep["metric"]["name"] in SUMMARY
+    assert best_ends()[sweep["metric"]["name"]] == sweep["metric"]["goal"].removesuffix("imize")

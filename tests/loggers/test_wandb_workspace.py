@@ -16,13 +16,13 @@ import yaml
 
 from genstab.errors import InputError
 from genstab.loggers import wandb_workspace as workspace
-from genstab.loggers.wandb import STEP, SUMMARY
-from genstab.report.figures import RESULTS
+from genstab.loggers.wandb import STEP
+from genstab.metrics.registry import best_ends, metrics
 from genstab.training.callbacks import pictures
 from tests.helpers.wandb_file import finish
 
 pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed")
-LOGGED = {key for key, *_ in RESULTS}
+LOGGED = {key for key, metric in metrics().items() if metric.in_training}
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_it_compares_stability_with_quality_beside_it():
     for axis in {axis for plot in scatters for axis in plot}:
         key = axis.removeprefix("summary:").removesuffix(".last")
         assert key in LOGGED
-        assert axis.endswith(".last") == (key in SUMMARY)
+        assert axis.endswith(".last") == (key in best_ends())
     assert panels(section, "Run Comparer") == [{"diffOnly": "split"}]
 
 

@@ -2,22 +2,25 @@
 
 import pytest
 
+from genstab.metrics.measurements import image_means
+from genstab.metrics.registry import metrics
 from genstab.report.charts import (
     COLOURS,
     colour_bar,
-    corruption_lines,
     heat_map,
     image_boxes,
-    layer_lines,
     quality_scatter,
+    run_lines,
     run_styles,
     shift_lines,
 )
-from genstab.report.panels import corruption_panel, image_means, map_panel, scatter_panel
+from genstab.report.panels import corruption_panel, map_panel, scatter_panel
 from genstab.report.runs import Run
 from tests.helpers.run_folder import measurements
 
 STYLES = run_styles(["a", "b", "<c>"])
+L1, SSIM, RATIO, CIRCULAR = (metrics()[key] for key in ("val/l1", "val/ssim", "tv_ratio", "val/shift_psnr"))
+DISTANCE = metrics()["val/feature_distance"]
 
 
 def run(name, measured=None, **metrics):
@@ -53,13 +56,18 @@ def test_long_names_are_cut_and_stay_apart():
 
 def test_a_front_over_an_error_prefers_less_of_it():
     points = {"a": (0.3, 35.0), "b": (0.2, 30.0), "<c>": (0.25, 28.0)}
-    figure = quality_scatter(points, STYLES, ("L1", "dB"), False, dict.fromkeys(points, ""))
+    figure = quality_scatter(points, STYLES, L1, CIRCULAR, dict.fromkeys(points, ""))
     assert list(zip(figure.data[0].x, figure.data[0].y, strict=True)) == [(0.3, 35.0), (0.2, 30.0)]
     assert figure.layout.xaxis.range[0] > 0.3 > 0.2 > figure.layout.xaxis.range[1]
     assert figure.data[3].name == "&lt;c&gt;"
-    figure = quality_scatter(points, STYLES, ("SSIM", "dB"), True, dict.fromkeys(points, ""))
+    figure = quality_scatter(points, STYLES, SSIM, CIRCULAR, dict.fromkeys(points, ""))
     assert list(figure.data[0].x) == [0.3]
     assert figure.layout.xaxis.range[0] < 0.2
+    figure = quality_scatter({"a": (1.25, 0.1), "b": (0.9, 0.3)}, STYLES, RATIO, DISTANCE, dict.fromkeys("ab", ""))
+    assert [(trace.x, trace.y) for trace in figure.data[1:]] == [((0.25,), (0.1,)), ((pytest.approx(0.1),), (0.3,))]
+    assert figure.layout.xaxis.title.text == "|TV ratio − 1|, better →"
+    for axis in (figure.layout.xaxis, figure.layout.yaxis):  # of both, less is better
+        assert axis.range[0] > axis.range[1]
 
 
 def test_lines_are_means_per_shift_by_direction_with_a_band():
@@ -118,9 +126,9 @@ def test_the_scatter_has_a_choice_for_every_pair_that_is_there():
     ]
     (cell,) = scatter_panel(runs, STYLES).cells
     assert set(cell.figures) == {
-        "val/l1|val/shift_psnr", "sharpness|val/shift_psnr", "val/ssim|val/shift_psnr", "val/ssim|val/shift_psnr_crop",
+        "val/l1|val/shift_psnr", "tv_ratio|val/shift_psnr", "val/ssim|val/shift_psnr", "val/ssim|val/shift_psnr_crop",
     }  # fmt: skip
-    assert cell.figures["sharpness|val/shift_psnr"].data[1].x == (0.5,)
+    assert cell.figures["tv_ratio|val/shift_psnr"].data[1].x == (0.5,)
     assert not scatter_panel([run("a", l1=0.2)], STYLES).cells
 
 
@@ -144,6 +152,5 @@ def test_the_other_figures_hold_a_trace_a_run():
     notes = {name: dict.fromkeys(means, "note") for name in "ab"}
     boxes = image_boxes({"a": means, "b": means}, notes, STYLES)
     assert list(boxes.data[1].y) == list(means.values())
-    layers = layer_lines({"a": {"one": 0.1, "two": 0.2}, "b": {"two": 0.3}}, STYLES)
-    assert (layers.data[1].x, layers.data[1].y) == (("two",), (0.3,))
-    assert corruption_lines({"a": [1, None]}, [1, 2], STYLES).data[0].y == (1, None)
+    layers = run_lines({"a": {"one": 0.1, "<2>": None}, "b": {"<2>": 0.3}}, STYLES, "", "")
+    assert (layers.data[0].y, layers.data[1].x, layers.data[1].y) == ((0.1, None), ("&lt;2&gt;",), (0.3,))

@@ -57,7 +57,7 @@ def test_the_table_has_units_best_values_and_what_is_missing(tmp_path):
     table = {row[0]: dict(zip(headings[1:], row[1:], strict=True)) for row in rows}
     assert table["first"]["L1"] == "0.250"
     assert table["first"]["PSNR dB"] == "15.0"
-    assert table["second"]["mean dB"] == "33.3"
+    assert table["second"]["circular dB"] == "33.3"
     assert (table["first"]["sharpness"], table["second"]["sharpness"]) == ("–", "0.5000")
     assert table["first"]["parameters million"] == "1.50"
     assert "SSIM" not in headings  # no run has it
@@ -129,7 +129,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert write_page([tmp_path / "run"], output, title="A & B") == output
     assert "<title>A &amp; B</title>" in output.read_text()
     before = output.read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(InputError, match="cannot be written: disk full"):
         write_page([tmp_path / "run"], output)
     assert output.read_bytes() == before

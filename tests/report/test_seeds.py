@@ -9,12 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from genstab import AntiAlias
-from genstab.bench.step import EVERY, STABLE, STABLE_HEAD, STABLE_LOSSES
+from genstab.bench.step import EVERY, STABLE, STABLE_LOSSES, config_of
 from genstab.errors import InputError
 from genstab.report.pareto import QUALITY, STABILITY, name_points, pareto_picture
 from genstab.report.runs import Run
-from genstab.report.seeds import Option, bench_name, options_among, options_table, read_costs
+from genstab.report.seeds import Option, options_among, options_table, read_costs
 from tests.cli.test_config import composed
 
 
@@ -73,7 +72,7 @@ def test_the_table_has_the_columns_that_some_run_has():
         run("none-pre-seed2", 2, "none", **{"val/shift_psnr_crop": 24.0, "val/swd": 120.0}),
         run("tri3-pre-seed1", 1, **{"val/shift_psnr_crop": 30.0}),
     ]
-    assert options_table(options_among(runs, {"none": 1.0})).splitlines() == [
+    assert options_table(options_among(runs, costs(none=1.0))).splitlines() == [
         "| option | runs | shift PSNR crop, dB | sliced Wasserstein | step, × |",
         "|---|---|---|---|---|",
         "| none-pre | 2 | 23.0 ± 1.4 | 110.0 ± 14.1 | 1.00 |",
@@ -81,21 +80,36 @@ def test_the_table_has_the_columns_that_some_run_has():
     ]
 
 
+def costs(**ratios):
+    return [(config_of(name), ratio) for name, ratio in ratios.items()]
+
+
+def cost_of(config):
+    """What a run of a configuration costs, where each contestant of the benchmark costs its own name."""
+    (option,) = options_among([Run("run", Path(), {"config": config})], costs(**{name: name for name in EVERY}))
+    return option.cost
+
+
 def bench_file(path, *contestants):
-    results = [{"contestant": name, "times": {"step": {"ratio": ratio}}} for name, ratio in contestants]
+    results = [
+        {"contestant": name, "config": config_of(name), "times": {"step": {"ratio": ratio}}}
+        for name, ratio in contestants
+    ]
     path.write_text(json.dumps({"results": results}))
     return path
 
 
 def test_costs_are_read_from_the_benchmark(tmp_path):
     path = bench_file(tmp_path / "step.json", ("none", {}), ("tri3xpre", {"none": 1.06}))
-    assert read_costs(path) == {"none": 1.0, "tri3xpre": 1.06}
+    assert read_costs(path) == costs(none=1.0, tri3xpre=1.06)
+    stored = read_costs(Path(__file__).parents[1] / "results/step.json")
+    assert [config for config, _ in stored] == [config_of(name) for name in EVERY]
 
 
 def test_costs_of_two_batch_sizes_or_of_another_file_are_refused(tmp_path):
     with pytest.raises(InputError, match="has none more than once: measure one --batch"):
         read_costs(bench_file(tmp_path / "two.json", ("none", {}), ("none", {})))
-    for content in ({}, {"results": 3}, {"results": [{"contestant": "none", "times": {}}]}):
+    for content in ({}, {"results": 3}, {"results": [{"contestant": "none", "config": {}, "times": {}}]}):
         (tmp_path / "other.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match=r"other.json is not what python -m genstab.bench step"):
             read_costs(tmp_path / "other.json")
@@ -103,31 +117,36 @@ def test_costs_of_two_batch_sizes_or_of_another_file_are_refused(tmp_path):
         read_costs(tmp_path / "nothing.json")
 
 
-def test_names_of_the_benchmark():
+def test_a_run_costs_what_the_benchmark_timed_of_its_configuration():
     for name, antialias in EVERY.items():
         if name != STABLE:
-            assert bench_name({"antialias": vars(antialias)}) == name
-    assert bench_name({"antialias": {"filter": "none", "placement": "post"}}) == "none"  # the same network
-    assert bench_name({"antialias": {"filter": "none", "placement": "post", "polyphase": True}}) == ""
-    assert bench_name({"antialias": None}) == ""
+            assert cost_of({"antialias": vars(antialias)}) == name
+    assert cost_of({"antialias": {"filter": "none", "placement": "post"}}) == "none"  # the same network
+    assert cost_of({"antialias": {"filter": "none", "placement": "post", "polyphase": True}}) is None
+    assert cost_of({"antialias": None}) is None
+    assert cost_of({"seed": 1}) is None
+
+
+@pytest.mark.parametrize(
+    "option", ["none", "rect2", "tri3", "bin4", "bin5", "bin6", "bin7", "ideal", "polyphase", "stable"]
+)
+def test_what_the_benchmark_times_is_what_the_option_trains(tmp_path, option):
+    config = OmegaConf.to_container(composed(tmp_path, f"antialias={option}"), resolve=True)
+    placement = config["antialias"]["placement"]
+    same = option if option in ("none", "polyphase", "stable") else f"{option}x{placement}"
+    assert cost_of(config) == same
 
 
 def test_the_benchmark_knows_the_option_that_is_more_than_a_blur(tmp_path):
     config = OmegaConf.to_container(composed(tmp_path, "antialias=stable"), resolve=True)
-    assert bench_name(config) == STABLE
-    assert config["model"]["generator"]["head"] == STABLE_HEAD
-    assert {key: config["model"][key] for key in STABLE_LOSSES} == STABLE_LOSSES
     changed = [
         {"antialias": {**config["antialias"], "placement": "post"}},
         {"antialias": {**config["antialias"], "filter": "bin7"}},
-    ]
-    changed += [
         {"model": {**config["model"], "detail_weight": 0.0}},
         {"model": {**config["model"], "equivariance_weight": 5.0}},
     ]
     for change in changed:  # their steps were not timed
-        assert bench_name({**config, **change}) == ""
-    assert AntiAlias(config["antialias"]["filter"], config["antialias"]["placement"]) == EVERY[STABLE]
+        assert cost_of({**config, **change}) is None
     others = {"l1_weight": 100}  # as for all options
     assert {key: config["model"][key] for key in others} == others
     assert {*STABLE_LOSSES, *others} == {key for key in config["model"] if key.endswith("_weight")}
@@ -139,7 +158,7 @@ def test_the_picture_shows_each_option_and_its_cost():
         run(name, 1, filter, **{"val/shift_psnr_crop": crop, "val/swd": swd, "val/tv": 0.07, "val/tv_target": 0.08})
         for name, filter, crop, swd, _ in numbers
     ]
-    plain, priced = (pareto_picture(options_among(runs, costs)) for costs in ({}, {"none": 1.0, "tri3xpre": 1.1}))
+    plain, priced = (pareto_picture(options_among(runs, each)) for each in ((), costs(none=1.0, tri3xpre=1.1)))
     assert plain.shape[0] == 520
     assert not np.array_equal(plain, priced)
 
@@ -148,9 +167,9 @@ def test_names_of_neighbours_cover_neither_each_other_nor_points():
     figure = Figure(figsize=(6, 5))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    key = QUALITY[0][0]
+    key = QUALITY[0]
     places = {"first": (100.0, 30.0), "second": (100.5, 30.05), "third": (99.8, 29.9), "at the edge": (129.5, 40.0)}
-    options = [Option(name, [Run(name, Path(), {key: x, STABILITY[0]: y})]) for name, (x, y) in places.items()]
+    options = [Option(name, [Run(name, Path(), {key: x, STABILITY: y})]) for name, (x, y) in places.items()]
     axes.set(xlim=(90, 130), ylim=(20, 50))
     name_points(axes, key, options)
     texts = {text.get_text(): text.get_window_extent() for text in axes.texts}

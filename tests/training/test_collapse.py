@@ -215,7 +215,7 @@ def test_a_shift_psnr_at_the_cap_of_a_constant_output_is_flagged(tmp_path, capsy
     assert summary["val/output_spread"] == pytest.approx(0, abs=1e-7)
     assert summary["val/output_std"] == pytest.approx(0, abs=1e-7)
     assert "capped" in flags(summary)
-    first = "Says nothing of stability: shift PSNR crop 100.0 dB, the cap, is what any constant output gets."
+    first = "Says nothing about stability: shift PSNR crop 100.0 dB is the cap, which any constant output reaches."
     assert summary["verdict"][0] == first
     assert not any("Follows its input exactly" in sentence for sentence in summary["verdict"])
     assert first in capsys.readouterr().out

@@ -18,7 +18,8 @@ from genstab.evaluation.verdict import verdict
 from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.wandb_tables import log_tables
 from genstab.metrics.shift_map import map_table
-from genstab.report.figures import results_table, shift_table
+from genstab.report.figures import shift_table
+from genstab.report.table import results_table
 from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten_lines, write_json
 from genstab.runtime.last_checkpoint import LastCheckpoint
 from genstab.runtime.provenance import provenance

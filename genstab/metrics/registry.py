@@ -1,0 +1,237 @@
+"""The registry of metrics: what every table, page, plot, verdict and logger knows about a number.
+
+A new metric is a file that computes it and one `register` here. `python -m genstab.metrics.registry` prints the list of
+keys for the README.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from genstab.errors import InputError, check_choice
+from genstab.metrics.measurements import number, unique
+
+if TYPE_CHECKING:
+    from genstab.metrics.protocols import Protocol
+
+Better = Literal["max", "min", "one", ""]
+# In the order in which tables show them; what nobody registered comes under the last one.
+GROUPS = ("shift PSNR", "stability", "quality", "cost", "further")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of `summary.json`.
+
+    Attributes:
+        key: its log key, or its key in `summary.json`.
+        heading: what a table calls it within its group.
+        meaning: one line that explains it.
+        group: one of `GROUPS`.
+        unit: "dB", say; empty for a bare number.
+        better: `max`, `min`, `one` (nearest to 1), or empty where no value is better than another.
+        digits: after the point.
+        in_training: a validation logs it; otherwise only `genstab measure` finds it, or it is never logged.
+        per_image: `measurements.json` has it for each image, too.
+        brief: the Markdown table of options, which has to fit a README, has it too.
+        derive: works it out from the summary; None: the summary holds it.
+        scale: from the summary's number to the unit.
+    """
+
+    key: str
+    heading: str
+    meaning: str
+    group: str = "quality"
+    unit: str = ""
+    better: Better = ""
+    digits: int = 3
+    in_training: bool = False
+    per_image: bool = False
+    brief: bool = False
+    derive: Callable[[Mapping[str, Any]], float | None] | None = None
+    scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What to call it away from its group."""
+        return f"{self.group} {self.heading}" if self.group == "shift PSNR" else self.heading
+
+    @property
+    def title(self) -> str:
+        """Its name with its unit."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    def of(self, summary: Mapping[str, Any]) -> float | None:
+        """Return its value in a summary, None where there is none.
+
+        >>> metrics()["tv_ratio"].of({"val/tv": 0.03, "val/tv_target": 0.04})
+        0.75
+        """
+        value = number(self.derive(summary) if self.derive else summary.get(self.key))
+        return value if value is None else value * self.scale
+
+    def text(self, value: float) -> str:
+        """Write a value with the metric's digits and unit.
+
+        >>> metrics()["val/psnr"].text(16.314)
+        '16.3 dB'
+        """
+        return f"{value:.{self.digits}f} {self.unit}".rstrip()
+
+    def goodness(self, value: float) -> float:
+        """Return a number that is greater for a better value; 0 for every value where none is better."""
+        return {"max": value, "min": -value, "one": -abs(value - 1)}.get(self.better, 0.0)
+
+
+def _tv_ratio(summary: Mapping[str, Any]) -> float | None:
+    own, target = number(summary.get("val/tv")), number(summary.get("val/tv_target"))
+    return own / target if own is not None and target else None
+
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register(metric: Metric) -> None:
+    """Add a metric to every table, page, plot and logger.
+
+    Raises:
+        InputError: its key is taken, or its group or `better` is not one of the choices.
+
+    >>> register(Metric("val/l1", "L1", "again"))
+    Traceback (most recent call last):
+    ...
+    genstab.errors.InputError: the metric val/l1 is registered already
+    """
+    if metric.key in _METRICS:
+        raise InputError(f"the metric {metric.key} is registered already")
+    check_choice("group", metric.group, GROUPS)
+    check_choice("better", metric.better, ("max", "min", "one", ""))
+    _METRICS[metric.key] = metric
+
+
+def metrics() -> dict[str, Metric]:
+    """Return every metric by its key, in the order in which tables show them: those of the protocols come first.
+
+    >>> list(metrics())[:4]
+    ['val/shift_psnr', 'val/shift_psnr_worst', 'val/shift_psnr_pooled', 'val/shift_psnr_crop']
+    """
+    every = {**_of_protocols(), **_METRICS}
+    return dict(sorted(every.items(), key=lambda item: GROUPS.index(item[1].group)))
+
+
+def of_summary(key: str) -> Metric:
+    """Return the metric of a key; one that nobody registered stands under `further`."""
+    return metrics().get(key) or Metric(key, key.removeprefix("val/"), "not registered", "further", digits=4)
+
+
+def best_ends() -> dict[str, str]:
+    """Return `max` or `min` for each logged metric of which one end is the good one."""
+    return {
+        metric.key: metric.better
+        for metric in metrics().values()
+        if metric.better in ("max", "min") and metric.key.startswith("val/")
+    }
+
+
+def quality_by_image(measurements: Mapping[str, Any]) -> dict[Metric, dict[str, float | None]]:
+    """Return what `measurements.json` holds for each image, by metric; those that were not measured have none."""
+    quality = measurements.get("quality") or {}
+    images = unique(quality.get("images") or ())
+    return {
+        metric: dict(zip(images, quality.get(metric.key.removeprefix("val/")) or (), strict=False))
+        for metric in metrics().values()
+        if metric.per_image
+    }
+
+
+REDUCTIONS = {
+    "mean": "mean over images and shifts",
+    "worst": "the least of them",
+    "pooled": "one PSNR of the mean error",
+}
+
+
+def protocols() -> "dict[str, Protocol]":
+    """Return the protocols of shift PSNR by name."""
+    from genstab.metrics.protocols import PROTOCOLS  # here, as it imports torch
+
+    return PROTOCOLS
+
+
+def _of_protocols() -> dict[str, Metric]:
+    found = {}
+    for protocol in protocols().values():
+        for reduction, key in protocol.keys().items():
+            heading = protocol.heading if reduction == "mean" else f"{protocol.heading} {reduction}"
+            meaning = f"{protocol.meaning}: {REDUCTIONS[reduction]}"
+            brief = reduction != "pooled"
+            found[key] = Metric(key, heading, meaning, "shift PSNR", "dB", "max", 1, in_training=True, brief=brief)
+    return found
+
+
+def key_list() -> str:
+    """Return a Markdown table of every log key with its unit, the better direction and its meaning."""
+    words = {"max": "higher", "min": "lower"}
+    rows = ["| key | name | unit | better | meaning |", "|---|---|---|---|---|"]
+    for metric in metrics().values():
+        if metric.key.startswith("val/"):
+            meaning = metric.meaning if metric.in_training else f"{metric.meaning} (`genstab measure` only)"
+            rows.append(
+                f"| `{metric.key}` | {metric.name} | {metric.unit} | {words.get(metric.better, '')} | {meaning} |"
+            )
+    return "\n".join(rows)
+
+
+for _metric in (
+    Metric("val/feature_distance", "feature distance", "cosine distance between the shifted features and the features "
+           "of the shifted input, mean over the layers", "stability", "", "min"),
+    Metric("val/noise_floor", "noise floor", "PSNR between two runs on one input; 100 for a deterministic model",
+           "stability", "dB", "max", 1),
+    Metric("val/corruption_psnr", "PSNR under corruption", "output of a corrupted input against that of the clean one",
+           "stability", "dB", "max", 1),
+    Metric("val/corruption_relative", "corruption error / baseline", "error under corruption over that of a baseline, "
+           "mean over the corruptions", "stability", "×", "min", 2),
+    Metric("val/corruption_error", "error rate under corruption", "share of corrupted images that a classifier gets "
+           "wrong, mean over the corruptions", "stability", "", "min"),
+    Metric("val/consistency", "consistency, crop", "share of pairs of shifts for which a classifier gives one class, "
+           "as the camera moves (Zhang 2019)", "stability", "", "max", 4),
+    Metric("val/consistency_roll", "consistency, circular", "the same when the image is rolled around", "stability", "",
+           "max", 4),
+    Metric("val/accuracy", "accuracy", "share of images that a classifier gets right", better="max", digits=4),
+    Metric("val/l1", "L1", "mean absolute difference to the target", better="min", in_training=True, per_image=True,
+           brief=True),
+    Metric("val/psnr", "PSNR", "PSNR to the target", unit="dB", better="max", digits=1, in_training=True,
+           per_image=True),
+    Metric("val/ssim", "SSIM", "structural similarity to the target (Wang 2004)", better="max", in_training=True,
+           per_image=True, brief=True),
+    Metric("val/tv", "total variation", "mean absolute difference of neighbouring pixels of the outputs",
+           in_training=True, per_image=True, brief=True),
+    Metric("val/tv_target", "TV of targets", "total variation of the targets", in_training=True, per_image=True,
+           brief=True),
+    Metric("tv_ratio", "TV ratio", "total variation of the outputs over that of the targets; below 1: "
+           "blurry", unit="×", better="one", digits=2, derive=_tv_ratio),
+    Metric("val/spectrum_error", "spectrum error", "distance between the mean radial power spectra of outputs and "
+           "targets: blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),
+    Metric("val/swd", "sliced Wasserstein", "sliced Wasserstein distance of outputs and targets over the patches of a "
+           "Laplacian pyramid (Karras 2018); falls with the number of images", better="min", digits=1, in_training=True,
+           brief=True),
+    Metric("val/fid", "FID", "Fréchet distance of Inception features (Heusel 2017); falls with the number of images",
+           better="min", digits=1, brief=True),
+    Metric("val/lpips", "LPIPS", "perceptual distance of AlexNet features to the target (Zhang 2018)", better="min",
+           brief=True),
+    Metric("images_per_second", "speed", "images a second", "cost", "images/s", "max", 1),
+    Metric("parameters", "parameters", "parameters of the model", "cost", "million", "", 2, scale=1e-6),
+    Metric("seconds", "time", "seconds of the whole job", "cost", "s", "", 0),
+    Metric("step_ratio", "step", "time of a training step over that of `none`, by the benchmark", "cost", "×", "min", 2,
+           brief=True),
+    Metric("val/output_spread", "distance between outputs", "root mean square distance between the outputs of "
+           "different images, as a share of the value range; near 0: the generator has collapsed", "further", "", "",
+           4, in_training=True),
+    Metric("val/output_std", "deviation within outputs", "standard deviation within an output, as a share of the value "
+           "range; near 0: the outputs are flat", "further", "", "", 4, in_training=True),
+):  # fmt: skip
+    register(_metric)
+
+
+if __name__ == "__main__":
+    print(key_list())
