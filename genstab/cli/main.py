@@ -79,11 +79,11 @@ class Command:
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
-        if "trainer" in config:
-            check_training(config)
         model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
         check_options({**config, "model": model})
         check_arguments(self.used_by, {key: config[key] for key in self.typed})
+        if "trainer" in config:
+            check_training(config)
 
 
 COMMANDS = {

@@ -75,7 +75,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             if not isinstance(made, kind):
                 raise InputError(f"what the config makes a {type(made).__name__} of must be a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, plain))
-        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:
