@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from genstab.bench.__main__ import _parser as bench_parser
 from genstab.cli.main import CONF, main
@@ -109,6 +110,32 @@ def test_every_option_of_every_group_is_named():
     assert set(re.findall(r"^\| `(\w+\.yaml)`", text, re.MULTILINE)) == commands
     listed = {group: re.findall(r"^\| (.*?) \|", section, re.MULTILINE) for group, section in sections.items()}
     assert {group: set(re.findall(r"`(\w+)`", " ".join(cells))) for group, cells in listed.items()} == options
+
+
+@cache
+def keys():
+    """Return every key of the configs, dotted."""
+    found = set()
+
+    def collect(node, prefix):
+        for key, value in node.items():
+            found.add(prefix + key)
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{key}.")
+
+    every = [("train", f"data={file.stem}") for file in ROOT.glob("conf/data/*.yaml")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for command, *overrides in [*every, ("measure",)]:
+            collect(OmegaConf.to_container(compose(command, overrides)), "")
+    return found
+
+
+@by_file
+def test_every_key_of_a_config_exists(path):
+    groups = r"antialias|callbacks|data|logger|map|features|corruptions|model\.generator|model\.discriminator"
+    for word in (word for code in inline_code(path) for word in code.split()):
+        if (key := re.match(rf"((?:{groups})(?:\.\w+)+)(?:=|$)", word)) and not word.endswith(".py"):
+            assert key[1] in keys(), word
 
 
 def command_lines(path):

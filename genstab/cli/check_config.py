@@ -1,31 +1,31 @@
 """Whether the options of a config are known and of the right types, before anything heavy is imported."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from genstab.cli.signatures import signature_of
+from genstab.cli.signatures import Instance, signature_of
 from genstab.errors import InputError
 
 GREATEST_SEED = 2**32 - 1  # of NumPy
 TRAINER = "pytorch_lightning.Trainer"
-_OPTIMIZERS = "genstab trains two networks with an optimizer each, by hand"
+_STEPS = "both optimizers take a step for every batch"
 _NO_TEST = "genstab train only trains and validates"
-# Arguments of the Trainer that cannot do here what they do elsewhere: the values that change nothing, and the reason.
+# Arguments of Lightning's Trainer that do not work here: the values that change nothing, and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "accumulate_grad_batches": ((1,), f"{_OPTIMIZERS}, a step for each batch: set data.batch_size"),
-    "gradient_clip_val": ((None, 0), f"{_OPTIMIZERS}: gradients are not clipped"),
-    "gradient_clip_algorithm": ((None,), f"{_OPTIMIZERS}: gradients are not clipped"),
+    "accumulate_grad_batches": ((1,), f"{_STEPS}; data.batch_size sets how many images are in one"),
+    "gradient_clip_val": ((None, 0), f"{_STEPS}, with gradients as they are"),
+    "gradient_clip_algorithm": ((None,), f"{_STEPS}, with gradients as they are"),
     "limit_test_batches": ((None,), _NO_TEST),
     "limit_predict_batches": ((None,), _NO_TEST),
-    "logger": ((None,), "choose one with logger=wandb, tensorboard or csv, or leave it out with ~logger"),
-    "callbacks": ((None,), "add a callback with +callbacks.NAME={_target_: …}"),
+    "logger": ((None,), "logger=wandb, tensorboard or csv chooses one, ~logger leaves it out"),
+    "callbacks": ((None,), "+callbacks.NAME={_target_: …} adds one"),
+    "barebones": ((False,), "it forbids the logger and the callbacks of genstab train"),
 }
-
-# What pydantic misses, in the words of a config.
+# Errors of pydantic in the words of a config.
 _WORDS = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -41,23 +41,18 @@ def check_training(config: Mapping[str, Any]) -> None:
     """Check what the config of a training must have beside arguments of the right types.
 
     Raises:
-        InputError: an invalid seed, a folder that is not text, a strategy for one network, an equivariance loss without
-            overlapping crops, those without that loss or too small for it, a callback that is not a group of keys, an
-            argument of the Trainer that does not work here, validations less than a batch apart.
+        InputError: an invalid seed or folder, an argument of the Trainer that does not work here, validations less than
+            a batch apart, a callback that is not a group of keys, an equivariance loss without overlapping crops, or
+            these without that loss or too small for it.
 
     >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
     Traceback (most recent call last):
     ...
     genstab.errors.InputError: callbacks.watch=3 is neither null nor a group of keys
-    >>> check_training({"seed": 1, "trainer": {"limit_test_batches": 2}})
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: trainer.limit_test_batches=2 does not work: genstab train only trains and validates
     """
     check_seed(config["seed"])
-    if not isinstance(folder := config.get("output_dir", ""), str):
-        raise InputError(f"output_dir={written(folder)} is not text")
-    trainer = config.get("trainer", {})
+    check_type("output_dir", config.get("output_dir", ""), str)
+    trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
     for name, (harmless, reason) in REFUSED.items():
         if name in trainer and trainer[name] not in harmless:
             raise InputError(f"trainer.{name}={written(trainer[name])} does not work: {reason}")
@@ -67,7 +62,9 @@ def check_training(config: Mapping[str, Any]) -> None:
         apart = trainer.get(name)
         if isinstance(apart, int | float) and not apart > 0:
             raise InputError(f"trainer.{name}={written(apart)} is not positive")
-    for name, callback in config.get("callbacks", {}).items():
+    if trainer.get("enable_checkpointing") is False and (callbacks.get("best") or callbacks.get("last")):
+        raise InputError("trainer.enable_checkpointing=false needs callbacks.best=null callbacks.last=null beside it")
+    for name, callback in callbacks.items():
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={written(callback)} is neither null nor a group of keys")
     _check_overlapping_crops(config.get("data", {}), config.get("model", {}))
@@ -103,7 +100,8 @@ def _check_overlapping_crops(data: Mapping[str, Any], model: Mapping[str, Any]) 
     if weight and sides:
         from genstab.data.overlapping_crops import MARGIN  # imports torch
 
-        if min(sides) < (least := 2 * MARGIN + offset + 1):
+        least = 2 * MARGIN + offset + 1
+        if min(sides) < least:
             raise InputError(f"data.crop_size={size} is too small for data.{key}={offset}: set at least {least}")
 
 
@@ -119,12 +117,11 @@ def check_options(config: Mapping[str, Any], group: str = "") -> None:
     genstab.errors.InputError: data.root=null is not text
     """
     if "_target_" in config:
-        if not isinstance(target := config["_target_"], str):
-            raise InputError(f"{group}._target_={written(target)} is not the dotted path of a class")
-        check_arguments(target, {key: value for key, value in config.items() if key[:1] != "_"}, group)
+        check_type(f"{group}._target_", config["_target_"], str)
+        check_arguments(config["_target_"], {key: each for key, each in config.items() if key[:1] != "_"}, group)
     for key, value in config.items():
         if isinstance(value, Mapping):
-            check_options(value, f"{group}.{key}" if group else str(key))
+            check_options(value, f"{group}.{key}".lstrip("."))
 
 
 def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") -> None:
@@ -142,35 +139,36 @@ def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") 
     Traceback (most recent call last):
     ...
     genstab.errors.InputError: model.generator.channels='many' is not an integer
-    >>> check_arguments("genstab.UNet", {"chanels": 8}, "model.generator")
+    >>> check_arguments("genstab.UNet", {"dropuot": 0.5}, "model.generator")
     Traceback (most recent call last):
     ...
-    genstab.errors.InputError: model.generator.chanels is not known: did you mean channels or in_channels?
+    genstab.errors.InputError: model.generator.dropuot is not known: did you mean dropout?
     """
-    signature = signature_of(target)
-    if signature is None:
-        return
+    types, is_open = signature_of(target) or ({}, True)
     for name, value in arguments.items():
-        key = f"{group}.{name}" if group else name
-        if name in signature.types:
-            check_type(key, value, signature.types[name])
-        elif not signature.is_open:
-            close = nearest(name, signature.types) or f"; {target} takes {', '.join(signature.types)}"
-            raise InputError(f"{key} is not known{close}")
+        key = f"{group}.{name}".lstrip(".")
+        if name in types:
+            check_type(key, value, types[name])
+        elif not is_open:
+            close = get_close_matches(name, types, n=2, cutoff=0.7)
+            takes = f": did you mean {' or '.join(close)}?" if close else f"; {target} takes {', '.join(types)}"
+            raise InputError(f"{key} is not known{takes}")
 
 
 def check_type(key: str, value: Any, kind: Any) -> None:
     """Raise an `InputError` that names the key and the value unless this is of a type, as pydantic sees it."""
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        text = json.dumps(value)  # a config has what JSON has: lists for tuples
+        text = json.dumps(value)  # in JSON a list may stand for a tuple, as in a config
     except Exception:  # a type that pydantic does not know, an object that somebody put into the config
         return
     problems = _problems(adapter, text)
     if not problems:
         return
     words = [_WORDS.get(each["type"]) or each["msg"].removeprefix("Input should be ") for each in problems]
-    if not _problems(adapter, "null"):
+    if kind == Instance:
+        words = ["a group of keys"]
+    elif not _problems(adapter, "null"):
         words.append("null")
     if len(problems) == 1 and problems[0]["type"] != "missing":  # perhaps of an element of a list
         key = ".".join([key, *map(str, problems[0]["loc"])])
@@ -184,16 +182,6 @@ def _problems(adapter: TypeAdapter[Any], text: str) -> list[Any]:
     except ValidationError as error:
         return error.errors(include_url=False)
     return []
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a question that names the known names most like this one; nothing where none is like it.
-
-    >>> nearest("max_epoch", ["max_epochs", "max_steps", "devices"])
-    ': did you mean max_epochs?'
-    """
-    close = get_close_matches(name, known, n=2, cutoff=0.7)
-    return f": did you mean {' or '.join(close)}?" if close else ""
 
 
 def written(value: Any) -> str:

@@ -23,7 +23,7 @@ from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
 from genstab.errors import InputError
 from genstab.evaluation.measure import measure
-from genstab.evaluation.options import Plan
+from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.inference.eval_mode import value_range
 from genstab.inference.load_model import load_model, place
@@ -52,7 +52,7 @@ def run_measure(config: DictConfig) -> float | None:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         _range(config.value_range)
         check_options({key: group for key, group in plain.items() if key != "model"})  # of which `model_of` knows more
-        plan = Plan(**{option.name: plain[option.name] for option in fields(Plan)})
+        options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
         check_folder(config.output_dir)
         model = model_of(config.model)
         device = place(model, config.device)
@@ -70,7 +70,7 @@ def run_measure(config: DictConfig) -> float | None:
         logger = instantiate(config.logger) if config.get("logger") else None
         loggers = [] if logger is None else [logger]
         origin = provenance([device])
-        found = measure(model, data.val_set, config.output_dir, plan)
+        found = measure(model, data.val_set, config.output_dir, options)
         try:
             for each in loggers:
                 each.log_hyperparams({**plain, **origin})

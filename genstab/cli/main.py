@@ -30,12 +30,13 @@ from genstab.cli.arguments import (
 from genstab.cli.check_config import check_arguments, check_options, check_training
 from genstab.cli.config_errors import of_disk, one_line, refusal
 from genstab.errors import InputError
+from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import git_states, processor, versions
 from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
 
 if TYPE_CHECKING:
-    from genstab.distributed.rendezvous import Team
+    from genstab.distributed.rendezvous import Rendezvous
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
@@ -43,7 +44,7 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
-# What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.team`.
+# What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
 _STARTED_BY_OTHERS = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SUBMITIT_EXECUTOR"}
 USAGE = """genstab: image-to-image models that stay stable when their input moves
 
@@ -78,11 +79,11 @@ class Command:
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
-        if "trainer" in config:
-            check_training(config)
         model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
         check_options({**config, "model": model})
         check_arguments(self.used_by, {key: config[key] for key in self.typed})
+        if "trainer" in config:
+            check_training(config)
 
 
 COMMANDS = {
@@ -138,7 +139,12 @@ def _version() -> str:
 
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
-    processes: Team | None = None
+    with process_state_restored():
+        _train()
+
+
+def _train() -> None:
+    processes: Rendezvous | None = None
     with _one_line_errors():
         if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
             from genstab.cli.train import run_train
@@ -147,15 +153,15 @@ def train() -> None:
             return
         if _STARTED_BY_OTHERS & os.environ.keys():
             from genstab.cli.train import follow
-            from genstab.distributed.rendezvous import team
+            from genstab.distributed.rendezvous import join_rendezvous
 
-            processes = team()
+            processes = join_rendezvous()
             if processes is not None:
                 signal.signal(signal.SIGTERM, _stop)
                 if processes.rank:
                     follow(processes)
                     return
-    with nullcontext() if processes is None else processes.leading():
+    with nullcontext() if processes is None else processes.end_others_on_exit():
         _launch("train", processes)
 
 

@@ -4,34 +4,16 @@ Importing torch and Lightning takes seconds, and a misspelt option deserves an a
 """
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, NamedTuple, Optional, Union
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
-
-
-class Instance:
-    """Stand for a class that we know nothing about: an option may be anything but null."""
-
-    def __class_getitem__(cls, item: object) -> type["Instance"]:
-        return cls
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(value: object) -> object:
-            if value is None:
-                raise PydanticCustomError("instance", "Input should be a group of keys")
-            return value
-
-        return core_schema.no_info_plain_validator_function(check)
-
-
+# What a config can hold in place of an object: everything but null.
+Instance = Mapping[str, Any] | Sequence[Any] | str | float | bool
 # What annotations are made of. A config has lists for all that can be iterated over, and text for paths.
 _KNOWN: dict[str, Any] = {
     **{kind.__name__: kind for kind in (int, float, str, bool, tuple)},
@@ -44,21 +26,15 @@ _KNOWN: dict[str, Any] = {
     "Union": Union,
     "Tuple": tuple,
     "Path": str,
-    "None": None,
+    "Instance": Instance,
 }
 
 
-@dataclass
-class Signature:
-    """Parameters and their types.
+class Signature(NamedTuple):
+    """The types of parameters by their names, `Any` without an annotation; and whether other keywords are taken."""
 
-    Args:
-        types: of each parameter; `Any` where it has no annotation.
-        is_open: whether it takes other keywords, too.
-    """
-
-    types: dict[str, Any] = field(default_factory=dict)
-    is_open: bool = False
+    types: dict[str, Any]
+    is_open: bool
 
 
 @cache
@@ -77,54 +53,41 @@ def signature_of(target: str) -> Signature | None:
 def _signature(node: ast.stmt, module: "_Module") -> Signature:
     if isinstance(node, ast.FunctionDef):
         own = node.args
-        parameters = [*own.posonlyargs, *own.args, *own.kwonlyargs]
-        types = {each.arg: _type(each.annotation, module) for each in parameters if each.arg not in ("self", "cls")}
-        return Signature(types, own.kwarg is not None)
+        parameters = [
+            each for each in (*own.posonlyargs, *own.args, *own.kwonlyargs) if each.arg not in ("self", "cls")
+        ]
+        return Signature({each.arg: _type(each.annotation, module) for each in parameters}, own.kwarg is not None)
     assert isinstance(node, ast.ClassDef)
-    body = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
-    signature = Signature()
-    if init := body.get("__init__"):
-        signature = _signature(init, module)
-        calls = [each for each in ast.walk(init) if isinstance(each, ast.Call)]
-        parents = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
-        if not any(
-            keyword.arg is None for call in parents for keyword in call.keywords
-        ):  # no super().__init__(**kwargs)
-            return signature
-        signature.is_open = False
-    elif "__new__" in body:
-        return Signature(is_open=True)
+    methods = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+    types: dict[str, Any] = {}
+    is_open = "__new__" in methods
+    if init := methods.get("__init__"):
+        types, is_open = _signature(init, module)
+        if not re.search(r"super\(\).__init__\(.*\*\*", ast.unparse(init)):  # its keywords do not go to its parents
+            return Signature(types, is_open)
+        is_open = False
     elif any("dataclass" in ast.unparse(each) for each in node.decorator_list):
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
-        signature = Signature({ast.unparse(each.target): _type(each.annotation, module) for each in fields})
+        types = {ast.unparse(each.target): _type(each.annotation, module) for each in fields}
     for base in node.bases:
         found = module.find(ast.unparse(base))
-        parent = _signature(*found) if found and isinstance(found[0], ast.ClassDef) else Signature(is_open=True)
-        signature.types = {**parent.types, **signature.types}
-        signature.is_open |= parent.is_open
-    return signature
+        parent = _signature(*found) if found and isinstance(found[0], ast.ClassDef) else Signature({}, True)
+        types = {**parent.types, **types}
+        is_open |= parent.is_open
+    return Signature(types, is_open)
 
 
 def _type(annotation: ast.expr | None, module: "_Module") -> Any:
     if annotation is None:
         return Any
+    text = ast.unparse(annotation)
+    if "Literal" not in text:  # which has text in quotes, and dots in it
+        names = text.replace("'", "")
+        text = re.sub(r"[\w.]+\.(\w+)", lambda found: found[1] if found[1] in _KNOWN else "Instance", names)
     try:
-        return eval(ast.unparse(_Simple().visit(annotation)), {"__builtins__": {}}, _Names(module))
+        return eval(text, {"__builtins__": {}}, _Names(module))
     except Exception:  # of an annotation that is more than names and brackets
         return Any
-
-
-class _Simple(ast.NodeTransformer):
-    """Write an annotation in names alone: without quotes and dots."""
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # the name that ast wants
-        return ast.Name(node.attr if node.attr in _KNOWN else "Instance")  # typing.Optional; torch.device
-
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:
-        return self.visit(ast.parse(node.value, mode="eval").body) if isinstance(node.value, str) else node
-
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        return node if ast.unparse(node.value).endswith("Literal") else self.generic_visit(node)
 
 
 class _Names(dict[str, Any]):
@@ -143,7 +106,7 @@ class _Names(dict[str, Any]):
 
 class _Module:
     def __init__(self, name: str, path: Path) -> None:
-        self.name, self.tree = name, ast.parse(path.read_bytes())
+        self.tree = ast.parse(path.read_bytes())
         self.package = name if path.name == "__init__.py" else name.rpartition(".")[0]
 
     def find(self, name: str) -> tuple[ast.stmt, "_Module"] | None:
@@ -163,14 +126,14 @@ class _Module:
 
 def _definition(target: str) -> tuple[ast.stmt, _Module] | None:
     name, _, attribute = target.rpartition(".")
-    module = _module(name) if name else None
+    module = _module(name)
     return module.find(attribute) if module else None
 
 
 @cache
 def _module(name: str) -> _Module | None:
     """Find a module's source, without importing the packages that it is in, as `importlib.util.find_spec` would."""
-    folders = None
+    folders, spec = None, None
     parts = name.split(".")
     for count in range(1, len(parts) + 1):
         spec = PathFinder.find_spec(".".join(parts[:count]), folders)

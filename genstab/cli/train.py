@@ -18,12 +18,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
-from genstab.distributed.lost_process import SpokenFor, losses_noticed
-from genstab.distributed.rendezvous import Team
+from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
+from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
 from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
+from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
 from genstab.runtime.resume import (
     CHECKPOINT,
@@ -33,14 +34,14 @@ from genstab.runtime.resume import (
     dated,
     find_checkpoint,
     is_over,
-    read_place,
+    read_resumable,
     summary_of,
 )
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
 
 
-def run_train(config: DictConfig, processes: Team | None = None) -> float | None:
+def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
     """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
 
     `processes` are those that torchrun or SLURM started; the first of them hands the config to the others.
@@ -55,7 +56,7 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     path = _checkpoint_of(config)
     config.ckpt_path = None if path is None else str(path)
     with input_errors():
-        checkpoint = read_place(path) if path else None
+        checkpoint = read_resumable(path) if path else None
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
@@ -74,9 +75,9 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
             if not isinstance(made, kind):
                 raise InputError(f"what the config makes a {type(made).__name__} of must be a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, plain))
-        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks)
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
         if processes is not None:
-            processes.check(trainer.num_devices, trainer.num_nodes)
+            processes.check_size(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # what is wrong with the data is said before a run is logged
@@ -96,7 +97,7 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
                 for each in trainer.loggers:
                     outlive(each)
                     each.log_hyperparams({**plain, **ending.provenance})
-                with _workers_follow(config, processes), losses_noticed(trainer, _to_go_on(config), processes):
+                with _workers_follow(config, processes), report_lost_process(trainer, _to_go_on(config), processes):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:
                 for each in trainer.loggers:
@@ -105,11 +106,11 @@ def run_train(config: DictConfig, processes: Team | None = None) -> float | None
     return None if measured is None else measured.item()
 
 
-def follow(processes: Team) -> None:
+def follow(processes: Rendezvous) -> None:
     """Train as the first of the processes says, until it has no job left."""
-    with processes.following():
-        for config in processes.configs():
-            with suppress(SpokenFor):  # the first one says whether there is another job
+    with processes.sign_off_on_exit():
+        for config in processes.received_configs():
+            with suppress(ReportedByFirst):  # the first one says whether there is another job
                 run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
 
 
@@ -179,26 +180,24 @@ def _to_go_on(config: DictConfig) -> str:
 
 
 @contextmanager
-def _workers_follow(config: DictConfig, processes: Team | None) -> Iterator[None]:
+def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterator[None]:
     """Let the other processes take this job's config, instead of their command line.
 
     Lightning starts rank 1, 2, … with the command line of rank 0, as torchrun and SLURM do with all. Under `-m` that is
     the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
     for the next job of a sweep.
     """
-    before = dict(os.environ)
     text = OmegaConf.to_yaml(config, resolve=True)
-    try:
+    with process_state_restored():
         if processes is None:
             os.environ[WORKER_CONFIG] = text
             if hydra := _job(config):  # which Lightning writes into the command line; in a sweep it is another folder
                 with read_write(hydra):  # type: ignore[arg-type]  # a config
                     hydra.run.dir = config.output_dir
         elif processes.rank == 0:
-            processes.publish(text)
-        yield
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        os.environ.clear()
-        os.environ.update(before)
+            processes.send_config(text)
+        try:
+            yield
+        finally:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()

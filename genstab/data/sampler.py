@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from genstab.errors import InputError
 
@@ -45,7 +45,7 @@ class EpochSampler(DistributedSampler[int]):
         self.even = each <= batch_size  # whether each of them is drawn equally often
         self.dealt = len(range(rank, length - self.few, processes))
         self.num_samples = self.dealt + (each if self.even else 1)
-        self.batch_size, self.skip = batch_size, 0
+        self.batch_size, self.skip, self.is_sequential = batch_size, 0, False
         self.kind = ""  # anything else that the order depends on
 
     def permutation(self, generator: torch.Generator) -> torch.Tensor:
@@ -55,7 +55,8 @@ class EpochSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Return the positions of this process."""
         skip, self.skip = self.skip, 0
-        order = self.permutation(torch.Generator().manual_seed(self.seed + self.epoch))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.arange(len(self.dataset)) if self.is_sequential else self.permutation(generator)  # type: ignore[arg-type]
         dealt = len(order) - self.few
         mine = order[:dealt][self.rank :: self.num_replicas].tolist()
         extra = self.num_samples - self.dealt
@@ -77,11 +78,16 @@ class ResumableLoader(DataLoader):
     True
     """
 
-    def __init__(self, dataset: Dataset, sampler: EpochSampler, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, sampler: Sampler[int], order: EpochSampler | None = None, **kwargs: Any
+    ) -> None:
+        # For `overfit_batches` Lightning copies the loader: with all its attributes, and a SequentialSampler.
+        self.order: EpochSampler = sampler if order is None else order  # type: ignore[assignment]
+        self.order.is_sequential = sampler is not self.order
         # A generator of its own, or the workers' seeds would be drawn from the one that draws dropout masks.
-        generator = torch.Generator().manual_seed(sampler.seed)
-        super().__init__(dataset, sampler.batch_size, sampler=sampler, generator=generator, **kwargs)
-        self.order, self.batch = sampler, 0
+        kwargs |= {"batch_size": self.order.batch_size, "generator": torch.Generator().manual_seed(self.order.seed)}
+        super().__init__(dataset, sampler=self.order, **kwargs)
+        self.batch = 0
         self.first = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: begins at the first batch

@@ -12,16 +12,43 @@ from tqdm import tqdm
 
 from genstab.errors import InputError
 
+TENSORS = ("source", "target", "labels", "output")
+
 
 @dataclass
 class Batch:
-    """Images of one size: (N, C, H, W) in [−1, 1], names, positions; targets or labels (N,) where there are some."""
+    """Images of one size: names, positions in the dataset, and tensors of which all but `source` may be missing.
+
+    Shape: source, target and output (N, C, H, W) in [−1, 1], labels (N,).
+    """
 
     names: list[str]
     positions: list[int]
     source: Tensor
     target: Tensor | None = None
     labels: Tensor | None = None
+    output: Tensor | None = None
+
+    def first(self, number: int) -> "Batch":
+        """Return its first images."""
+        tensors = {name: None if each is None else each[:number] for name, each in self._tensors().items()}
+        return Batch(self.names[:number], self.positions[:number], **tensors)  # type: ignore[arg-type]  # has a source
+
+    def extended(self, batch: "Batch", number: int) -> "Batch":
+        """Return these images and those of another batch, if all have one size, at most `number` together."""
+        mine, more = self._tensors(), batch.first(number - len(self.names))
+        others = more._tensors()
+        if not more.names or any(_shape(mine[name]) != _shape(others[name]) for name in TENSORS):
+            return self
+        tensors = {name: None if mine[name] is None else torch.cat([mine[name], others[name]]) for name in TENSORS}  # type: ignore[list-item]  # both or none
+        return Batch(self.names + more.names, self.positions + more.positions, **tensors)  # type: ignore[arg-type]  # as above
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in TENSORS}
+
+
+def _shape(images: Tensor | None) -> torch.Size | None:
+    return None if images is None else images.shape[1:]
 
 
 def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str]) -> Iterator[Batch]:
@@ -39,7 +66,6 @@ def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, n
     """
     count = min(len(dataset), images or math.inf)  # type: ignore[arg-type]  # a Sized dataset
     waiting: list[tuple[int, dict[str, Any]]] = []
-    some = False
     for position in tqdm(range(int(count)), "images", unit="image", leave=False, disable=None):
         try:
             item = dataset[position]
@@ -52,8 +78,7 @@ def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, n
             yield _batch(waiting)
             waiting = []
         waiting.append((position, item))
-        some = True
-    if not some:
+    if not waiting:
         raise InputError("there is no image to measure" + (": all of them are unreadable" if notes else ""))
     yield _batch(waiting)
 
@@ -64,35 +89,10 @@ def _sizes(item: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _batch(waiting: list[tuple[int, dict[str, Any]]]) -> Batch:
     positions, items = zip(*waiting, strict=True)
-    names = [str(item.get("name", position)) for position, item in waiting]
-    batch = Batch(names, list(positions), torch.stack([item["source"] for item in items]))
-    if "target" in items[0]:
-        batch.target = torch.stack([item["target"] for item in items])
-    if "label" in items[0]:
-        batch.labels = torch.tensor([item["label"] for item in items])
-    return batch
-
-
-def keep(kept: Batch | None, batch: Batch, wanted: int) -> Batch:
-    """Add to the images kept so far those of a batch, if they and their targets have one size, `wanted` in all."""
-    if kept is not None and _shapes(kept) != _shapes(batch):
-        return kept
-    missing = wanted - (0 if kept is None else len(kept.names))
-    if kept is None:
-        none = [None if each is None else each[:0] for each in (batch.target, batch.labels)]
-        kept = Batch([], [], batch.source[:0], *none)
-
-    def joined(before: Tensor | None, more: Tensor | None) -> Tensor | None:
-        return None if before is None or more is None else torch.cat([before, more[:missing]])
-
     return Batch(
-        kept.names + batch.names[:missing],
-        kept.positions + batch.positions[:missing],
-        torch.cat([kept.source, batch.source[:missing]]),
-        joined(kept.target, batch.target),
-        joined(kept.labels, batch.labels),
+        names=[str(item.get("name", position)) for position, item in waiting],
+        positions=list(positions),
+        source=torch.stack([item["source"] for item in items]),
+        target=torch.stack([item["target"] for item in items]) if "target" in items[0] else None,
+        labels=torch.tensor([item["label"] for item in items]) if "label" in items[0] else None,
     )
-
-
-def _shapes(batch: Batch) -> list[tuple[int, ...] | None]:
-    return [None if each is None else each.shape[1:] for each in (batch.source, batch.target, batch.labels)]

@@ -1,24 +1,23 @@
-"""What needs every image once: stability in every protocol, quality, and how much the outputs differ at all."""
+"""Measure a generator on every image: stability in every protocol, quality, and how much its outputs differ at all."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genstab.data.paths import shortened
 from genstab.errors import InputError
-from genstab.evaluation.dataset_batches import Batch, keep
-from genstab.evaluation.options import Plan
-from genstab.inference.eval_mode import inference
+from genstab.evaluation.dataset_batches import Batch
+from genstab.evaluation.options import MeasureOptions
 from genstab.metrics.perceptual import Perceptual
-from genstab.metrics.protocols import shift_pairs
+from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
-from genstab.metrics.shift_ops import Shift, window, window_size
-from genstab.metrics.shift_psnr import decibel, shift_errors
+from genstab.metrics.shift_map import RolledOutputs
+from genstab.metrics.shift_psnr import decibel, squared_error
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 from genstab.report.figures import Picture, shift_table
@@ -26,7 +25,7 @@ from genstab.report.figures import Picture, shift_table
 
 @dataclass
 class Measured:
-    """What a measurement found: `summary` under the log keys, `measurements` in full, `pictures` by log key."""
+    """What was measured: `summary` under the log keys, `measurements` in full, `pictures` by log key."""
 
     summary: dict[str, Any] = field(default_factory=dict)
     measurements: dict[str, Any] = field(default_factory=dict)
@@ -34,22 +33,169 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
-def fitting_multiple(generate: Callable[[Tensor], Tensor], images: Tensor, shifts: list[Shift]) -> int | None:
-    """Find the least power of two that the sides of a `crop` window must be a multiple of, for this generator.
+def measure_generator(
+    generate: Generate, batches: Iterable[Batch], options: MeasureOptions, number: int, results: Measured
+) -> tuple[Batch, RolledOutputs]:
+    """Measure shift PSNR in every protocol, quality and the outputs' spread; add them to the results.
 
-    Shape: images (1, C, H, W).
+    Args:
+        generate: the generator, as `genstab.inference.eval_mode.inference` gives it.
+        batches: on the generator's device, the first one with its output; see `genstab.evaluation.dataset_batches`.
+        options: protocols, shifts, margin, multiple, batch_size and perceptual count.
+        number: how many images to return.
+        results: get the numbers, and a note where a protocol cannot be measured.
+
+    Returns:
+        The first images of one size with their outputs, at most `number`; and what is known of them rolled around.
+
+    Raises:
+        InputError: the generator cannot take the images, or gives something that is not finite; what `perceptual` needs
+            is missing.
+    """
+    protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes) for name in options.protocols]
+    quality: dict[str, list[Tensor]] = defaultdict(list)
+    spread, as_a_set = OutputSpread(), SetQuality()
+    perceptual: Perceptual | None = None
+    names: list[str] = []
+    first: Batch | None = None
+    rolled: RolledOutputs | None = None
+    for batch in batches:
+        source = batch.source
+        output = first_output(generate, source, batch.names) if batch.output is None else batch.output
+        batch.output = output
+        perceptual = perceptual or Perceptual(options.perceptual, source.device)
+        spread.add(output, generate(source))
+        if first is None:
+            first = batch.first(number)
+            rolled = RolledOutputs(first.source, output[:number])
+            for each in protocols:
+                each.add(generate, batch, rolled)
+        else:
+            first = first.extended(batch, number)
+            for each in protocols:
+                each.add(generate, batch)
+        for key, values in _quality(output, batch.target, results.notes).items():
+            quality[key].append(values)
+        if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
+            quality["lpips"].append(distances)
+        as_a_set.add(output, batch.target)
+        names += batch.names
+    assert first is not None and rolled is not None and perceptual is not None and first.output is not None  # noqa: PT018  # `batches` yields at least one
+    for each in protocols:
+        each.report(names, results)
+    if protocols and "shift_psnr" not in results.measurements:
+        raise InputError(results.notes[-1])
+    columns = {key: torch.cat(values) for key, values in quality.items()}
+    columns = {key: each for key, each in columns.items() if not each.isnan().all()}
+    results.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
+    results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
+    results.summary |= spread.summary() | as_a_set.summary(results.notes) | perceptual.summary(results.notes)
+    results.summary["images"] = len(names)
+    if len(first.names) > len(rolled.images):  # small batches: what is known is of too few images
+        rolled = RolledOutputs(first.source, first.output)
+    return first, rolled
+
+
+class ProtocolErrors:
+    """The squared errors of one protocol over batches of any size; NaN for images that it cannot be measured on."""
+
+    def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
+        self.protocol, self.options, self.notes = protocol, options, notes
+        self.shifts = options.shifts_of(protocol.name)
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.multiples: dict[torch.Size, int | str] = {}
+
+    def add(self, generate: Generate, batch: Batch, rolled: RolledOutputs | None = None) -> None:
+        """Measure a batch, and let `rolled` know what it can use; say in a note why it cannot be measured."""
+        size = batch.source.shape[1:]
+        if size not in self.multiples:
+            self.multiples[size] = self._multiple(generate, batch.source[:1])
+        multiple = self.multiples[size]
+        if isinstance(multiple, int):
+            try:
+                self.batches.append(self._errors(generate, batch, multiple, rolled))
+                return
+            except InputError:
+                raise
+            except Exception as failure:  # the code is not ours, and may refuse what a shift makes of an image
+                multiple = self.multiples[size] = f"the generator failed: {_said(failure)}"
+        self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
+        nothing = torch.full((len(self.shifts), len(batch.names)), math.nan, dtype=torch.float64)
+        self.batches.append((nothing, nothing))
+
+    def _errors(
+        self, generate: Generate, batch: Batch, multiple: int, rolled: RolledOutputs | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = []
+        for shift, *pair_and_mask in self._pairs(
+            generate, batch.source, multiple, output=batch.output, names=batch.names
+        ):
+            error, count = squared_error(*pair_and_mask)
+            rows.append((error.cpu(), count.cpu()))
+            if rolled is not None and self.protocol.name == "circular":
+                rolled.add(shift, error / count, pair_and_mask[1])
+        errors, counts = zip(*rows, strict=True)
+        return torch.stack(errors), torch.stack(counts)
+
+    def _pairs(self, generate: Generate, images: Tensor, multiple: int, **known: Any) -> Iterable[Any]:
+        options = self.options
+        common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size, "multiple": multiple}
+        return shift_pairs(generate, images, self.shifts, self.protocol.name, **common, **known)
+
+    def _multiple(self, generate: Generate, image: Tensor) -> int | str:
+        """Return what windows of an image (1, C, H, W) must be a multiple of; or why it cannot be measured."""
+        multiple = self.options.multiple or 1
+        try:
+            if self.protocol.windows and not self.options.multiple:
+                multiple = fitting_multiple(generate, image, self.shifts, self.protocol) or 0
+                if not multiple:
+                    return "the generator takes no window smaller than the image"
+            for _ in self._pairs(lambda images: images, image[:, :1], multiple):
+                pass  # is there room for every shift?
+        except InputError as error:
+            return f"{error} (other {'' if self.protocol.name == 'circular' else 'margin or '}shifts may fit)"
+        return multiple
+
+    def report(self, names: list[str], results: Measured) -> None:
+        """Add the dB of each shift and image, and the reductions under the protocol's log keys."""
+        if not self.batches:
+            return
+        error, count = (torch.cat(column, 1) for column in zip(*self.batches, strict=True))
+        measured = ~error.isnan().any(0)
+        if not measured.any():
+            return
+        decibels, pooled = decibel(error / count), decibel(error.nansum(1) / count.nansum(1))
+        table = shift_table(self.shifts, names, decibels, pooled)
+        results.measurements.setdefault("shift_psnr", {})[self.protocol.name] = table
+        values = {
+            "mean": decibels[:, measured].mean(),
+            "worst": decibels[:, measured].min(),
+            "pooled": decibel(error.nansum() / count.nansum()),
+        }
+        results.summary |= {key: values[reduction].item() for reduction, key in self.protocol.keys().items()}
+
+
+def fitting_multiple(
+    generate: Generate, image: Tensor, shifts: Sequence[Motion], protocol: Protocol = PROTOCOLS["crop"]
+) -> int | None:
+    """Find the least power of two that the sides of a window must be a multiple of, for this generator.
+
+    Shape: image (1, C, H, W).
 
     Returns:
         1, 2, …, 256; None where no window does.
 
+    >>> from torch import nn
     >>> fitting_multiple(nn.Sequential(nn.PixelUnshuffle(4), nn.PixelShuffle(4)), torch.zeros(1, 1, 16, 16), [(0, 1)])
     4
     """
-    shape = (images.shape[-2], images.shape[-1])
     for multiple in (2**power for power in range(9)):
-        if multiple > min(window_size(shape, shifts)):
+        try:
+            part, _ = protocol.inputs(image, shifts, multiple)
+        except InputError:
+            if multiple == 1:
+                raise
             return None
-        part = window(images, (0, 0), shifts, multiple)
         try:
             output = generate(part)
         except Exception:  # of torch, of a program with a size of its own, an `assert` of the network's author
@@ -57,111 +203,6 @@ def fitting_multiple(generate: Callable[[Tensor], Tensor], images: Tensor, shift
         if output.shape[-2] % part.shape[-2] == 0 and output.shape[-1] % part.shape[-1] == 0:
             return multiple
     return None
-
-
-def measure_stability(
-    generator: nn.Module, reading: Iterable[Batch], plan: Plan, device: torch.device, wanted: int, found: Measured
-) -> Batch:
-    """Measure shift PSNR in every protocol, quality and the outputs' spread; add them to `found`.
-
-    Args:
-        generator: see `genstab.evaluation.measure.measure`.
-        reading: see `genstab.evaluation.dataset_batches.batches`; at least one.
-        plan: of it protocols, shifts, margin, multiple, batch_size, precision and perceptual.
-        device: the generator's.
-        wanted: how many images to return.
-        found: gets the numbers, and a note where a protocol cannot be measured.
-
-    Returns:
-        The first images of one size, at most `wanted`.
-
-    Raises:
-        InputError: the generator cannot take the images, or gives something that is not finite; what `perceptual` needs
-            is missing.
-    """
-    errors: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    quality: dict[str, list[Tensor]] = defaultdict(list)
-    outputs = OutputSpread()
-    as_a_set = SetQuality()
-    perceptual = Perceptual(plan.perceptual, device)
-    names: list[str] = []
-    kept: Batch | None = None
-    multiples: dict[tuple[str, torch.Size], int | str] = {}
-    for batch in reading:
-        source = batch.source.to(device)
-        with inference(generator, plan.dtype) as generate:
-            output = first_output(generate, source, batch.names)
-            outputs.add(output, generate(source))
-            for protocol in plan.protocols:
-                place = protocol, source.shape[1:]
-                if place not in multiples:
-                    multiples[place] = _multiple_for(generate, source[:1], protocol, plan)
-        for protocol in plan.protocols:
-            place = protocol, source.shape[1:]
-            reason = multiples[place]
-            if isinstance(reason, int):
-                try:
-                    errors[protocol].append(_errors(generator, source, protocol, plan, reason, batch.names))
-                    continue
-                except InputError:
-                    raise
-                except Exception as failure:  # the code is not ours, and may refuse what a shift makes of an image
-                    reason = multiples[place] = f"the generator failed: {_said(failure)}"
-            found.notes.append(f"{protocol}: not measured for {shortened(batch.names)}: {reason}")
-            nothing = torch.full((len(plan.shifts_of(protocol)), len(source)), math.nan, dtype=torch.float64)
-            errors[protocol].append((nothing, nothing))
-        for key, values in _quality(output, batch.target, found.notes).items():
-            quality[key].append(values)
-        if (distances := perceptual.add(output, batch.target, found.notes)) is not None:
-            quality["lpips"].append(distances)
-        as_a_set.add(output, batch.target)
-        names += batch.names
-        kept = keep(kept, batch, wanted)
-    assert kept is not None  # `batches` yields at least one
-    for protocol, pairs in errors.items():
-        error, count = (torch.cat(column, 1) for column in zip(*pairs, strict=True))
-        _add_protocol(found, protocol, plan, names, error, count)
-    if errors and "shift_psnr" not in found.measurements:
-        raise InputError(found.notes[-1])
-    columns = {key: torch.cat(values) for key, values in quality.items()}
-    columns = {key: each for key, each in columns.items() if not each.isnan().all()}
-    found.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
-    found.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
-    found.summary |= outputs.summary() | as_a_set.summary(found.notes) | perceptual.summary(found.notes)
-    found.summary["images"] = len(names)
-    return kept
-
-
-def _errors(
-    generator: nn.Module, source: Tensor, protocol: str, plan: Plan, multiple: int, names: list[str]
-) -> tuple[Tensor, Tensor]:
-    return shift_errors(
-        generator,
-        source,
-        plan.shifts_of(protocol),
-        protocol,
-        margin=plan.margin,
-        forward_batch=plan.batch_size,
-        multiple=multiple,
-        dtype=plan.dtype,
-        names=names,
-    )
-
-
-def _multiple_for(generate: Callable[[Tensor], Tensor], image: Tensor, protocol: str, plan: Plan) -> int | str:
-    """Return what windows of an image (1, C, H, W) must be a multiple of; or why it cannot be measured."""
-    multiple = plan.multiple or 1
-    try:
-        if protocol == "crop" and not plan.multiple:
-            multiple = fitting_multiple(generate, image, list(plan.shifts)) or 0
-            if not multiple:
-                return "the generator takes no window smaller than the image"
-        shifts = plan.shifts_of(protocol)
-        for _ in shift_pairs(lambda images: images, image[:, :1], shifts, protocol, plan.margin, 32, multiple):
-            pass  # is there room for every shift?
-    except InputError as error:
-        return f"{error} (other {'' if protocol == 'circular' else 'margin or '}shifts may fit)"
-    return multiple
 
 
 def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
@@ -177,7 +218,7 @@ def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[st
     return {**unknown, "tv": total_variation(output)} if target is None else unknown
 
 
-def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: list[str]) -> Tensor:
+def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor:
     """Call a model for the first time; whatever it refuses becomes one line that names the image and its shape.
 
     Raises:
@@ -191,21 +232,6 @@ def first_output(generate: Callable[[Tensor], Tensor], source: Tensor, names: li
 
 def _said(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _add_protocol(found: Measured, protocol: str, plan: Plan, names: list[str], error: Tensor, count: Tensor) -> None:
-    """Add the dB of one protocol, from squared errors and pixels (shifts, images)."""
-    measured = ~error.isnan().any(0)
-    if not measured.any():
-        return
-    decibels, together = decibel(error / count), decibel(error.nansum(1) / count.nansum(1))
-    table = shift_table(plan.shifts_of(protocol), names, decibels, together)
-    found.measurements.setdefault("shift_psnr", {})[protocol] = table
-    key = "val/shift_psnr" if protocol == "circular" else f"val/shift_psnr_{protocol}"
-    found.summary[key] = decibels[:, measured].mean().item()
-    if protocol == "circular":
-        found.summary["val/shift_psnr_worst"] = decibels[:, measured].min().item()
-        found.summary["val/shift_psnr_pooled"] = decibel(error.nansum() / count.nansum()).item()
 
 
 class SetQuality:

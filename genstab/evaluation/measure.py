@@ -16,9 +16,9 @@ from tqdm import tqdm
 from genstab.data.paths import hxw
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
-from genstab.evaluation.dataset_batches import Batch, batches, keep
-from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_stability
-from genstab.evaluation.options import PARTS, Plan
+from genstab.evaluation.dataset_batches import Batch, batches
+from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
+from genstab.evaluation.options import PARTS, MeasureOptions
 from genstab.evaluation.robustness import (
     classification_corruption_errors,
     corruption_errors,
@@ -29,24 +29,18 @@ from genstab.inference.eval_mode import inference, value_range
 from genstab.metrics.corruptions import SMALLEST, corruptions_for
 from genstab.metrics.feature_distance import feature_maps
 from genstab.metrics.layer_outputs import choose_layers
+from genstab.metrics.protocols import PROTOCOLS, Generate
+from genstab.metrics.shift_map import RolledOutputs, circular_grid, map_table, measure_map
 from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
-from genstab.report.figures import (
-    circular_grid,
-    distance_grids,
-    feature_map_picture,
-    map_table,
-    measure_map,
-    save_picture,
-    write_exhibits,
-)
+from genstab.report.figures import distance_grids, feature_map_picture, save_picture, write_exhibits
 from genstab.runtime.files import MEASUREMENTS, read_json, write_json
 
 SHOWN = 4  # rows of the samples
-FRAMES = 32  # of the film
+FRAMES = 32  # of the animation
 
 
-def measure(model: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan | None = None) -> Measured:
+def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: MeasureOptions | None = None) -> Measured:
     """Measure a generator: stability in every protocol, quality, map, features, corruptions, speed.
 
     Of a model that returns logits (N, K), a classifier, its consistency and accuracy, features, errors under
@@ -56,21 +50,22 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, plan: Plan |
         model: maps (N, C, H, W) to images of the same size or an integer multiple of it, or to logits; on its device.
         dataset: see `genstab.evaluation.dataset_batches.batches`.
         folder: gets `measurements.json` and the pictures; it is made where it is missing.
-        plan: what to measure.
+        options: what to measure.
 
     Raises:
         InputError: images, options and generator do not fit together; an output that is not finite.
     """
-    plan = plan or Plan()
-    if plan.corruptions and plan.corruptions["baseline"]:
-        read_json(Path(plan.corruptions["baseline"], MEASUREMENTS))  # what is missing is said before any work
+    options = options or MeasureOptions()
+    if options.corruptions and options.corruptions["baseline"]:
+        read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # what is missing is said before any work
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    in_range = value_range(model, *plan.value_range) if tuple(plan.value_range) != (-1, 1) else nullcontext()
-    with in_range, _same_buffers(model):
-        found = _measure(model, dataset, folder, plan)
-    write_json(folder / MEASUREMENTS, found.measurements)
-    return found
+    in_range = value_range(model, *options.value_range) if tuple(options.value_range) != (-1, 1) else nullcontext()
+    # One call of `inference` for all parts: a generator that draws random numbers never draws the same ones again.
+    with in_range, _same_buffers(model), inference(model, options.dtype) as call:
+        results = _Measurement(model, call, folder, options).run(dataset)
+    write_json(folder / MEASUREMENTS, results.measurements)
+    return results
 
 
 @contextmanager
@@ -84,96 +79,206 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _measure(model: nn.Module, dataset: Dataset, folder: Path, plan: Plan) -> Measured:
-    found = Measured()
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    wanted = max([SHOWN, *(part["images"] for part in (plan.map, plan.features, plan.corruptions) if part)])
-    reading = batches(dataset, plan.images, plan.batch_size, plan.on_error == "skip", found.notes)
-    first = next(reading)
-    shapes: set[torch.Size] = set()
-    reading = _seen(chain([first], reading), shapes)
-    with inference(model, plan.dtype) as call:
-        image = first.source[:1].to(device)
-        classifies = first_output(call, image, first.names).ndim == 2
-        if plan.features and plan.features["layers"] is not None:
-            choose_layers(model, call, image, plan.features["layers"])  # what is misspelt is said before any work
-    if classifies:
-        kept = _consistency(model, reading, plan, wanted, found)
-    else:
-        kept = measure_stability(model, reading, plan, device, wanted, found)
-    source = kept.source.to(device)
-    found.summary["images_per_second"] = _speed(model, source[: plan.batch_size], plan, device)
-    found.summary["parameters"] = _parameters(model)
-    if any(shape != source.shape[1:] for shape in shapes):
-        found.notes.append(f"map, features, corruptions, film: on images of {hxw(source.shape[2:])} alone")
-    decibels: dict[Shift, float] | None = None
-    with _noted("features", found):
-        _features(model, source, plan, found)
-    with _noted("corruptions", found):
-        _corruptions(model, kept, plan, device, found, classifies)
-    if not classifies:
-        with _noted("map", found):
-            decibels = _map(model, kept, plan, device, found)
-        title = "" if plan.map is None else f"{plan.map['protocol']}, {len(source[: plan.map['images']])} images"
-        target = None if kept.target is None else kept.target[:SHOWN]
-        found.pictures |= write_exhibits(folder, model, source[:SHOWN], target, decibels, title, FRAMES, plan.dtype)
-    for key in ("features", "corruptions"):
-        if key in found.pictures:
-            save_picture(found.pictures[key], folder / f"{key}.png")
-    for key in ("features", "corruptions", "samples", "shift_map"):
-        if key not in found.pictures:
-            (folder / f"{key}.png").unlink(missing_ok=True)  # of an earlier measurement
-    return found
+class _Measurement:
+    """One measurement: every image once, then the parts that look at the first ones alone."""
 
+    def __init__(self, model: nn.Module, call: Generate, folder: Path, options: MeasureOptions) -> None:
+        self.model, self.call, self.folder, self.options = model, call, folder, options
+        self.device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        self.results = Measured()
+        self.sizes: set[torch.Size] = set()
 
-def _seen(reading: Iterable[Batch], shapes: set[torch.Size]) -> Iterator[Batch]:
-    for batch in reading:
-        shapes.add(batch.source.shape[1:])
-        yield batch
+    def run(self, dataset: Dataset) -> Measured:
+        options, results = self.options, self.results
+        skip = options.on_error == "skip"
+        images = self._on_device(batches(dataset, options.images, options.batch_size, skip, results.notes))
+        batch = next(images)
+        batch.output = first_output(self.call, batch.source, batch.names)
+        if options.features and options.features["layers"] is not None:
+            # what is misspelt is said before any work
+            choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
+        images = chain([batch], images)
+        parts = (options.map, options.features, options.corruptions)
+        number = max([SHOWN, *(part["images"] for part in parts if part)])
+        rolled: RolledOutputs | None = None
+        if batch.output.ndim == 2:
+            first = self._classifier(images, number)
+        else:
+            first, rolled = measure_generator(self.call, images, options, number, results)
+        results.summary["images_per_second"] = self._speed(first.source[: options.batch_size])
+        results.summary["parameters"] = _parameters(self.model)
+        if len(self.sizes) > 1:
+            size = hxw(first.source.shape[2:])
+            results.notes.append(f"map, features, corruptions, animation: on images of {size} alone")
+        with self._noted("features"):
+            self._features(first.source, rolled)
+        with self._noted("corruptions"):
+            self._corruptions(first)
+        if rolled is not None:
+            decibels: dict[Shift, float] = {}
+            with self._noted("map"):
+                decibels = self._map(first, rolled)
+            self._pictures(first, rolled, decibels)
+        for key in ("features", "corruptions"):
+            if key in results.pictures:
+                save_picture(results.pictures[key], self.folder / f"{key}.png")
+        for key in ("features", "corruptions", "samples", "shift_map"):
+            if key not in results.pictures:
+                (self.folder / f"{key}.png").unlink(missing_ok=True)  # of an earlier measurement
+        return results
 
+    def _on_device(self, images: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in images:
+            self.sizes.add(batch.source.shape[1:])
+            batch.source = batch.source.to(self.device)
+            yield batch
 
-@contextmanager
-def _noted(part: str, found: Measured) -> Iterator[None]:
-    """Let what goes wrong in one part be noted: the numbers of the others are worth keeping."""
-    try:
-        yield
-    except InputError as error:
-        found.notes.append(f"{part}: not measured, {error}")
+    @contextmanager
+    def _noted(self, part: str) -> Iterator[None]:
+        """Let what goes wrong in one part be noted: the numbers of the others are worth keeping."""
+        try:
+            yield
+        except InputError as error:
+            self.results.notes.append(f"{part}: not measured, {error}")
 
+    def _classifier(self, images: Iterable[Batch], number: int) -> Batch:
+        """Measure what a classifier makes of shifts; return the first images."""
+        results, options = self.results, self.options
+        part = options.consistency or PARTS["consistency"]
+        names: list[str] = []
+        first: list[Batch] = []
 
-def _consistency(model: nn.Module, reading: Iterable[Batch], plan: Plan, wanted: int, found: Measured) -> Batch:
-    """Measure what a classifier makes of shifts; return the first images."""
-    part = plan.consistency or PARTS["consistency"]
-    names: list[str] = []
-    kept: list[Batch | None] = [None]
+        def passing() -> Iterator[dict[str, Tensor]]:
+            for batch in images:
+                names.extend(batch.names)
+                batch.output = None
+                first[:] = [first[0].extended(batch, number) if first else batch.first(number)]
+                labels = {} if batch.labels is None else {"label": batch.labels}
+                yield {"source": batch.source, **labels}
 
-    def passing() -> Iterator[dict[str, Tensor]]:
-        for batch in reading:
-            names.extend(batch.names)
-            kept[0] = keep(kept[0], batch, wanted)
-            yield {"source": batch.source} if batch.labels is None else {"source": batch.source, "label": batch.labels}
+        consistency = classifier_stability(
+            self.model,
+            passing(),
+            max_shift=part["max_shift"],
+            pairs=part["pairs"],
+            seed=options.seed,
+            forward_batch=options.batch_size,
+            dtype=options.dtype,
+        )
+        results.measurements["consistency"] = {"images": names, **consistency}
+        results.summary["val/consistency"] = consistency["crop"]["consistency"]
+        results.summary["val/consistency_roll"] = consistency["circular"]["consistency"]
+        if "accuracy" in consistency["circular"]:
+            results.summary["val/accuracy"] = consistency["circular"]["accuracy"]
+        else:
+            results.notes.append("accuracy: not measured, the images have no labels (data=classes has)")
+        if options.perceptual:
+            results.notes.append(f"{', '.join(options.perceptual)}: not measured, a classifier draws no images")
+        results.summary["images"] = len(names)
+        return first[0]
 
-    results = classifier_stability(
-        model,
-        passing(),
-        max_shift=part["max_shift"],
-        pairs=part["pairs"],
-        seed=plan.seed,
-        forward_batch=plan.batch_size,
-        dtype=plan.dtype,
-    )
-    found.measurements["consistency"] = {"images": names, **results}
-    found.summary["val/consistency"] = results["crop"]["consistency"]
-    found.summary["val/consistency_roll"] = results["circular"]["consistency"]
-    if "accuracy" in results["circular"]:
-        found.summary["val/accuracy"] = results["circular"]["accuracy"]
-    else:
-        found.notes.append("accuracy: not measured, the images have no labels (data=classes has)")
-    if plan.perceptual:
-        found.notes.append(f"{', '.join(plan.perceptual)}: not measured, a classifier draws no images")
-    found.summary["images"] = len(names)
-    assert kept[0] is not None  # there was a first batch
-    return kept[0]
+    def _speed(self, source: Tensor) -> float:
+        """Return images per second: the fastest of three forward passes."""
+        wait = partial(torch.accelerator.synchronize, self.device) if self.device.type != "cpu" else lambda: None
+        seconds = []
+        for _ in range(3):
+            wait()
+            began = time.perf_counter()
+            self.call(source)
+            wait()
+            seconds.append(time.perf_counter() - began)
+        return len(source) / min(seconds)
+
+    def _features(self, source: Tensor, rolled: RolledOutputs | None) -> None:
+        """Measure how far feature maps move with the image; the outputs on the way are of use for the map."""
+        part, options, results = self.options.features, self.options, self.results
+        if part is None:
+            return
+        images = source[: part["images"]]
+        shifts = circular_grid(images, part["reach"])
+        with tqdm(total=len(shifts) * len(images), desc="features", unit="image", leave=False, disable=None) as bar:
+            distances = feature_maps(
+                self.model,
+                images,
+                shifts,
+                part["layers"],
+                options.batch_size,
+                bar.update,
+                options.dtype,
+                rolled.compare if rolled is not None and len(images) <= options.batch_size else None,
+            )
+        reach = shifts[-1][0]
+        grids = {layer: grid.tolist() for layer, grid in distance_grids(distances, reach).items()}
+        results.measurements["features"] = {"reach": reach, "images": len(images), "layers": grids}
+        results.summary["val/feature_distance"] = sum(each.mean().item() for each in distances.values()) / len(
+            distances
+        )
+        results.pictures["features"] = feature_map_picture(grids)
+
+    def _corruptions(self, first: Batch) -> None:
+        """Measure how far a generator's output moves under corruptions, or how often a classifier is wrong."""
+        options, results = self.options, self.results
+        if options.corruptions is None or (first.output is None and first.labels is None):
+            return
+        images = first.first(options.corruptions["images"])
+        if min(images.source.shape[2:]) < SMALLEST:
+            size = hxw(images.source.shape[2:])
+            raise InputError(f"{size} images are smaller than {SMALLEST}×{SMALLEST}")
+        severities = list(options.corruptions["severities"])
+        names = list(options.corruptions["names"] or corruptions_for(images.source.shape[1]))
+        common: dict[str, Any] = {
+            "seed": options.seed, "indices": images.positions, "forward_batch": options.batch_size, "progress": True,
+        }  # fmt: skip
+        part: dict[str, Any] = {"severities": severities, "images": images.names, "relative": None}
+        if images.output is None:
+            key = "corruption_errors"
+            assert images.labels is not None  # see above
+            part["errors"] = classification_corruption_errors(
+                self.call, images.source, images.labels, names, severities, **common
+            )
+            results.summary["val/corruption_error"] = torch.tensor(list(part["errors"].values())).mean().item()
+        else:
+            key = "corruptions"
+            common["clean"] = images.output
+            errors = corruption_errors(self.call, images.source, names, severities, **common).mean(2)
+            part["errors"] = dict(zip(names, errors.tolist(), strict=True))
+            part["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
+            results.summary["val/corruption_psnr"] = decibel(errors).mean().item()
+            results.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
+        results.measurements[key] = part
+        if folder := options.corruptions["baseline"]:
+            part["relative"], results.summary["val/corruption_relative"] = _relative(part, key, folder)
+
+    def _map(self, first: Batch, rolled: RolledOutputs) -> dict[Shift, float]:
+        part, options = self.options.map, self.options
+        if part is None:
+            return {}
+        images, protocol = first.first(part["images"]), PROTOCOLS[part["protocol"]]
+        multiple = options.multiple
+        if protocol.windows and multiple is None:
+            multiple = fitting_multiple(self.call, images.source[:1], grid_shifts(part["reach"]), protocol)
+            if multiple is None:
+                raise InputError("the generator takes no window smaller than the images")
+        decibels = measure_map(
+            self.call,
+            images.source,
+            part["reach"],
+            protocol.name,
+            rolled,
+            margin=options.margin,
+            forward_batch=options.batch_size,
+            multiple=multiple or 1,
+            names=images.names,
+        )
+        self.results.measurements["shift_map"] = map_table(decibels, len(images.names), protocol.name)
+        return decibels
+
+    def _pictures(self, first: Batch, rolled: RolledOutputs, decibels: dict[Shift, float]) -> None:
+        shown, part = first.first(SHOWN), self.options.map
+        columns = {"source": shown.source, "output": shown.output, "target": shown.target}
+        samples = {title: images for title, images in columns.items() if images is not None}
+        title = "" if part is None else f"{part['protocol']}, {len(first.names[: part['images']])} images"
+        self.results.pictures |= write_exhibits(self.folder, self.call, samples, rolled, decibels, title, FRAMES)
 
 
 def _parameters(model: nn.Module) -> int | None:
@@ -181,92 +286,6 @@ def _parameters(model: nn.Module) -> int | None:
     if hasattr(model, "parameter_count"):
         return model.parameter_count  # type: ignore[return-value]  # a Program
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _speed(generator: nn.Module, source: Tensor, plan: Plan, device: torch.device) -> float:
-    """Return images per second: the fastest of three forward passes."""
-    wait = partial(torch.accelerator.synchronize, device) if device.type != "cpu" else lambda: None
-    seconds = []
-    with inference(generator, plan.dtype) as generate:
-        for _ in range(3):
-            wait()
-            began = time.perf_counter()
-            generate(source)
-            wait()
-            seconds.append(time.perf_counter() - began)
-    return len(source) / min(seconds)
-
-
-def _map(
-    generator: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured
-) -> dict[Shift, float] | None:
-    if plan.map is None:
-        return None
-    names, reach, protocol = kept.names[: plan.map["images"]], plan.map["reach"], plan.map["protocol"]
-    images = kept.source[: len(names)].to(device)
-    multiple = plan.multiple or 1
-    if protocol == "crop" and plan.multiple is None:
-        with inference(generator, plan.dtype) as generate:
-            fits = fitting_multiple(generate, images[:1], grid_shifts(reach))
-        if fits is None:
-            raise InputError("the generator takes no window smaller than the images")
-        multiple = fits
-    options = {"margin": plan.margin, "forward_batch": plan.batch_size, "multiple": multiple, "names": names}
-    decibels = measure_map(generator, images, reach, plan.dtype, protocol=protocol, **options)
-    found.measurements["shift_map"] = map_table(decibels, len(images), protocol)
-    return decibels
-
-
-def _features(generator: nn.Module, source: Tensor, plan: Plan, found: Measured) -> None:
-    if plan.features is None:
-        return
-    images = source[: plan.features["images"]]
-    shifts = circular_grid(images, plan.features["reach"])
-    with tqdm(total=len(shifts) * len(images), desc="features", unit="image", leave=False, disable=None) as bar:
-        layers = plan.features["layers"]
-        distances = feature_maps(generator, images, shifts, layers, plan.batch_size, bar.update, plan.dtype)
-    reach = shifts[-1][0]
-    grids = {layer: grid.tolist() for layer, grid in distance_grids(distances, reach).items()}
-    found.measurements["features"] = {"reach": reach, "images": len(images), "layers": grids}
-    found.summary["val/feature_distance"] = sum(each.mean().item() for each in distances.values()) / len(distances)
-    found.pictures["features"] = feature_map_picture(grids)
-
-
-def _corruptions(
-    model: nn.Module, kept: Batch, plan: Plan, device: torch.device, found: Measured, classifies: bool
-) -> None:
-    """Measure how far a generator's output moves under corruptions, or how often a classifier is wrong."""
-    labels = kept.labels
-    if plan.corruptions is None or (classifies and labels is None) or _too_small(kept, found):
-        return
-    number, severities = plan.corruptions["images"], list(plan.corruptions["severities"])
-    source = kept.source[:number].to(device)
-    names = list(plan.corruptions["names"] or corruptions_for(source.shape[1]))
-    options: dict[str, Any] = {"seed": plan.seed, "indices": kept.positions[:number], "forward_batch": plan.batch_size}
-    options |= {"progress": True, "dtype": plan.dtype}
-    part: dict[str, Any] = {"severities": severities, "images": kept.names[:number], "relative": None}
-    if classifies and labels is not None:
-        key = "corruption_errors"
-        part["errors"] = classification_corruption_errors(model, source, labels[:number], names, severities, **options)
-        found.summary["val/corruption_error"] = torch.tensor(list(part["errors"].values())).mean().item()
-    else:
-        key = "corruptions"
-        errors = corruption_errors(model, source, names, severities, **options).mean(2)
-        part["errors"] = dict(zip(names, errors.tolist(), strict=True))
-        part["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
-        found.summary["val/corruption_psnr"] = decibel(errors).mean().item()
-        found.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
-    found.measurements[key] = part
-    if folder := plan.corruptions["baseline"]:
-        part["relative"], found.summary["val/corruption_relative"] = _relative(part, key, folder)
-
-
-def _too_small(kept: Batch, found: Measured) -> bool:
-    height, width = kept.source.shape[-2:]
-    if min(height, width) >= SMALLEST:
-        return False
-    found.notes.append(f"corruptions: not measured, {height}×{width} images are smaller than {SMALLEST}×{SMALLEST}")
-    return True
 
 
 def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str, float], float]:

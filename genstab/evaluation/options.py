@@ -1,4 +1,4 @@
-"""What a measurement shall do: which images, shifts and parts, checked before any work."""
+"""The options of a measurement: which images, shifts and parts; checked before any work."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,10 @@ import torch
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.metrics.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.metrics.perceptual import METRICS as PERCEPTUAL
-from genstab.metrics.protocols import PROTOCOLS
+from genstab.metrics.protocols import PROTOCOLS, Motion
 from genstab.metrics.shift_ops import (
     EIGHT_TO_THE_RIGHT,
     PARTS_OF_A_PIXEL,
-    FractionalShift,
-    Shift,
     grid_shifts,
     parse_shifts,
 )
@@ -48,13 +46,13 @@ def _choices(name: str, given: object, allowed: Collection[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasureOptions:
     """Options of `genstab.evaluation.measure.measure`, with their defaults.
 
     Args:
         images: how many images of the dataset, from the first on; None: all.
         batch_size: images a forward pass.
-        protocols: any of `circular`, `crop`, `fractional`.
+        protocols: any of `genstab.metrics.protocols.PROTOCOLS`.
         shifts: (dy, dx) in pixels, for `circular` and `crop`.
         reach: all shifts up to so many pixels in every direction, in place of `shifts`.
         fractional_shifts: (dy, dx) in fractions of a pixel, for `fractional`.
@@ -74,16 +72,16 @@ class Plan:
     Raises:
         InputError: an option that is not allowed, by its name.
 
-    >>> Plan(protocols=("crop",), reach=1).shifts
+    >>> MeasureOptions(protocols=("crop",), reach=1).shifts
     [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
     """
 
     images: int | None = 64
     batch_size: int = 32
     protocols: Sequence[str] = ("circular", "crop", "fractional")
-    shifts: Sequence[Shift] = EIGHT_TO_THE_RIGHT
+    shifts: Sequence[Motion] = EIGHT_TO_THE_RIGHT
     reach: int | None = None
-    fractional_shifts: Sequence[FractionalShift] = PARTS_OF_A_PIXEL
+    fractional_shifts: Sequence[Motion] = PARTS_OF_A_PIXEL
     margin: int = 8
     multiple: int | None = None
     precision: str = "float32"
@@ -128,7 +126,8 @@ class Plan:
         part = {**defaults, **given}
         check_counts(**{f"{name}.{key}": part[key] for key in ("reach", "images", "max_shift", "pairs") if key in part})
         if "protocol" in part:
-            check_choice(f"{name}.protocol", part["protocol"], ("circular", "crop"))
+            whole_pixels = [each.name for each in PROTOCOLS.values() if not each.fractional]
+            check_choice(f"{name}.protocol", part["protocol"], whole_pixels)
         if name == "corruptions":
             part["names"] = [part["names"]] if isinstance(part["names"], str) else part["names"]
             for corruption in part["names"] or ():
@@ -142,6 +141,6 @@ class Plan:
         """The precision as torch names it."""
         return PRECISIONS[self.precision]
 
-    def shifts_of(self, protocol: str) -> Sequence[FractionalShift]:
+    def shifts_of(self, protocol: str) -> Sequence[Motion]:
         """Return the shifts that a protocol is measured with."""
-        return self.fractional_shifts if protocol == "fractional" else self.shifts
+        return self.fractional_shifts if PROTOCOLS[protocol].fractional else self.shifts

@@ -29,6 +29,7 @@ def corruption_errors(
     forward_batch: int = 32,
     progress: bool = False,
     dtype: torch.dtype = torch.float32,
+    clean: Tensor | None = None,
 ) -> Tensor:
     """Return the mean squared errors between G(x) and G(corrupt(x)); `decibel` makes them dB.
 
@@ -44,6 +45,7 @@ def corruption_errors(
         forward_batch: images a forward pass.
         progress: show a bar.
         dtype: the precision that a module is called in, see `genstab.inference.eval_mode.inference`.
+        clean: G(x) where it is known already.
 
     Returns:
         float64, shape (len(names), len(severities), N), in squared units of the value range.
@@ -59,7 +61,7 @@ def corruption_errors(
     names = _check(images, names, severities)
     errors = torch.empty(len(names), len(severities), len(images), dtype=torch.float64)
     with inference(generator, dtype) if isinstance(generator, nn.Module) else nullcontext(generator) as generate:
-        clean = _in_chunks(generate, images, forward_batch)
+        clean = _in_chunks(generate, images, forward_batch) if clean is None else clean
         _check_finite(clean, indices, "the clean image")
         for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
             output = _in_chunks(generate, corrupted, forward_batch)

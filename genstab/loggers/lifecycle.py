@@ -114,7 +114,8 @@ def outlived(logger: Logger) -> Iterator[None]:
             raise
         if isinstance(logger, TensorBoardLogger):
             _start_another_file(logger)
-        unwritten.record(_place(logger), error)
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # Lightning wraps TensorBoard's
+        unwritten.record(_place(logger), cause)
     else:
         if isinstance(logger, WholeCSVLogger) and logger.saved == len(logger.metrics):
             logger.unwritten.files.clear()  # type: ignore[attr-defined]  # `outlive` set it

@@ -149,6 +149,7 @@ def feature_maps(
     forward_batch: int = 32,
     progress: Callable[[int], object] | None = None,
     dtype: torch.dtype = torch.float32,
+    outputs: Callable[[Shift, Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
     """Measure the feature distance of layers inside a model, for each shift and each image.
 
@@ -169,6 +170,8 @@ def feature_maps(
         forward_batch: images a forward pass; several shifts share one.
         progress: is called with how many moved images have been done since its last call, as `tqdm.update` wants.
         dtype: the precision that the model is called in, see `genstab.inference.eval_mode.inference`.
+        outputs: is called with each shift and what the model returns for the images moved by it, (N, …); once for each
+            `forward_batch` images.
 
     Returns:
         Distances by the layer's name, in the order in which the layers end; float64, shape (len(shifts), len(images)).
@@ -192,7 +195,7 @@ def feature_maps(
     with inference(model, dtype) as forward:
         chosen = choose_layers(model, forward, images[:1], layers)
         parts = [
-            _distances(forward, chosen, chunk, pairs, forward_batch, progress or (lambda done: None))
+            _distances(forward, chosen, chunk, pairs, forward_batch, progress or (lambda done: None), outputs)
             for chunk in images.split(forward_batch)
         ]
     distances = {name: torch.cat([part[name] for part in parts], dim=1) for name in chosen}
@@ -210,6 +213,7 @@ def _distances(
     shifts: list[Shift],
     forward_batch: int,
     progress: Callable[[int], object],
+    outputs: Callable[[Shift, Tensor], object] | None,
 ) -> dict[str, Tensor]:
     """Return the distances of as many images as go into one forward pass, (len(shifts), N) a layer."""
     reference = heard(forward, layers, images, lambda name, call, features: _directions(features))
@@ -217,7 +221,7 @@ def _distances(
     at_once = max(1, forward_batch // len(images))
     for start in range(0, len(shifts), at_once):
         some = shifts[start : start + at_once]
-        rows.append(_distances_at_once(forward, layers, images, some, reference))
+        rows.append(_distances_at_once(forward, layers, images, some, reference, outputs))
         progress(len(some) * len(images))
     return {name: torch.cat([row[name] for row in rows]) for name in layers}
 
@@ -228,6 +232,7 @@ def _distances_at_once(
     images: Tensor,
     shifts: list[Shift],
     reference: dict[str, list[Tensor]],
+    outputs: Callable[[Shift, Tensor], object] | None,
 ) -> dict[str, Tensor]:
     size = (images.shape[-2], images.shape[-1])
 
@@ -239,7 +244,14 @@ def _distances_at_once(
         pairs = zip(shifts, directions.split(len(images)), strict=True)
         return torch.stack([_distance(before[0], of_moved, shift, size) for shift, of_moved in pairs])
 
-    calls = heard(forward, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
+    def observed(moved: Tensor) -> Tensor:
+        output = forward(moved)
+        if outputs is not None:
+            for shift, output_of_moved in zip(shifts, output.split(len(images)), strict=True):
+                outputs(shift, output_of_moved)
+        return output
+
+    calls = heard(observed, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
     for name, distances in calls.items():
         if len(distances) != len(reference[name]):
             raise InputError(f"layer {name} {OTHERWISE}")

@@ -1,7 +1,7 @@
 """A protocol: how an image moves, how an output moves likewise, which pixels count; and the loop over its shifts."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -11,146 +11,80 @@ from torch import Tensor
 from genstab.errors import InputError, check_choice
 from genstab.metrics.shift_ops import fourier_shift, parse_shifts, roll, translate, window
 
-Motion = tuple[Any, ...]  # (dy, dx) for the protocols here; numbers, in any case
+Motion = tuple[Any, ...]  # numbers: (dy, dx) for the protocols here
 Generate = Callable[[Tensor], Tensor]
 
 
-class Protocol(ABC):
-    """One way to move an image: how the input moves, how an output moves likewise, and which pixels are compared.
+@dataclass(frozen=True)
+class Protocol:
+    """One way to move images: how they move, how outputs move likewise, and which pixels are then compared.
 
-    A subclass is added to the choices of every option by `register_protocol`.
+    `register_protocol` adds one to the choices of every option, to tables and to pages.
 
-    Attributes:
+    Args:
         name: what options and files call it.
         heading: of a column in a table.
         meaning: one line that explains it.
         when: ends a sentence of the verdict, as in "Is steady when the camera moves".
-        fractional: it moves by parts of a pixel, and by `fractional_shifts` where an option has both.
-        windows: the generator sees windows of the image, whose sides `multiple` may cut.
-        reductions: what is logged of its dB: the mean under `key`, others of `ShiftPSNR` under `key` and their name.
+        move: (images, motion, scale, margin) → the images moved, and the mask (1, 1, H, W) of the pixels that are
+            compared. An output is `scale` times as high and wide as its input, in whose pixels motion and `margin` are.
+        windows: (images, motions, multiple) → the window at rest and each of the moved ones, where the generator sees
+            windows of the image whose sides are cut to a `multiple`; None: it sees the whole image, moved by `move`.
+        fractional: it moves by parts of a pixel, and by `fractional_shifts` where an option has both kinds.
+        reductions: of its dB that are logged: the mean under `key`, others of `ShiftPSNR` under `key` and their name.
     """
 
     name: str
     heading: str
     meaning: str
     when: str
+    move: Callable[[Tensor, Motion, int, int], tuple[Tensor, Tensor]]
+    windows: Callable[[Tensor, Sequence[Motion], int], tuple[Tensor, Iterator[Tensor]]] | None = None
     fractional: bool = False
-    windows: bool = False
     reductions: tuple[str, ...] = ("mean",)
 
     @property
     def key(self) -> str:
         """The log key of its mean."""
-        return f"val/shift_psnr_{self.name}"
+        return "val/shift_psnr" if self.name == "circular" else f"val/shift_psnr_{self.name}"
 
     def keys(self) -> dict[str, str]:
         """Return the log key of each reduction."""
-        return {
-            reduction: self.key if reduction == "mean" else f"{self.key}_{reduction}" for reduction in self.reductions
-        }
+        return {each: self.key if each == "mean" else f"{self.key}_{each}" for each in self.reductions}
 
-    def parse(self, shifts: Iterable[Sequence[float]]) -> list[Motion]:
+    def parse(self, motions: Iterable[Sequence[float]]) -> list[Motion]:
         """Check motions as a user writes them.
 
         Raises:
-            InputError: the list is empty, or one is none of this protocol, or is the one that moves nothing.
+            InputError: the list is empty, or one is none of this protocol, or moves nothing.
         """
-        return list(parse_shifts(shifts, fractional=True) if self.fractional else parse_shifts(shifts))
+        return list(parse_shifts(motions, fractional=True) if self.fractional else parse_shifts(motions))
 
-    @abstractmethod
-    def move_input(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
-        """Return the input at rest, and for each of the motions the input moved by it.
-
-        The input at rest is `images` itself where the generator sees the whole image: its output is then computed once
-        for all such protocols.
-
-        Shape: (N, C, H, W) → (N, C, h, w) each.
+    def inputs(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
+        """Return the input at rest, `images` itself unless that is a window, and the input moved by each motion.
 
         Raises:
             InputError: the images are too small for a motion.
         """
-
-    @abstractmethod
-    def move_output(self, output: Tensor, motion: Motion, scale: int, margin: int) -> tuple[Tensor, Tensor]:
-        """Return an output moved as its input was, and the mask of the pixels that are compared.
-
-        Args:
-            output: (N, C, scale · h, scale · w).
-            motion: as for the input.
-            scale: how many times as high and wide as the input the output is.
-            margin: pixels of the input to leave out on each side, where something else came in from outside.
-
-        Shape: → (N, C, scale · h, scale · w) and a mask (1, 1, scale · h, scale · w).
-
-        Raises:
-            InputError: no pixel would be left.
-        """
+        if self.windows is not None:
+            return self.windows(images, motions, multiple)
+        return images, (self.move(images, motion, 1, 0)[0] for motion in motions)
 
 
-def _times(scale: int, motion: Motion) -> Any:
+def _larger(motion: Motion, scale: int) -> Any:
     return tuple(scale * distance for distance in motion)
 
 
-class Circular(Protocol):
-    """The image is rolled around; every pixel counts."""
-
-    name, heading = "circular", "circular"
-    meaning = "the image is rolled around, and every pixel counts"
-    when = "when the image is rolled around"
-    reductions = ("mean", "worst", "pooled")
-
-    @property
-    def key(self) -> str:
-        """The log key of its mean, without a name."""
-        return "val/shift_psnr"
-
-    def move_input(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
-        """Roll the images; a shift once around is refused like the zero shift that it is."""
-        height, width = images.shape[-2:]
-        for dy, dx in motions:
-            if dy % height == 0 and dx % width == 0:
-                raise InputError(f"shift={(dy, dx)} rolls an image of {height}×{width} onto itself: a zero shift")
-        return images, (roll(images, (dy, dx))[0] for dy, dx in motions)
-
-    def move_output(self, output: Tensor, motion: Motion, scale: int, margin: int) -> tuple[Tensor, Tensor]:
-        """Roll the output."""
-        return roll(output, _times(scale, motion))
+def _roll(images: Tensor, motion: Motion, scale: int, margin: int) -> tuple[Tensor, Tensor]:
+    (dy, dx), (height, width) = motion, images.shape[-2:]
+    if scale * dy % height == 0 and scale * dx % width == 0:
+        raise InputError(f"shift={(dy, dx)} rolls an image of {height}×{width} onto itself: a zero shift")
+    return roll(images, _larger(motion, scale))
 
 
-class Crop(Protocol):
-    """Two windows are cut out of the image, as a camera that moved would, and compared where they overlap."""
-
-    name, heading = "crop", "crop"
-    meaning = "two windows of one image, as of a camera that moved, where they overlap"
-    when = "when the camera moves"
-    windows = True
-
-    def move_input(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
-        """Cut out the window in the middle of all, and the moved ones."""
-        shifts: Any = motions
-        return window(images, (0, 0), shifts, multiple), (window(images, each, shifts, multiple) for each in shifts)
-
-    def move_output(self, output: Tensor, motion: Motion, scale: int, margin: int) -> tuple[Tensor, Tensor]:
-        """Shift the output; what came in from outside and the margin do not count."""
-        return translate(output, _times(scale, motion), scale * margin)
-
-
-class Fractional(Protocol):
-    """The image moves by parts of a pixel, by `fourier_shift`; what came in from outside does not count."""
-
-    name, heading = "fractional", "fractional"
-    meaning = "the image moves by parts of a pixel, by a phase of its spectrum"
-    when = "when the image moves by fractions of a pixel"
-    fractional = True
-
-    def move_input(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
-        """Shift the images by a phase."""
-        shifts: Any = motions
-        return images, (fourier_shift(images, each)[0] for each in shifts)
-
-    def move_output(self, output: Tensor, motion: Motion, scale: int, margin: int) -> tuple[Tensor, Tensor]:
-        """Shift the output; what came in from outside and the margin do not count."""
-        return fourier_shift(output, _times(scale, motion), scale * margin)
+def _windows(images: Tensor, motions: Sequence[Any], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
+    moved = (window(images, motion, motions, multiple) for motion in motions)
+    return window(images, (0, 0), motions, multiple), moved
 
 
 PROTOCOLS: dict[str, Protocol] = {}
@@ -158,12 +92,40 @@ PROTOCOLS: dict[str, Protocol] = {}
 
 
 def register_protocol(protocol: Protocol) -> None:
-    """Add a protocol to the choices of every option, and to tables and pages."""
+    """Add a protocol to the choices of every option, to tables and to pages."""
     PROTOCOLS[protocol.name] = protocol
 
 
-for _each in (Circular(), Crop(), Fractional()):
-    register_protocol(_each)
+register_protocol(
+    Protocol(
+        "circular",
+        heading="circular",
+        meaning="the image is rolled around, and every pixel counts",
+        when="when the image is rolled around",
+        move=_roll,
+        reductions=("mean", "worst", "pooled"),
+    )
+)
+register_protocol(
+    Protocol(
+        "crop",
+        heading="crop",
+        meaning="two windows of one image, as of a camera that moved, where they overlap",
+        when="when the camera moves",
+        move=lambda images, motion, scale, margin: translate(images, _larger(motion, scale), scale * margin),
+        windows=_windows,
+    )
+)
+register_protocol(
+    Protocol(
+        "fractional",
+        heading="fractional",
+        meaning="the image moves by parts of a pixel, by a phase of its spectrum",
+        when="when the image moves by fractions of a pixel",
+        move=lambda images, motion, scale, margin: fourier_shift(images, _larger(motion, scale), scale * margin),
+        fractional=True,
+    )
+)
 
 
 def shift_pairs(
@@ -182,7 +144,8 @@ def shift_pairs(
 
     `circular` rolls the image; every pixel counts. `crop` cuts two windows out of the image, as a camera that moved
     would, and compares them where they overlap, less `margin` pixels on each side. `fractional` moves by parts of a
-    pixel, by `fourier_shift`, and leaves out what came in from outside and `margin` pixels on each side.
+    pixel, by `fourier_shift`, and leaves out what came in from outside and `margin` pixels on each side. Others are
+    added by `register_protocol`.
 
     A generator of larger images (super-resolution) is measured at their scale: where its output is k times as high
     and as wide as its input, S moves the output by k times the shift, and k times the margin is left out.
@@ -209,13 +172,13 @@ def shift_pairs(
         raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W) with N of at least 1")
     if names is not None and len(names) != len(images):
         raise InputError(f"names: {len(names)} of them for {len(images)} images")
-    way = PROTOCOLS[protocol]
-    motions = way.parse(shifts)
+    moving = PROTOCOLS[protocol]
+    motions = moving.parse(shifts)
     called = range(len(images)) if names is None else names
-    at_rest, moved = way.move_input(images, motions, multiple)
+    at_rest, moved = moving.inputs(images, motions, multiple)
     if output is None or at_rest is not images:
         output = in_chunks(generate, at_rest, forward_batch)
-    scale = _scale(at_rest, output, way)
+    scale = _scale(at_rest, output, moving)
     if check_finite:
         _check_finite(output, [(0, 0)], called)
     at_once = max(1, forward_batch // len(images))
@@ -225,7 +188,7 @@ def shift_pairs(
         if check_finite:
             _check_finite(outputs_of_moved, some, called)
         for motion, output_of_moved in zip(some, outputs_of_moved.split(len(images)), strict=True):
-            moved_output, mask = way.move_output(output, motion, scale, margin)
+            moved_output, mask = moving.move(output, motion, scale, margin)
             yield motion, moved_output, output_of_moved, mask
 
 

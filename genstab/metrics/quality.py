@@ -13,6 +13,7 @@ def total_variation(images: Tensor) -> Tensor:
 
     Shape: (N, C, H, W) → (N,), in units of the value range.
 
+    >>> import torch
     >>> total_variation(torch.tensor([[[[0., 1.], [0., 1.]]]]))
     tensor([0.5000])
     """
@@ -34,6 +35,7 @@ def image_quality(output: Tensor, target: Tensor, data_range: float = 2.0) -> di
     Raises:
         InputError: the images are smaller.
 
+    >>> import torch
     >>> black, grey = torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), 0.2)
     >>> {key: round(value.item(), 3) for key, value in image_quality(black, grey).items()}
     {'l1': 0.2, 'psnr': 20.0, 'ssim': 0.01, 'tv': 0.0, 'tv_target': 0.0}

@@ -1,4 +1,4 @@
-"""Checkpoint files, read without running anything in them, and checked against their checksums."""
+"""Reading checkpoint files without executing anything in them, and checking their checksums."""
 
 import pickle
 import re
@@ -13,10 +13,10 @@ from genstab.errors import InputError
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what a file of `torch.save` holds, on the CPU, if it is weights and plain values: nothing is executed.
+    """Return what a file of `torch.save` holds, on the CPU: weights and plain values; nothing in it is executed.
 
     Raises:
-        InputError: there is no such file, it is damaged, or it holds other Python objects, which would run their code.
+        InputError: the file does not exist, is damaged, or holds other Python objects, which could execute code.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
@@ -28,9 +28,9 @@ def read_checkpoint(path: Path) -> Any:
     check_archive(path)
     try:
         with catch_warnings():
-            simplefilter("ignore")  # on old or odd protocols of pickle, before it refuses them
+            simplefilter("ignore")  # about old protocols of pickle, before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes it raise anything
+    except Exception as error:  # a damaged file may raise any
         unsafe = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+)", str(error))
         if unsafe:
             reason = f"it holds Python objects ({unsafe[1]}), not weights alone; refused, nothing in it was run"
@@ -42,10 +42,10 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def check_archive(path: Path, kind: str = "a checkpoint") -> None:
-    """Compare each part of an archive with its checksum, which torch does not; other files are left alone.
+    """Check the checksums of a zip archive, which torch does not do; other files are ignored.
 
     Raises:
-        InputError: some part is damaged, or the end is missing.
+        InputError: a part is damaged, or the end is missing.
 
     >>> check_archive(Path(__file__))
     """
@@ -55,7 +55,7 @@ def check_archive(path: Path, kind: str = "a checkpoint") -> None:
     try:
         with ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # as a damaged one has it, NotImplementedError and zlib.error too
+    except Exception as error:  # zlib.error and NotImplementedError too
         damaged = str(error)
     if damaged:
         raise InputError(f"{path} cannot be read as {kind}: it is cut off or damaged ({damaged})")

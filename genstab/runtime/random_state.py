@@ -1,4 +1,4 @@
-"""The random generators of a process: what they hold, as plain values and tensors, and how to put it back."""
+"""The states of the global random generators of a process, as plain values and tensors."""
 
 import random
 from typing import Any
@@ -31,7 +31,7 @@ def random_states(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device | str = "cpu") -> None:
-    """Put back what `random_states` returned; the CUDA state on `device`, if there is one on both sides."""
+    """Restore what `random_states` returned; the CUDA state on `device`, if both have one."""
     torch.set_rng_state(states["torch"].cpu())
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))

@@ -1,4 +1,4 @@
-"""From which checkpoint a training goes on, and whether the two fit together."""
+"""Which checkpoint a training resumes from, and whether the two fit together."""
 
 import re
 import time
@@ -15,36 +15,38 @@ from genstab.runtime.last_checkpoint import RESUME
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
 LAST = "last"
-# Options that may change on the way: where things lie, how long it takes, what is measured and logged. All others make
-# it another training. The batch size counts together with the number of processes.
+# Options that may change: paths, how long it takes, what is measured and logged. Any other makes it another training.
+# The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
     "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger",
     "model.compile", "on_nan", "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
 FIXED = ("trainer.precision",)
-MOST = 8
-# What a checkpoint must have, and of what is kept of the place.
+MOST = 8  # differences that an error lists
+# What a checkpoint must hold, and its entry `RESUME`.
 KEYS = {
     "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
     "pytorch-lightning_version": str, RESUME: dict,
 }  # fmt: skip
-PLACE = {"epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
-         "optimizers", "wandb"}  # fmt: skip
+PROGRESS = {
+    "epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
+    "optimizers", "wandb",
+}  # fmt: skip
 
 
 def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
-    """Return the file that `ckpt_path` means for a run in `folder`; None: there is none yet, begin.
+    """Return the file that `ckpt_path` means for a run in `folder`; None: there is none yet, start from scratch.
 
     Args:
-        wanted: a checkpoint, the folder of a run, or `last`: the last one of `folder`. Where `folder` has none and was
-            named by the user (`fixed`), the training begins there, so that one command both begins and goes on. Where
-            it is a new one, OUTPUTS/DATE/TIME, `last` is the newest one of the runs in OUTPUTS.
+        wanted: a checkpoint, the folder of a run, or `last`: that of `folder`. If there is none and the user named the
+            folder (`fixed`), the training starts there, so that the same command starts and resumes it. If the folder
+            is a new OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS.
         folder: of this run.
         fixed: whether the user named it.
 
     Raises:
-        InputError: there is no such file, or no run to go on with.
+        InputError: there is no such file, or no run to resume.
 
     >>> find_checkpoint("last", "runs/a", fixed=True) is None
     True
@@ -77,11 +79,11 @@ def dated(path: Path) -> str:
     return f"{path} of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(path.stat().st_mtime))}"
 
 
-def read_place(path: Path) -> dict[str, Any]:
-    """Return a checkpoint from which a training can go on.
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to resume from.
 
     Raises:
-        InputError: it is damaged, cut off, or of something else.
+        InputError: it is damaged, cut off, or not one of `LastCheckpoint`.
     """
     checkpoint = read_checkpoint(path)
     missing = KEYS if not isinstance(checkpoint, dict) else [key for key in KEYS if key not in checkpoint]
@@ -93,7 +95,7 @@ def read_place(path: Path) -> dict[str, Any]:
 
 
 def _odd(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a checkpoint whose values are not what Lightning and `LastCheckpoint` write there."""
+    """Return the keys whose values are not what Lightning and `LastCheckpoint` write there."""
     wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint[key], kind)]
     if wrong:
         return wrong
@@ -101,32 +103,32 @@ def _odd(checkpoint: Mapping[str, Any]) -> list[str]:
         "loops": "fit_loop" in checkpoint["loops"],
         "optimizer_states": all(isinstance(each, dict) for each in checkpoint["optimizer_states"]),
         "pytorch-lightning_version": re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]),
-        RESUME: checkpoint[RESUME].keys() >= PLACE,
+        RESUME: checkpoint[RESUME].keys() >= PROGRESS,
     }
     return [key for key, good in fine.items() if not good]
 
 
-def is_over(place: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Return whether no batch is left for a training as `config` wants it.
+def is_over(progress: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether the training that `config` describes has no batches left.
 
     >>> is_over({"epoch": 3, "steps": 24}, {"trainer": {"max_epochs": 3, "max_steps": -1}})
     True
     """
     epochs, steps = (config.get("trainer", {}).get(key) for key in ("max_epochs", "max_steps"))
-    return 0 <= (-1 if epochs is None else epochs) <= place["epoch"] or 0 <= (steps or -1) <= place["steps"]
+    return 0 <= (-1 if epochs is None else epochs) <= progress["epoch"] or 0 <= (steps or -1) <= progress["steps"]
 
 
-def summary_of(folder: str | Path, place: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the summary in a run's folder if it is of this place in the training, else None."""
+def summary_of(folder: str | Path, progress: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the summary in a run folder if it was written at this progress of the training, else None."""
     path = Path(folder) / SUMMARY
     summary = read_json(path) if path.is_file() else {}
-    return summary if summary.get("steps") == place["steps"] else None
+    return summary if summary.get("steps") == progress["steps"] else None
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return each option of two configurations that makes another training of it: then → now.
+    """Return the options whose change makes it another training, as `key then → now`.
 
-    An option that one of the two does not have, as of another version, is no change.
+    An option that only one of the two configurations has, as after an update of genstab, is not a change.
 
     >>> changes({"seed": 1, "logger": {"name": "a"}}, {"seed": 2, "logger": {"name": "b"}})
     ['seed 1 → 2']
@@ -147,28 +149,28 @@ def check_fit(
     images_per_step: int,
     config: Mapping[str, Any],
 ) -> None:
-    """Compare a checkpoint with the training that is to go on from it.
+    """Compare a checkpoint with the training that resumes from it.
 
     Args:
-        path: its file, for the message.
-        checkpoint: as read.
-        model: as built.
-        images: of the training set.
+        path: of the checkpoint, for the message.
+        checkpoint: its contents.
+        model: to be trained.
+        images: number of training images.
         images_per_step: the batch size times the number of processes.
         config: the run's configuration, as plain types.
 
     Raises:
-        InputError: one line with all that differs: then → now.
+        InputError: one line with all differences, as `key then → now`.
     """
-    place = checkpoint[RESUME]
+    progress = checkpoint[RESUME]
     differences = changes(checkpoint.get("config", {}), config) + _shapes(checkpoint["state_dict"], model.state_dict())
     counts = {"training images": images, "images per step (batch size × processes)": images_per_step}
-    for (name, now), then in zip(counts.items(), (place["images"], place["images_per_step"]), strict=True):
+    for (name, now), then in zip(counts.items(), (progress["images"], progress["images_per_step"]), strict=True):
         if then is not None and then != now:
             differences.append(f"{name} {then} → {now}")
     epochs = config.get("trainer", {}).get("max_epochs", -1)
-    if epochs not in (None, -1) and place["epoch"] + (place["batch"] > 0) > epochs:
-        differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {place['epoch'] + 1}")
+    if epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > epochs:
+        differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {progress['epoch'] + 1}")
     if differences:
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise InputError(f"{path} does not fit this training: {'; '.join(differences[:MOST])}{more}")

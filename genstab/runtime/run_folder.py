@@ -1,4 +1,4 @@
-"""The folder of a run belongs to one training: a second one is refused, at the same time as well as afterwards."""
+"""A run folder belongs to one training: a second one is refused, at the same time and afterwards."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,7 @@ LOCK = ".lock"
 
 
 def fresh(folder: str) -> str:
-    """Make a folder that was not there before, `folder` or `folder`-2, `folder`-3, …, and return it.
-
-    Names made of the time alone are equal for two runs that start in the same second, or after a clock was set back.
+    """Make a new folder, `folder` or `folder`-2, `folder`-3, …, and return it: two runs may start in the same second.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as runs:
@@ -28,28 +26,28 @@ def fresh(folder: str) -> str:
         except FileExistsError:
             continue
         except OSError:
-            return folder  # whoever writes there first says what is wrong with it
+            return folder  # `check_folder` says what is wrong with it
         return path
     raise AssertionError
 
 
 def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path, ...]) -> None:
-    """Check that a training that goes on from `checkpoint` writes over no other one.
+    """Check that a training does not overwrite another one.
 
     Args:
         folder: of the run.
-        checkpoint: one in `folder` means the same training.
+        checkpoint: to resume from; one inside `folder` means the same training.
         signs: files, relative to `folder`, that a training leaves there.
 
     Raises:
-        InputError: there is one of them, or another training runs there.
+        InputError: one of them exists, or another training is running there.
     """
     folder = Path(folder)
     if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
         return
     found = next((sign for sign in signs if (folder / sign).exists()), None)
     if found is not None:
-        with suppress(OSError), alone_in(folder):  # or else it is not over
+        with suppress(OSError), alone_in(folder):  # raises if it is still running
             pass
         raise InputError(
             f"{folder} already holds a training ({found}): go on with it by ckpt_path=last, or name another folder by "
@@ -59,12 +57,12 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Keep other trainings out of a folder, until this context or the process ends, however it does.
+    """Lock a folder until this context or the process ends, however it ends.
 
-    Where the file system or the operating system has no locks, nobody is kept out.
+    Without locks of the file system or the operating system, nothing is locked.
 
     Raises:
-        InputError: another process is in.
+        InputError: another process has the lock.
     """
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +77,7 @@ def _lock(descriptor: int, folder: str | Path) -> None:
     import fcntl
 
     try:
-        # Not flock: forked workers of a loader would hold it for a while after the process was killed.
+        # not flock: forked workers of a data loader would hold it for a while after the process was killed
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         raise InputError(f"another training runs in {folder}: wait for its end, or name another folder") from error

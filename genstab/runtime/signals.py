@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SLURM's SIGUSR1: noted when they come, obeyed where the training can be continued."""
+"""Ctrl-C, SIGTERM and SLURM's SIGUSR1: noted on arrival, obeyed at the next point where training can be resumed."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import subprocess
 from types import FrameType
 from typing import Any
 
-# How a program that a signal ended answers, for any shell: 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1.
+# A signal's exit code is 128 plus its number: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1.
 SIGNALLED = 128
 
 
 class Stopped(SystemExit):
-    """The end of a training that a signal asked for; the program ends with 128 plus the signal's number.
+    """The end of a training after a signal; the exit code of the program is 128 plus the signal's number.
 
     >>> Stopped(signal.SIGTERM).code
     143
@@ -23,10 +23,10 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Note the first signal in `received`, and let the training come to a point where it can be continued.
+    """Note the first signal in `received`, so that the training can stop at a point from which it can be resumed.
 
-    A second Ctrl-C ends the program at once. SIGUSR1 counts in a SLURM job only, where it means that the time is up, as
-    SIGUSR2 does in a job that submitit started.
+    A second Ctrl-C ends the program at once. SIGUSR1 is handled in SLURM jobs only, where it means that the time is up,
+    and SIGUSR2 in jobs that submitit started.
 
     >>> with StopSignals() as signals:
     ...     os.kill(os.getpid(), signal.SIGTERM)
@@ -36,11 +36,11 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received, self.process = 0, os.getpid()
-        self.at_once = False  # set where there is no such point to come to
+        self.at_once = False  # when there is nothing left to save
         self.before: dict[int, Any] = {}
 
     def start(self) -> None:
-        """Take over the signals; in the main thread only, as Python wants it."""
+        """Install the handlers; Python allows that in the main thread only."""
         self.received, self.at_once, self.process = 0, False, os.getpid()
         wanted = [signal.SIGINT, signal.SIGTERM]
         if slurm_job() and hasattr(signal, "SIGUSR1"):
@@ -53,7 +53,7 @@ class StopSignals:
             self.before = {}
 
     def stop(self) -> None:
-        """Give the signals back."""
+        """Restore the handlers."""
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
         self.before = {}
@@ -66,20 +66,20 @@ class StopSignals:
         self.stop()
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a loader's worker, which was forked with this handler
-            if signum != signal.SIGINT:  # Ctrl-C reaches everybody, and ours is to say what happens
+        if os.getpid() != self.process:  # a forked worker of a data loader
+            if signum != signal.SIGINT:  # Ctrl-C reaches all processes; the main one reacts
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
             return
         if self.at_once or (self.received and signum == signal.SIGINT):
             raise Stopped(signum)
-        # Where another job wants the place, SIGTERM comes first, and then submitit's own, by which it queues again.
+        # a preempted job gets SIGTERM first, and then submitit's own signal, which requeues it
         queues = by_submitit() and signum == requeue_signal()
         self.received = signum if queues else self.received or signum
 
 
 def by_submitit() -> bool:
-    """Tell whether submitit started this process, as a task of a job on a cluster or on this machine.
+    """Return whether submitit started this process, as a task of a job on a cluster or on this machine.
 
     >>> by_submitit()
     False
@@ -88,7 +88,7 @@ def by_submitit() -> bool:
 
 
 def requeue_signal() -> signal.Signals:
-    """Return the signal by which submitit hears that a job's time is up, or that it has to make room.
+    """Return the signal by which submitit learns that a job's time is up or that it is preempted.
 
     >>> requeue_signal() == signal.SIGUSR2
     True
@@ -97,7 +97,7 @@ def requeue_signal() -> signal.Signals:
 
 
 def slurm_job() -> str | None:
-    """Return what `scontrol` calls this SLURM job, or None outside of one.
+    """Return the id of this SLURM job, as `scontrol` takes it; None outside of a job.
 
     >>> isinstance(slurm_job(), str | None)
     True
@@ -107,7 +107,7 @@ def slurm_job() -> str | None:
 
 
 def requeue() -> str:
-    """Put this SLURM job into the queue again; return one line that says whether that worked."""
+    """Requeue this SLURM job; return one line that says whether that worked."""
     job = slurm_job() or ""
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=30, check=False)

@@ -41,7 +41,7 @@ QUIET = [
 ]  # fmt: skip
 TRAIN = [
     "train", "data=paired", "data.root=data", "data.crop_size=32", "data.load_size=32", "trainer=cpu",
-    "trainer.max_steps=2", "callbacks.pictures=null", "callbacks.progress=null", "+trainer.enable_progress_bar=false",
+    "trainer.max_steps=2", "callbacks.pictures=null", "callbacks.progress=null", "trainer.enable_progress_bar=false",
     "hydra.run.dir=run", *QUIET, *(option for option in TINY if "pictures" not in option),
 ]  # fmt: skip
 MEASURE = [
@@ -521,8 +521,8 @@ OPTIONS = [
     "trainer.max_epochs=abc", "trainer.max_steps=abc", "trainer.max_steps=-5", "trainer.precision=foo",
     "trainer.accelerator=foo", "trainer.devices=foo", "trainer.devices=null", "trainer.check_val_every_n_epoch=0",
     "trainer.log_every_n_steps=abc", "trainer.num_sanity_val_steps=abc", "trainer.deterministic=abc",
-    "+trainer.strategy=foo", "+trainer.strategy=ddp", "+trainer.val_check_interval=100", "output_dir=5",
-    "+trainer.limit_train_batches=abc", "+trainer.val_check_interval=0", "+trainer.foo=1",
+    "+trainer.strategy=foo", "+trainer.strategy=ddp", "trainer.val_check_interval=100", "output_dir=5",
+    "trainer.limit_train_batches=abc", "trainer.val_check_interval=0", "+trainer.foo=1",
     "callbacks.stability.shifts=abc", "callbacks.stability.images=0", "callbacks.last.dirpath=null",
     "callbacks.best.monitor=val/foo", "callbacks.watch.window=0", "+callbacks.foo=1",
     "+callbacks.foo={_target_: nowhere.Foo}", "+callbacks.foo={_target_: torch.nn.Identity}",

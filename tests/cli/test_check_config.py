@@ -158,7 +158,7 @@ def test_commands_check_keys_that_their_jobs_take():
 
 @pytest.mark.parametrize("name", [5, None])
 def test_a_target_that_is_not_text(name):
-    with pytest.raises(InputError, match=r"a\.b\._target_=.* is not the dotted path of a class"):
+    with pytest.raises(InputError, match=r"a\.b\._target_=.* is not text"):
         check_options({"a": {"b": {"_target_": name}}})
 
 

@@ -1,5 +1,7 @@
 import hashlib
 import io
+import re
+import socket
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from genstab.data import download
 from genstab.data.download import FACADES_COUNTS, FACADES_URL, facades, fetch, unpack
 from genstab.errors import InputError
 
@@ -17,17 +20,14 @@ REFUSED = "http://127.0.0.1:1/a"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `body` at /file and notes what it was asked for."""
-
-    daemon_threads = False
+    """Serves `body` at /file."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/file"
-        self.body, self.etag = BODY, '"1"'
-        self.ranges, self.sends_length, self.wrong_range = True, True, False
+        self.body = BODY
+        self.asked = 0
         self.cut: int | None = None  # close the connection after so many bytes
-        self.asked: list[tuple[str | None, str | None]] = []  # Range and If-Range
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,28 +36,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
     def do_GET(self) -> None:
-        server, start = self.server, 0
-        wanted = self.headers.get("Range")
-        server.asked.append((wanted, self.headers.get("If-Range")))
+        self.server.asked += 1
         if self.path != "/file":
             self.send_error(404)
             return
-        if wanted and server.ranges and self.headers.get("If-Range") in (None, server.etag):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(server.body):
-                self.send_error(416)
-                return
-            self.send_response(206)
-            first = start + 1 if server.wrong_range else start
-            self.send_header("Content-Range", f"bytes {first}-{len(server.body) - 1}/{len(server.body)}")
-        else:
-            self.send_response(200)
-        if server.sends_length:
-            self.send_header("Content-Length", str(len(server.body) - start))
-        if server.etag:
-            self.send_header("ETag", server.etag)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
-        self.wfile.write(server.body[start : server.cut])
+        self.wfile.write(self.server.body[: self.server.cut])
 
 
 @pytest.fixture
@@ -77,96 +63,38 @@ def left(folder: Path) -> list[str]:
 
 def test_fetch(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.bin"
-    fetch(server.url, path, len(BODY), hashlib.sha256(BODY).hexdigest().upper())
-    assert path.read_bytes() == BODY
-    assert left(path.parent) == ["a.bin"]
-    assert server.asked == [(None, None)]
-
-
-@pytest.mark.parametrize("etag", ['"1"', 'W/"1"', ""])
-def test_cut_then_resume(server: Server, tmp_path: Path, etag: str) -> None:
-    server.etag, server.cut = etag, 1000
-    path = tmp_path / "a.bin"
-    with pytest.raises(InputError, match=rf"cannot download {server.url} \(cut off at 1000 of {len(BODY)} bytes"):
-        fetch(server.url, path)
-    assert not path.exists()
-    assert (tmp_path / "a.bin.part").read_bytes() == BODY[:1000]
-    server.cut = None
     fetch(server.url, path)
     assert path.read_bytes() == BODY
-    assert left(tmp_path) == ["a.bin"]
-    assert server.asked[1] == ("bytes=1000-", '"1"' if etag == '"1"' else None)
+    assert left(path.parent) == ["a.bin"]
+    assert socket.getdefaulttimeout() is None
 
 
-def test_another_file_by_now(server: Server, tmp_path: Path) -> None:
-    server.cut = 1000
-    with pytest.raises(InputError, match="cut off"):
-        fetch(server.url, tmp_path / "a.bin")
-    server.cut, server.etag, server.body = None, '"2"', BODY[::-1]
-    fetch(server.url, tmp_path / "a.bin")
-    assert server.asked[1] == ("bytes=1000-", '"1"')
-    assert (tmp_path / "a.bin").read_bytes() == BODY[::-1]
-
-
-def test_server_without_ranges(server: Server, tmp_path: Path) -> None:
-    server.ranges = False
-    (tmp_path / "a.bin.part").write_bytes(b"x" * 20_000)  # longer than the file: must be emptied first
-    fetch(server.url, tmp_path / "a.bin")
-    assert server.asked == [("bytes=20000-", None)]
-    assert (tmp_path / "a.bin").read_bytes() == BODY
-
-
-@pytest.mark.parametrize("size", [len(BODY), len(BODY) + 5])
-def test_range_that_is_not_there(server: Server, tmp_path: Path, size: int) -> None:
-    (tmp_path / "a.bin.part").write_bytes(b"x" * size)
-    fetch(server.url, tmp_path / "a.bin")
-    assert server.asked == [(f"bytes={size}-", None), (None, None)]
-    assert (tmp_path / "a.bin").read_bytes() == BODY
-
-
-def test_another_range_than_asked(server: Server, tmp_path: Path) -> None:
-    server.wrong_range = True
-    (tmp_path / "a.bin.part").write_bytes(BODY[:10])
-    with pytest.raises(InputError, match="sent the range bytes 11-"):
-        fetch(server.url, tmp_path / "a.bin")
-    assert left(tmp_path) == []
-
-
-def test_not_found_says_what_to_do(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("{server}s", "Not Found"),
+        (REFUSED, r".*refused"),
+    ],
+)
+def test_what_cannot_be_downloaded_says_what_to_do(server: Server, tmp_path: Path, url: str, reason: str) -> None:
+    url = url.format(server=server.url)
     with pytest.raises(InputError) as caught:
-        fetch(server.url + "s", tmp_path / "a.bin")
-    assert str(caught.value) == (
-        f"cannot download {server.url}s (Not Found): fetch it on another machine and place it at "
-        f"{tmp_path / 'a.bin'}, or use data=paired data.root=DIR with your own images"
-    )
+        fetch(url, tmp_path / "a.bin")
+    then = f"fetch it on another machine and place it at {tmp_path / 'a.bin'}, or use data=paired data.root=DIR with"
+    assert re.fullmatch(rf"cannot download {url} \({reason}\): {then} your own images", str(caught.value))
     assert left(tmp_path) == []
 
 
-def test_refused_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(InputError, match=r"cannot download http://127\.0\.0\.1:1/a \(.*refused\): .* data\.root=DIR"):
-        fetch(REFUSED, tmp_path / "a.bin")
-
-
-def test_no_url(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot download nonsense \(unknown url type: 'nonsense'\)"):
-        fetch("nonsense", tmp_path / "a.bin")
-
-
-@pytest.mark.parametrize("sends_length", [True, False])
-def test_wrong_length(server: Server, tmp_path: Path, sends_length: bool) -> None:
-    server.sends_length = sends_length
-    with pytest.raises(InputError, match=f"{server.url} has {len(BODY)} bytes, expected 7"):
-        fetch(server.url, tmp_path / "a.bin", expected_bytes=7)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(InputError, match=r"\(timed out\): fetch it on"),
+    ):
+        fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/a", tmp_path / "a.bin")
     assert left(tmp_path) == []
-    fetch(server.url, tmp_path / "a.bin", expected_bytes=len(BODY))
-    assert left(tmp_path) == ["a.bin"]
-
-
-def test_wrong_hash(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"has the SHA-256 {hashlib.sha256(BODY).hexdigest()}, expected 00"):
-        fetch(server.url, tmp_path / "a.bin", sha256="00")
-    assert left(tmp_path) == []
+    assert socket.getdefaulttimeout() is None
 
 
 def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
@@ -206,32 +134,31 @@ def test_unpack_overwrites_nothing(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a", member("1.txt"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(InputError, match=r"cannot unpack .*a: .*out exists"):
+    with pytest.raises(InputError, match=r"cannot unpack .*a into .*out: Directory not empty"):
         unpack(archive, tmp_path / "out")
     assert left(tmp_path / "out") == ["mine"]
 
 
 @pytest.mark.parametrize(
-    ("bad", "reason"),
+    "bad",
     [
-        (member("../x", b"evil"), r"'\.\./x' would be extracted to .* outside the destination"),
-        (member("a/../../x", b"evil"), "outside the destination"),
-        (member("/x", b"evil"), "'/x' is an absolute path"),
-        (member("x", kind=tarfile.SYMTYPE, link="../.."), "'x' is a link or a device"),
-        (member("x", kind=tarfile.SYMTYPE, link="/etc"), "'x' is a link or a device"),
-        (member("x", kind=tarfile.LNKTYPE, link="../a"), "'x' is a link or a device"),
-        (member("x", kind=tarfile.CHRTYPE), "'x' is a link or a device"),
-        (member("x", kind=tarfile.FIFOTYPE), "'x' is a link or a device"),
+        member("../x", b"evil"),
+        member("x", kind=tarfile.SYMTYPE, link="../.."),
+        member("x", kind=tarfile.LNKTYPE, link="../a"),
+        member("x", kind=tarfile.FIFOTYPE),
     ],
 )
-def test_evil_archives(tmp_path: Path, bad: tuple, reason: str) -> None:
+def test_evil_archives(tmp_path: Path, bad: tuple) -> None:
     archive = pack(tmp_path / "a.tar", member("good", b"good"), bad)
-    with pytest.raises(
-        InputError, match=rf"a\.tar is unsafe to unpack: {reason if reason[0] == chr(39) else '.*' + reason}"
-    ):
+    with pytest.raises(InputError, match=r"a\.tar is unsafe to unpack: "):
         unpack(archive, tmp_path / "in" / "out")
     assert left(tmp_path) == ["a.tar", "in"]
     assert left(tmp_path / "in") == []  # no half folder, no x
+
+
+def test_an_absolute_path_stays_in_the_folder(tmp_path: Path) -> None:
+    unpack(pack(tmp_path / "a.tar", member("/x", b"evil"), member("y", b"good")), tmp_path / "out")
+    assert left(tmp_path / "out") == ["x", "y"]
 
 
 def test_bombs(tmp_path: Path) -> None:
@@ -240,7 +167,7 @@ def test_bombs(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"a\.tar unpacks to more than \d+ bytes or \d+ members: refused"):
             unpack(archive, tmp_path / "out", **limits)
         assert left(tmp_path) == ["a.tar"]
-    unpack(archive, tmp_path / "out", max_bytes=1200 + tarfile.RECORDSIZE, max_members=2)
+    unpack(archive, tmp_path / "out", max_bytes=1200, max_members=2)
 
 
 def test_size_is_checked_before_unpacking(tmp_path: Path) -> None:
@@ -249,14 +176,6 @@ def test_size_is_checked_before_unpacking(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.tar", (info, None))
     with pytest.raises(InputError, match=r"unpacks to more than 2147483648 bytes or 100000 members: refused"):
         unpack(archive, tmp_path / "out")
-
-
-def test_bomb_after_the_end(tmp_path: Path) -> None:
-    pack(tmp_path / "a.tar", member("1", b"x"), mode="w")
-    with open(tmp_path / "a.tar", "ab") as file:
-        file.write(b"\0" * 2_000_000)
-    with pytest.raises(InputError, match="unpacks to more than 1000000 bytes"):
-        unpack(tmp_path / "a.tar", tmp_path / "out", max_bytes=1_000_000)
 
 
 def truncated(data: bytes) -> bytes:
@@ -273,7 +192,7 @@ def test_corrupted_archive(tmp_path: Path, mode: str, damage: Callable[[bytes], 
     noise = hashlib.shake_256(b"").digest(5000)
     archive = pack(tmp_path / "a.tar", member("1", noise), member("2", noise), mode=mode)
     archive.write_bytes(damage(archive.read_bytes()))
-    with pytest.raises(InputError, match=r"a\.tar is a corrupted archive \(.*\): remove it, fetch it again") as caught:
+    with pytest.raises(InputError, match=r"a\.tar is a corrupted archive \(.*\): download it again") as caught:
         unpack(archive, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert left(tmp_path) == ["a.tar"]
@@ -291,7 +210,17 @@ def test_facades_from_the_network(server: Server, tmp_path: Path) -> None:
     assert left(folder) == ["train", "val"]
     assert left(folder / "train") == ["0.jpg", "1.jpg"]
     assert facades(tmp_path / "data", server.url, COUNTS) == folder
-    assert len(server.asked) == 1
+    assert server.asked == 1
+
+
+def test_a_cut_download_is_not_taken_for_the_archive(server: Server, tmp_path: Path) -> None:
+    server.body = pack(tmp_path / "served", *pictures(COUNTS)).read_bytes()
+    server.cut = len(server.body) - 20
+    with pytest.raises(InputError, match=r"facades\.tar\.gz is a corrupted archive .*: download it again"):
+        facades(tmp_path / "data", server.url, COUNTS)
+    assert left(tmp_path / "data") == []
+    server.cut = None
+    facades(tmp_path / "data", server.url, COUNTS)
 
 
 def test_facades_placed_by_hand(tmp_path: Path) -> None:

@@ -13,19 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback
 from torch.utils.data import Dataset
 
 from genstab import InputError
 from genstab.data.datamodules import SyntheticData
-from genstab.distributed.ddp import NetworksDDP
-from genstab.distributed.lost_process import LostError, known
+from genstab.distributed.lost_process import LostProcessError, known
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime import signals as stopping
-from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.helpers.commands import ROOT
 from tests.helpers.killed import TINY, differing, left, run
-from tests.training.test_pix2pix import QUIET
 
 # Uneven shares: the last batch of two has one image on each process, or none on one of three.
 IMAGES = {2: 11, 3: 14}
@@ -228,7 +225,7 @@ WORKERS = [*TINY, "data.num_workers=2"]
 
 def strike_worker(folder, signum):
     target = f"_target_: tests.helpers.killed.Killer, step: 10, place: start, signum: {int(signum)}, worker: true"
-    with pytest.raises(LostError) as error:
+    with pytest.raises(LostProcessError) as error:
         run(folder, f"+callbacks.killer={{{target}}}", base=WORKERS)
     return str(error.value)
 
@@ -325,34 +322,6 @@ def test_shared_memory_that_is_full_is_named(tmp_path):
 # ---------------------------------------------------------------------- where the processes meet
 
 
-def meet():
-    Trainer(devices=2, strategy=NetworksDDP(), max_steps=1, **QUIET).fit(tiny_pix2pix(), pairs_loader(4, 2))
-
-
-def test_a_port_that_is_taken_and_an_address_that_is_none_are_said_before_anything_starts(monkeypatch):
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(
-            InputError, match=rf"processes cannot meet at 127\.0\.0\.1:{port} .*[Aa]ddress already in use"
-        ):
-            meet()
-    monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
-    with pytest.raises(InputError, match=rf"processes cannot meet at no-such-host\.invalid:{port} "):
-        meet()
-    monkeypatch.delenv("MASTER_ADDR")
-    monkeypatch.delenv("MASTER_PORT")
-
-    def none_left():
-        raise OSError(98, "Address already in use")
-
-    monkeypatch.setattr("lightning_fabric.plugins.environments.lightning.find_free_network_port", none_left)
-    with pytest.raises(InputError, match=r"cannot meet at 127\.0\.0\.1:any free port .*Address already in use"):
-        meet()
-
-
 @pytest.mark.slow
 def test_the_command_says_in_one_line_that_the_port_is_taken(tmp_path):
     with socket.socket() as listener:
@@ -364,7 +333,7 @@ def test_the_command_says_in_one_line_that_the_port_is_taken(tmp_path):
     assert codes == [1]
     assert "Traceback" not in printed
     (line,) = said(printed)
-    assert line.startswith(f"genstab: the processes cannot meet at 127.0.0.1:{port} (")
+    assert line.startswith("genstab: the port at which the processes meet (MASTER_PORT) is taken: unset it or choose")
 
 
 @pytest.mark.parametrize(

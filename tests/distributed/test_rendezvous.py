@@ -1,8 +1,6 @@
 """Processes of torchrun and SLURM: who makes the config, who gets it, and what is said when one is missing."""
 
 import os
-import re
-import signal
 import socket
 import threading
 import time
@@ -10,8 +8,8 @@ import time
 import pytest
 
 from genstab import InputError
-from genstab.distributed import rendezvous as team
-from genstab.distributed.rendezvous import Team, free_port
+from genstab.distributed import rendezvous
+from genstab.distributed.rendezvous import Rendezvous, free_port, join_rendezvous
 
 
 class Environment:
@@ -47,9 +45,9 @@ class Follower(threading.Thread):
 
     def run(self):
         try:
-            processes = Team("SLURM", self.environment)
-            with processes.following():
-                for config in processes.configs():
+            processes = Rendezvous("SLURM", self.environment)
+            with processes.sign_off_on_exit():
+                for config in processes.received_configs():
                     self.heard.append(config)
         except (InputError, SystemExit) as error:
             self.error = error
@@ -57,11 +55,11 @@ class Follower(threading.Thread):
 
 def test_the_others_get_every_config_and_end_with_the_first(port):
     followers = [Follower(rank, 3, port) for rank in (1, 2)]
-    first = Team("SLURM", Environment(0, 3, port))
-    with first.leading():
-        first.publish("a: 1")
+    first = Rendezvous("SLURM", Environment(0, 3, port))
+    with first.end_others_on_exit():
+        first.send_config("a: 1")
         assert "MASTER_PORT" not in os.environ  # the first job meets where the launcher says
-        first.publish("a: 2")
+        first.send_config("a: 2")
         assert int(os.environ["MASTER_PORT"]) != port
     for follower in followers:
         follower.join(10)
@@ -72,8 +70,8 @@ def test_the_others_get_every_config_and_end_with_the_first(port):
 @pytest.mark.parametrize(("end", "code"), [(InputError("no"), 1), (SystemExit(0), None), (SystemExit("no"), 1)])
 def test_the_others_end_as_the_first_did_and_leave_the_message_to_it(port, end, code):
     follower = Follower(1, 2, port)
-    first = Team("SLURM", Environment(0, 2, port))
-    with pytest.raises(type(end)), first.leading():
+    first = Rendezvous("SLURM", Environment(0, 2, port))
+    with pytest.raises(type(end)), first.end_others_on_exit():
         raise end
     follower.join(10)
     assert follower.heard == []
@@ -81,23 +79,23 @@ def test_the_others_end_as_the_first_did_and_leave_the_message_to_it(port, end, 
 
 
 def test_who_does_not_come_is_missed_in_one_line(port, monkeypatch):
-    monkeypatch.setattr(team, "PATIENCE", 0.3)
-    monkeypatch.setattr(team, "FAREWELL", 0.1)
-    first = Team("SLURM", Environment(0, 4, port))
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
+    monkeypatch.setattr(rendezvous, "FAREWELL", 0.1)
+    first = Rendezvous("SLURM", Environment(0, 4, port))
     began = time.monotonic()
     message = r"SLURM speaks of 4 processes, but only 1 came within 0 s: was the command started by srun"
-    with pytest.raises(InputError, match=message), first.leading():
-        first.publish("a: 1")
+    with pytest.raises(InputError, match=message), first.end_others_on_exit():
+        first.send_config("a: 1")
     assert time.monotonic() - began < 5
 
 
 def test_a_first_process_that_cannot_be_reached_or_dies_is_named(port, monkeypatch):
-    monkeypatch.setattr(team, "PATIENCE", 0.3)
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
     with pytest.raises(InputError, match=rf"SLURM: cannot reach the first process within 0 s at 127.0.0.1:{port}"):
-        Team("SLURM", Environment(1, 2, port))
-    first = Team("SLURM", Environment(0, 2, port))
+        Rendezvous("SLURM", Environment(1, 2, port))
+    first = Rendezvous("SLURM", Environment(0, 2, port))
     follower = Follower(1, 2, port)
-    while first.store.add("here", 0) < 2:
+    while first.store.add("joined", 0) < 2:
         time.sleep(0.05)
     time.sleep(0.5)  # longer than its patience: a first process that lives may take its time
     assert follower.is_alive()
@@ -107,58 +105,32 @@ def test_a_first_process_that_cannot_be_reached_or_dies_is_named(port, monkeypat
 
 
 def test_a_trainer_for_another_number_of_processes_is_refused():
-    alone = Team("torchrun", Environment(0, 1, 1))
-    alone.check(1, 1)
-    alone.publish("nobody listens")
+    alone = Rendezvous("torchrun", Environment(0, 1, 1))
+    alone.check_size(1, 1)
+    alone.send_config("nobody listens")
     with pytest.raises(InputError, match=r"torchrun started 1 process, but trainer.devices=2 and trainer.num_nodes=3"):
-        alone.check(2, 3)
+        alone.check_size(2, 3)
 
 
 def test_slurm_and_torchrun_are_known_by_their_variables(monkeypatch):
     for name, value in {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "interactive"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
-    assert team.team() is None
+    assert join_rendezvous() is None
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    assert team.team().launcher == "SLURM"
+    assert join_rendezvous().launcher == "SLURM"
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert team.team().launcher == "torchrun"  # also inside SLURM
-
-
-@pytest.mark.parametrize(
-    ("joined", "message"),
-    [
-        (False, r"SLURM: cannot reach the first process within 2 s at 127\.0\.0\.1:\d+ .*: no answer for 2 s"),
-        (True, "SLURM: the first process gave no answer for 2 s"),
-    ],
-)
-def test_a_first_process_that_stands_still_is_given_up(port, monkeypatch, joined, message):
-    monkeypatch.setattr(team, "FAREWELL", 0.5)
-    monkeypatch.setattr(team, "PATIENCE", 2.0)
-    child = os.fork()
-    if child == 0:
-        first = Team("SLURM", Environment(0, 2, port))
-        while joined and first.store.add("here", 0) < 2:
-            time.sleep(0.01)
-        time.sleep(0.3)  # for the store to answer the last one
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if not joined:
-        os.waitpid(child, os.WUNTRACED)  # the kernel still accepts for it
-    follower = Follower(1, 2, port)
-    follower.join(10)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert re.fullmatch(message, str(follower.error))
+    assert join_rendezvous().launcher == "torchrun"  # also inside SLURM
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_address_that_nobody_knows_is_named(port, monkeypatch, rank):
-    monkeypatch.setattr(team, "PATIENCE", 0.3)
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
     environment = Environment(rank, 2, port)
     environment.main_address = "no-such-host.invalid"
     with pytest.raises(InputError, match=rf"no-such-host\.invalid:{port} \(MASTER_ADDR, MASTER_PORT\): .*[Nn]ame"):
-        Team("SLURM", environment)
+        Rendezvous("SLURM", environment)
 
 
 def test_a_port_that_is_taken_is_named():
@@ -167,25 +139,25 @@ def test_a_port_that_is_taken_is_named():
         listener.listen()
         port = listener.getsockname()[1]
         with pytest.raises(InputError, match=rf"SLURM: cannot listen at 127\.0\.0\.1:{port} .*address already in use"):
-            Team("SLURM", Environment(0, 2, port))
+            Rendezvous("SLURM", Environment(0, 2, port))
 
 
-def test_the_others_hear_that_the_first_one_speaks_for_them(port, monkeypatch):
+def test_the_others_hear_that_the_first_one_reports_for_them(port, monkeypatch):
     class Failing(Follower):
         def run(self):
-            processes = Team("SLURM", self.environment)
-            with processes.following():
-                for config in processes.configs():
-                    self.heard += [(config, processes.first_speaks(0.2), processes.first_speaks(5))]
+            processes = Rendezvous("SLURM", self.environment)
+            with processes.sign_off_on_exit():
+                for config in processes.received_configs():
+                    self.heard += [(config, processes.first_reports(0.2), processes.first_reports(5))]
 
     follower = Failing(1, 2, port)
-    first = Team("SLURM", Environment(0, 2, port))
-    with first.leading():
-        first.publish("a: 1")
+    first = Rendezvous("SLURM", Environment(0, 2, port))
+    with first.end_others_on_exit():
+        first.send_config("a: 1")
         time.sleep(1)
-        first.speak()
-        first.publish("a: 2")  # the next job of a sweep
-        first.speak()
+        first.report_failure()
+        first.send_config("a: 2")  # the next job of a sweep
+        first.report_failure()
     follower.join(10)
     assert [(config, at_last) for config, _, at_last in follower.heard] == [("a: 1", True), ("a: 2", True)]
     assert follower.heard[0][1] is False

@@ -15,12 +15,12 @@ from genstab.data.folder import FolderImages
 from genstab.evaluation.dataset_batches import batches
 from genstab.evaluation.generators import fitting_multiple
 from genstab.evaluation.measure import measure
-from genstab.evaluation.options import Plan
+from genstab.evaluation.options import MeasureOptions as Options
 from genstab.loggers.wandb_tables import per_image_rows
 from genstab.metrics.quality import total_variation
+from genstab.metrics.shift_map import measure_map
 from genstab.metrics.shift_ops import grid_shifts
 from genstab.metrics.sliced_wasserstein import SlicedWasserstein
-from genstab.report.figures import measure_map
 from genstab.report.slider_frames import read_frames
 from genstab.runtime.files import read_json
 from tests.conftest import Items, Pairs, noise
@@ -45,7 +45,7 @@ class Wild(nn.Module):
 
 
 def test_the_identity_is_perfect(tmp_path):
-    found = measure(nn.Identity(), Items(*noise(3, 3, 32, 40)), tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), Items(*noise(3, 3, 32, 40)), tmp_path, Options(**SMALL))
     keys = ("val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled", "val/shift_psnr_crop")
     assert [found.summary[key] for key in keys] == [100.0] * 4
     assert found.summary["val/shift_psnr_fractional"] > 99.9
@@ -59,7 +59,7 @@ def test_every_number_is_that_of_the_pure_function(tmp_path):
     torch.manual_seed(0)
     generator = UNet(3, 3, channels=4, levels=3, antialias=AntiAlias("none"))
     images = noise(5, 3, 40, 32)
-    found = measure(generator, Items(*images), tmp_path, Plan(**SMALL, batch_size=2))
+    found = measure(generator, Items(*images), tmp_path, Options(**SMALL, batch_size=2))
     for protocol, table in found.measurements["shift_psnr"].items():
         expected = shift_psnr(generator, images, table["shifts"], protocol, margin=2)
         torch.testing.assert_close(torch.tensor(table["decibels"], dtype=torch.float64), expected, atol=1e-5, rtol=0)
@@ -75,7 +75,7 @@ def test_no_number_depends_on_the_batch_size(tmp_path, batch_size):
     generator = UNet(1, 3, channels=4, levels=3).eval()
     plan = {**SMALL, "features": {"reach": 1}, "corruptions": {"names": ["gaussian_noise", "contrast"]}}
     numbers = [
-        measure(generator, Pairs(7), tmp_path, Plan(**plan, batch_size=size)).summary for size in (batch_size, 5)
+        measure(generator, Pairs(7), tmp_path, Options(**plan, batch_size=size)).summary for size in (batch_size, 5)
     ]
     for key, value in numbers[0].items():
         if key.startswith("val/"):
@@ -84,7 +84,7 @@ def test_no_number_depends_on_the_batch_size(tmp_path, batch_size):
 
 def test_quality_is_that_of_each_image(tmp_path):
     sources, targets = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
-    found = measure(nn.Identity(), Items(*sources, targets=targets), tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), Items(*sources, targets=targets), tmp_path, Options(**SMALL))
     expected = [(source - target).abs().mean().item() for source, target in zip(sources, targets, strict=True)]
     assert found.measurements["quality"]["l1"] == pytest.approx(expected)
     assert found.measurements["quality"]["images"] == ["0.png", "1.png"]
@@ -94,7 +94,7 @@ def test_quality_is_that_of_each_image(tmp_path):
 def test_quality_as_a_set_is_of_the_most_frequent_size(tmp_path):
     sources = [noise(3, 32, 32), noise(3, 40, 36, seed=1), noise(3, 32, 32, seed=2)]
     targets = [source.flip(-1) / 2 for source in sources]
-    found = measure(nn.Identity(), Items(*sources, targets=targets), tmp_path, Plan(**SMALL, batch_size=2))
+    found = measure(nn.Identity(), Items(*sources, targets=targets), tmp_path, Options(**SMALL, batch_size=2))
     assert "spectrum_error, swd: of the 2 images of 3×32×32 alone" in found.notes
     of_two = SlicedWasserstein()
     of_two.update(torch.stack(sources[::2]), torch.stack(targets[::2]))
@@ -104,7 +104,7 @@ def test_quality_as_a_set_is_of_the_most_frequent_size(tmp_path):
 
 def test_quality_is_of_the_images_whose_targets_have_the_outputs_size(tmp_path):
     targets = [noise(3, 32, 32, seed=1), noise(3, 16, 16), noise(3, 32, 32, seed=2)]
-    found = measure(nn.Identity(), Items(*noise(3, 3, 32, 32), targets=targets), tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), Items(*noise(3, 3, 32, 32), targets=targets), tmp_path, Options(**SMALL))
     table = found.measurements["quality"]
     assert [math.isnan(value) for value in table["l1"]] == [False, True, False]
     assert found.summary["val/l1"] == pytest.approx((table["l1"][0] + table["l1"][2]) / 2)
@@ -113,16 +113,16 @@ def test_quality_is_of_the_images_whose_targets_have_the_outputs_size(tmp_path):
 
 
 def test_without_targets_only_the_outputs_total_variation_is_known(tmp_path):
-    found = measure(nn.Identity(), Items(noise(1, 8, 8)), tmp_path, Plan(**{**SMALL, "protocols": ["circular"]}))
+    found = measure(nn.Identity(), Items(noise(1, 8, 8)), tmp_path, Options(**{**SMALL, "protocols": ["circular"]}))
     assert found.summary["val/tv"] == pytest.approx(total_variation(noise(1, 1, 8, 8)).item())
     assert "val/l1" not in found.summary
     items = Items(noise(1, 8, 8), targets=noise(1, 1, 8, 8))
-    doubled = measure(nn.Upsample(scale_factor=2), items, tmp_path, Plan(**{**SMALL, "protocols": ["circular"]}))
+    doubled = measure(nn.Upsample(scale_factor=2), items, tmp_path, Options(**{**SMALL, "protocols": ["circular"]}))
     assert doubled.notes == ["quality: not measured, outputs are 1×16×16 and targets 1×8×8"]
 
 
 def test_a_generator_that_is_not_deterministic_has_a_noise_floor(tmp_path):
-    found = measure(Restless(), Items(*noise(4, 3, 32, 32)), tmp_path, Plan(**SMALL))
+    found = measure(Restless(), Items(*noise(4, 3, 32, 32)), tmp_path, Options(**SMALL))
     # the difference of two draws of σ = 0.1 has the variance 0.02
     assert found.summary["val/noise_floor"] == pytest.approx(10 * math.log10(4 / 0.02), abs=0.2)
     assert found.summary["val/shift_psnr"] == pytest.approx(10 * math.log10(4 / 0.02), abs=0.2)
@@ -130,13 +130,13 @@ def test_a_generator_that_is_not_deterministic_has_a_noise_floor(tmp_path):
 
 def test_how_far_outputs_lie_apart(tmp_path):
     flat = [torch.full((3, 32, 32), value) for value in (-0.5, 0.0, 0.7)]
-    found = measure(nn.Identity(), Items(*flat), tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), Items(*flat), tmp_path, Options(**SMALL))
     # root mean square of the distances 0.5, 0.7 and 1.2, as a share of the range of 2
     assert found.summary["val/output_spread"] == pytest.approx(math.sqrt((0.25 + 0.49 + 1.44) / 3) / 2)
     assert found.summary["val/output_std"] == pytest.approx(0)
-    constant = measure(Constant(), Items(*noise(3, 3, 32, 32)), tmp_path, Plan(**SMALL)).summary
+    constant = measure(Constant(), Items(*noise(3, 3, 32, 32)), tmp_path, Options(**SMALL)).summary
     assert (constant["val/output_spread"], constant["val/shift_psnr"]) == (0, 100)
-    assert "val/output_spread" not in measure(nn.Identity(), Items(flat[0]), tmp_path, Plan(**SMALL)).summary
+    assert "val/output_spread" not in measure(nn.Identity(), Items(flat[0]), tmp_path, Options(**SMALL)).summary
 
 
 def test_a_generator_of_other_values_is_measured_in_its_own_range(tmp_path):
@@ -147,7 +147,7 @@ def test_a_generator_of_other_values_is_measured_in_its_own_range(tmp_path):
             return images.round()
 
     images = noise(2, 3, 32, 32)
-    found = measure(Unit(), Items(*images, targets=images), tmp_path, Plan(**WHOLE, value_range=(0, 255)))
+    found = measure(Unit(), Items(*images, targets=images), tmp_path, Options(**WHOLE, value_range=(0, 255)))
     assert found.summary["val/shift_psnr"] == 100
     assert 0 < found.summary["val/l1"] <= 1 / 255
     assert not Unit()._forward_hooks
@@ -159,20 +159,20 @@ def test_a_generator_that_refuses_a_shifted_image_is_measured_without_that_proto
             assert images.abs().max() <= 1, "out of range"
             return images
 
-    found = measure(Strict(), Items(*noise(2, 3, 32, 32).sign()), tmp_path, Plan(**SMALL))
+    found = measure(Strict(), Items(*noise(2, 3, 32, 32).sign()), tmp_path, Options(**SMALL))
     assert list(found.measurements["shift_psnr"]) == ["circular", "crop"]
     assert found.notes == ["fractional: not measured for 0.png, 1.png: the generator failed: out of range"]
 
 
 def test_a_second_measurement_leaves_no_picture_of_the_first(tmp_path):
     parts = {"features": {"reach": 1}, "corruptions": {"names": ["contrast"]}}
-    measure(UNet(1, 3, channels=2, levels=3), Pairs(1), tmp_path, Plan(**{**SMALL, **parts}))
-    measure(UNet(1, 3, channels=2, levels=3), Pairs(1), tmp_path, Plan(**{**SMALL, "map": None}))
+    measure(UNet(1, 3, channels=2, levels=3), Pairs(1), tmp_path, Options(**{**SMALL, **parts}))
+    measure(UNet(1, 3, channels=2, levels=3), Pairs(1), tmp_path, Options(**{**SMALL, "map": None}))
     assert not {"features.png", "corruptions.png", "shift_map.png"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_larger_output_is_measured_at_its_scale(tmp_path):
-    found = measure(nn.Upsample(scale_factor=3), Items(*noise(2, 3, 32, 32)), tmp_path, Plan(**SMALL))
+    found = measure(nn.Upsample(scale_factor=3), Items(*noise(2, 3, 32, 32)), tmp_path, Options(**SMALL))
     assert found.summary["val/shift_psnr"] == found.summary["val/shift_psnr_crop"] == 100
     assert read_frames(tmp_path / "slide_output.webp").shape == (16, 96, 96, 3)
 
@@ -180,7 +180,7 @@ def test_a_larger_output_is_measured_at_its_scale(tmp_path):
 def test_images_of_several_sizes_are_measured_in_batches_of_one_size(tmp_path):
     sources = [*noise(2, 3, 32, 32), *noise(3, 3, 48, 40), *noise(1, 3, 32, 32)]
     assert [batch.positions for batch in batches(Items(*sources), None, 2, False, [])] == [[0, 1], [2, 3], [4], [5]]
-    found = measure(nn.Identity(), Items(*sources), tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), Items(*sources), tmp_path, Options(**SMALL))
     assert found.summary["images"] == 6
     assert found.measurements["shift_psnr"]["crop"]["images"] == [f"{i}.png" for i in range(6)]
 
@@ -192,7 +192,7 @@ def test_everything_is_left_in_the_folder(tmp_path):
     torch.manual_seed(3)
     random = torch.random.get_rng_state()
     plan = {**SMALL, "features": {"reach": 1}, "corruptions": {"names": ["contrast"], "severities": [2]}}
-    found = measure(generator, Pairs(3), tmp_path / "new", Plan(**plan))
+    found = measure(generator, Pairs(3), tmp_path / "new", Options(**plan))
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "measurements.json", "samples.png", "shift_map.png", "shift.gif", "features.png", "corruptions.png",
         "slide_source.webp", "slide_output.webp",
@@ -205,17 +205,17 @@ def test_everything_is_left_in_the_folder(tmp_path):
 
 def test_a_baseline_of_itself_is_one(tmp_path):
     plan = {**SMALL, "corruptions": {"names": ["gaussian_noise", "contrast"], "severities": [1, 3]}}
-    measure(nn.Tanh(), Items(*noise(2, 3, 32, 32)), tmp_path / "a", Plan(**plan))
+    measure(nn.Tanh(), Items(*noise(2, 3, 32, 32)), tmp_path / "a", Options(**plan))
     part = {**plan["corruptions"], "baseline": str(tmp_path / "a")}
-    found = measure(nn.Tanh(), Items(*noise(2, 3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    found = measure(nn.Tanh(), Items(*noise(2, 3, 32, 32)), tmp_path / "b", Options(**{**plan, "corruptions": part}))
     assert found.summary["val/corruption_relative"] == 1
     # G(x) = x / 2 moves half as far as the identity: a quarter of the squared error
-    measure(nn.Identity(), Items(*noise(2, 3, 32, 32)), tmp_path / "a", Plan(**plan))
+    measure(nn.Identity(), Items(*noise(2, 3, 32, 32)), tmp_path / "a", Options(**plan))
     half = nn.Conv2d(3, 3, 1, bias=False)
     half.weight = nn.Parameter(0.5 * torch.eye(3)[..., None, None])
-    found = measure(half, Items(*noise(2, 3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    found = measure(half, Items(*noise(2, 3, 32, 32)), tmp_path / "b", Options(**{**plan, "corruptions": part}))
     assert found.summary["val/corruption_relative"] == pytest.approx(0.25)
-    found = measure(half, Items(noise(3, 32, 32)), tmp_path / "b", Plan(**{**plan, "corruptions": part}))
+    found = measure(half, Items(noise(3, 32, 32)), tmp_path / "b", Options(**{**plan, "corruptions": part}))
     (note,) = found.notes
     assert note.startswith(
         f"corruptions: not measured, corruptions.baseline={tmp_path / 'a'} was measured on ['0.png', "
@@ -226,15 +226,15 @@ def test_an_output_that_is_not_finite_is_named_with_its_image_and_shift(tmp_path
     images = noise(3, 3, 32, 32) * 0.9
     images[1, 0, 5, 5] = 1.0
     with pytest.raises(InputError, match=r"image 1\.png .*not finite"):
-        measure(Wild(), Items(*images), tmp_path, Plan(**SMALL))
+        measure(Wild(), Items(*images), tmp_path, Options(**SMALL))
 
 
 def test_a_generator_that_cannot_take_the_images_is_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"the generator cannot take 0\.png \(1, 3, 32, 32\): .*channels") as error:
-        measure(nn.Conv2d(1, 3, 3), Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+        measure(nn.Conv2d(1, 3, 3), Items(noise(3, 32, 32)), tmp_path, Options(**SMALL))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="32×32 into 30×30"):
-        measure(nn.Conv2d(3, 3, 3), Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+        measure(nn.Conv2d(3, 3, 3), Items(noise(3, 32, 32)), tmp_path, Options(**SMALL))
 
 
 class Asserting(nn.Module):
@@ -244,10 +244,10 @@ class Asserting(nn.Module):
 
 
 def test_what_the_author_of_a_network_asserts_is_heeded(tmp_path):
-    found = measure(Asserting(), Items(noise(3, 48, 48)), tmp_path, Plan(**SMALL))
+    found = measure(Asserting(), Items(noise(3, 48, 48)), tmp_path, Options(**SMALL))
     assert found.summary["val/shift_psnr_crop"] == 100
     with pytest.raises(InputError, match=r"cannot take 0\.png \(1, 3, 48, 40\): sides must be multiples of 16"):
-        measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Plan(**SMALL))
+        measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Options(**SMALL))
 
 
 def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
@@ -257,8 +257,8 @@ def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
     (tmp_path / "images" / "b.png").write_bytes(b"no image")
     dataset = FolderImages(tmp_path / "images")
     with pytest.raises(InputError, match=r"cannot read .*b\.png.*\(on_error=skip measures the others\)"):
-        measure(nn.Identity(), dataset, tmp_path, Plan(**SMALL))
-    found = measure(nn.Identity(), dataset, tmp_path, Plan(**SMALL, on_error="skip"))
+        measure(nn.Identity(), dataset, tmp_path, Options(**SMALL))
+    found = measure(nn.Identity(), dataset, tmp_path, Options(**SMALL, on_error="skip"))
     assert found.summary["images"] == 2
     assert found.measurements["shift_psnr"]["circular"]["images"] == ["a.png", "c.png"]
     (note,) = found.notes
@@ -266,7 +266,7 @@ def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
     for name in "ac":
         (tmp_path / "images" / f"{name}.png").write_bytes(b"")
     with pytest.raises(InputError, match="no image to measure: all of them are unreadable"):
-        measure(nn.Identity(), dataset, tmp_path, Plan(**SMALL, on_error="skip"))
+        measure(nn.Identity(), dataset, tmp_path, Options(**SMALL, on_error="skip"))
 
 
 class Picky(nn.Module):
@@ -279,23 +279,23 @@ class Picky(nn.Module):
 def test_the_windows_of_crop_are_cut_to_what_the_generator_needs(tmp_path):
     assert fitting_multiple(Picky(), torch.zeros(1, 3, 48, 48), [(0, 1)]) == 16
     assert fitting_multiple(nn.Identity(), torch.zeros(1, 3, 48, 48), [(0, 1)]) == 1
-    found = measure(Picky(), Items(*noise(1, 3, 48, 48)), tmp_path, Plan(**SMALL))
+    found = measure(Picky(), Items(*noise(1, 3, 48, 48)), tmp_path, Options(**SMALL))
     expected = shift_psnr(Picky(), noise(1, 3, 48, 48), SMALL["shifts"], "crop", margin=2, multiple=16)
     assert found.measurements["shift_psnr"]["crop"]["decibels"] == expected.tolist()
-    both = measure(Picky(), Items(noise(3, 48, 48), noise(3, 16, 16)), tmp_path, Plan(**WHOLE))
+    both = measure(Picky(), Items(noise(3, 48, 48), noise(3, 16, 16)), tmp_path, Options(**WHOLE))
     crop = both.measurements["shift_psnr"]["crop"]["decibels"]
     assert crop == [pytest.approx([row[0], math.nan], nan_ok=True) for row in expected.tolist()]
     assert both.summary["val/shift_psnr_crop"] == pytest.approx(expected.mean().item())
     assert both.notes == [
         "crop: not measured for 1.png: the generator takes no window smaller than the image",
-        "map, features, corruptions, film: on images of 48×48 alone",
+        "map, features, corruptions, animation: on images of 48×48 alone",
     ]
     with pytest.raises(InputError, match=r"crop: not measured for 0\.png: the generator takes no window smaller"):
-        measure(Picky(), Items(*noise(1, 3, 16, 16)), tmp_path, Plan(**{**SMALL, "protocols": ["crop"]}))
+        measure(Picky(), Items(*noise(1, 3, 16, 16)), tmp_path, Options(**{**SMALL, "protocols": ["crop"]}))
 
 
 def test_a_protocol_without_room_is_left_out_with_a_note(tmp_path):
-    found = measure(nn.Identity(), Items(noise(3, 8, 8)), tmp_path, Plan(**{**SMALL, "margin": 3}))
+    found = measure(nn.Identity(), Items(noise(3, 8, 8)), tmp_path, Options(**{**SMALL, "margin": 3}))
     assert list(found.measurements["shift_psnr"]) == ["circular", "fractional"]
     (note,) = found.notes
     assert note.startswith("crop: not measured for 0.png: shift=(0, 1) and margin=3 leave no pixel of a 6×7 image")
@@ -303,7 +303,7 @@ def test_a_protocol_without_room_is_left_out_with_a_note(tmp_path):
 
 def test_a_row_of_pixels_has_no_map(tmp_path):
     plan = {**SMALL, "shifts": [(0, 1)], "protocols": ["circular"], "features": {}}
-    found = measure(nn.Identity(), Items(noise(3, 1, 32)), tmp_path, Plan(**plan))
+    found = measure(nn.Identity(), Items(noise(3, 1, 32)), tmp_path, Options(**plan))
     assert [note.split(",")[0] for note in found.notes] == ["features: not measured", "map: not measured"]
     assert found.summary["val/shift_psnr"] == 100
 
@@ -319,7 +319,7 @@ def test_what_a_forward_pass_changes_is_put_back(tmp_path):
             return images
 
     model = Counter()
-    measure(model, Items(noise(3, 32, 32)), tmp_path, Plan(**SMALL))
+    measure(model, Items(noise(3, 32, 32)), tmp_path, Options(**SMALL))
     assert model.calls == 0
 
 
@@ -331,6 +331,34 @@ class Counting(nn.Module):
     def forward(self, images):
         self.images += len(images)
         return torch.tanh(images)
+
+
+def test_no_image_passes_the_generator_twice(tmp_path):
+    generator = Counting()
+    parts = {
+        "map": {"reach": 2, "images": 2},
+        "features": {"layers": ["1"], "reach": 1, "images": 2},
+        "corruptions": {"names": ["contrast"], "severities": [1, 2], "images": 2},
+    }
+    options = Options(**{**SMALL, **parts}, fractional_shifts=[(0, 0.25), (0, 0.5), (0.5, 0.5)])
+    measure(nn.Sequential(generator, nn.ReLU()), Items(*noise(5, 3, 32, 32)), tmp_path, options)
+    everyone = 5 * (
+        1  # G(x), for the quality and all protocols that do not cut windows
+        + 1  # once more, for the noise floor
+        + 2  # circular
+        + (1 + 2)  # crop: the window at rest and the moved ones
+        + 3  # fractional
+    )
+    first = {
+        "which windows it takes": 1,
+        "which layers there are, before any work and again": 1 + 1,
+        "speed": 3 * 4,
+        "features": 2 * (1 + 8),
+        "corruptions": 2 * 2,  # G(x) is known
+        "map": 2 * (24 - 8 - 1),  # features know the 8 shifts by one pixel, circular (2, 0)
+        "animation": 32 - 1 - 2,  # G(x) and what map and features know, (0, 1) and (0, 2)
+    }
+    assert generator.images == everyone + sum(first.values())
 
 
 @pytest.mark.parametrize("protocol", ["circular", "crop"])
@@ -346,11 +374,11 @@ def test_the_map_calls_the_generator_once_for_each_shift_and_the_unmoved_image(p
 
 def test_the_map_of_crop_has_windows_that_the_generator_takes(tmp_path):
     plan = {**SMALL, "protocols": ["circular"], "map": {"reach": 1, "protocol": "crop"}}
-    found = measure(Picky(), Items(noise(3, 48, 48)), tmp_path, Plan(**plan))
+    found = measure(Picky(), Items(noise(3, 48, 48)), tmp_path, Options(**plan))
     expected = shift_psnr(Picky(), noise(1, 3, 48, 48), grid_shifts(1), "crop", margin=2, multiple=16).flatten()
     rows = found.measurements["shift_map"]["decibels"]
     assert [value for row in rows for value in row if value is not None] == expected.tolist()
-    found = measure(Picky(), Items(noise(3, 16, 16)), tmp_path, Plan(**plan))
+    found = measure(Picky(), Items(noise(3, 16, 16)), tmp_path, Options(**plan))
     assert "shift_map" not in found.measurements
     assert found.notes == ["map: not measured, the generator takes no window smaller than the images"]
 
@@ -363,12 +391,12 @@ def test_an_image_whose_output_is_not_finite_in_the_map_alone_is_named(tmp_path)
     images = noise(2, 3, 32, 32) * 0.9
     images[1, :, 31, 0] = 1.0  # comes into the corner with (1, 0)
     plan = {**SMALL, "shifts": [(0, 1)], "protocols": ["circular"]}
-    (note,) = measure(Wild(), Items(*images), tmp_path, Plan(**plan)).notes
+    (note,) = measure(Wild(), Items(*images), tmp_path, Options(**plan)).notes
     assert note == "map: not measured, the generator's output for image 1.png at shift=(1, 0) is not finite"
 
 
 def test_every_part_can_be_left_out(tmp_path):
-    found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**{**SMALL, "map": None}))
+    found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Options(**{**SMALL, "map": None}))
     assert list(found.measurements) == ["shift_psnr", "quality"]
 
 
@@ -386,13 +414,15 @@ def test_every_part_is_measured_in_the_precision_asked_for(tmp_path, classifier)
     layer.seen = set()
     model = nn.Sequential(layer, Brightest() if classifier else nn.Tanh())
     parts = {"features": {"reach": 1}, "corruptions": {"names": "contrast", "severities": [1]}}
-    found = measure(model, Labelled(*noise(2, 3, 32, 32)), tmp_path, Plan(**{**SMALL, **parts}, precision="bfloat16"))
+    found = measure(
+        model, Labelled(*noise(2, 3, 32, 32)), tmp_path, Options(**{**SMALL, **parts}, precision="bfloat16")
+    )
     assert layer.seen == {torch.bfloat16}
     assert {"features", "corruption_errors" if classifier else "corruptions"} <= set(found.measurements)
 
 
 def test_small_images_are_measured_without_corruptions(tmp_path):
-    plan = Plan(**{**SMALL, "corruptions": {"names": ["contrast"]}})
+    plan = Options(**{**SMALL, "corruptions": {"names": ["contrast"]}})
     for model in (nn.Identity(), Brightest()):
         found = measure(model, Labelled(*noise(2, 3, 28, 40)), tmp_path, plan)
         assert found.notes == ["corruptions: not measured, 28×40 images are smaller than 32×32"]
@@ -400,7 +430,7 @@ def test_small_images_are_measured_without_corruptions(tmp_path):
 
 def test_a_baseline_that_is_not_there_is_named_before_any_work(tmp_path):
     generator = Counting()
-    plan = Plan(**{**SMALL, "corruptions": {"baseline": str(tmp_path / "none")}})
+    plan = Options(**{**SMALL, "corruptions": {"baseline": str(tmp_path / "none")}})
     with pytest.raises(InputError, match=r"cannot read .*none/measurements\.json"):
         measure(generator, Items(noise(3, 32, 32)), tmp_path, plan)
     assert not generator.images
@@ -423,7 +453,7 @@ def test_a_classifier_is_measured_as_one(tmp_path):
     for index, image in enumerate(images):
         image[(index + (index == 4)) % 3] += 0.5  # one of six is labelled wrongly
     plan = {**SMALL, "corruptions": {"names": ["brightness", "contrast"], "severities": [1, 2], "images": 6}}
-    found = measure(Brightest(), Labelled(*images), tmp_path, Plan(**plan))
+    found = measure(Brightest(), Labelled(*images), tmp_path, Options(**plan))
     assert (found.summary["val/consistency"], found.summary["val/consistency_roll"]) == (1, 1)
     assert found.summary["val/accuracy"] == pytest.approx(5 / 6)
     assert found.measurements["consistency"]["circular"]["correct"] == [True] * 4 + [False, True]
@@ -432,17 +462,20 @@ def test_a_classifier_is_measured_as_one(tmp_path):
         name: [pytest.approx(1 / 6)] * 2 for name in ("brightness", "contrast")
     }
     assert "val/shift_psnr" not in found.summary
-    unlabelled = measure(Brightest(), Items(*images), tmp_path, Plan(**SMALL))
+    unlabelled = measure(Brightest(), Items(*images), tmp_path, Options(**SMALL))
     assert unlabelled.notes == ["accuracy: not measured, the images have no labels (data=classes has)"]
 
 
 def test_a_model_without_layers_has_no_feature_distance(tmp_path):
-    found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**{**SMALL, "features": {"reach": 1}}))
+    found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Options(**{**SMALL, "features": {"reach": 1}}))
     (note,) = found.notes
     assert note.startswith("features: not measured, ")
     with pytest.raises(InputError, match="Identity shows no layer with a feature map"):
         measure(
-            nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**{**SMALL, "features": {"layers": ["encoder.*"]}})
+            nn.Identity(),
+            Items(noise(3, 32, 32)),
+            tmp_path,
+            Options(**{**SMALL, "features": {"layers": ["encoder.*"]}}),
         )
 
 
@@ -472,21 +505,21 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
 )
 def test_a_bad_option_is_named(options, message):
     with pytest.raises(InputError, match=message):
-        Plan(**options)
+        Options(**options)
 
 
 def test_one_protocol_may_stand_alone_and_counts_once():
-    assert Plan(protocols="crop").protocols == Plan(protocols=["crop", "crop"]).protocols == ["crop"]
+    assert Options(protocols="crop").protocols == Options(protocols=["crop", "crop"]).protocols == ["crop"]
 
 
 def test_a_range_of_shifts():
-    assert Plan(reach=2).shifts_of("circular") == grid_shifts(2)
+    assert Options(reach=2).shifts_of("circular") == grid_shifts(2)
 
 
 def test_the_summary_has_the_keys_of_a_training(tmp_path):
     from genstab.evaluation.publish import publish
 
-    found = measure(nn.Identity(), Items(*noise(2, 3, 32, 32), targets=noise(2, 3, 32, 32)), tmp_path, Plan(**SMALL))
+    found = measure(nn.Identity(), Items(*noise(2, 3, 32, 32), targets=noise(2, 3, 32, 32)), tmp_path, Options(**SMALL))
     publish(found, tmp_path, {"run_name": "identity"}, 1.0)
     summary = json.loads(Path(tmp_path, "summary.json").read_text())
     assert {"val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled", "val/shift_psnr_crop"} <= set(summary)
@@ -500,4 +533,4 @@ def test_the_summary_has_the_keys_of_a_training(tmp_path):
 @pytest.mark.parametrize("value", [None, 3, True])
 def test_what_is_no_list_of_choices_is_named(name, value):
     with pytest.raises(InputError, match=f"{name}={value} is not a list of any of "):
-        Plan(**{name: value})
+        Options(**{name: value})

@@ -183,24 +183,20 @@ KILL = "+callbacks.happen={_target_: tests.helpers.world.Happen, folder: /, happ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["at the start", "half way", "service"])
-def test_a_training_goes_on(tmp_path, server, fault):
-    options = ["logger.init_timeout=2", "logger.finish_timeout=2"] + [KILL] * (fault == "service")
-    server.mode = "silent" if fault == "at the start" else "well"
-    server.then = "silent" if fault == "half way" else None
+@pytest.mark.parametrize("fault", ["server", "service"])
+def test_a_training_goes_on(tmp_path, server, monkeypatch, fault):
+    """It ends with code 0, and with one warning of what was not written and one of the end."""
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # its telemetry waits for the server after the end, too
+    server.then = "silent" if fault == "server" else None
+    options = ["logger.mode=online", "logger.finish_timeout=2", *[KILL] * (fault == "service")]
     base = [option for option in TINY if option not in ("logger=csv", "ckpt_path=last")]
     folder = tmp_path / "run"
-    code, printed = finish(start(ROOT / "train.py", *base, "logger.mode=online", f"hydra.run.dir={folder}", *options))
+    code, printed = finish(start(ROOT / "train.py", *base, f"hydra.run.dir={folder}", *options))
     assert code == 0, printed
     assert "Traceback" not in printed
     assert (folder / "summary.json").is_file()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
-    if fault == "at the start":
-        assert printed.count("UserWarning") == printed.count("UserWarning: W&B cannot log online: ") == 1
-        assert f"\nwandb sync {folder}/wandb/offline-run-" in printed
-    else:  # one warning of what was not written, one of the end
-        assert printed.count("UserWarning") == 2
-        assert printed.count(": log ") == 1
-        assert printed.count("UserWarning: the W&B run did not end cleanly: ") == 1
-        assert "\nnot written: wandb/run-" in printed
-        assert f"\nwandb sync --include-online {folder}/wandb/run-" in printed
+    assert printed.count("UserWarning: log ") == printed.count("UserWarning: the W&B run did not end cleanly: ") == 1
+    assert printed.count("UserWarning") == 2
+    assert "\nnot written: wandb/run-" in printed
+    assert f"\nwandb sync --include-online {folder}/wandb/run-" in printed

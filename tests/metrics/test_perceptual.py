@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from genstab.errors import InputError
 from genstab.evaluation.measure import measure
-from genstab.evaluation.options import Plan
+from genstab.evaluation.options import MeasureOptions as Options
 from genstab.metrics.perceptual import SMALLEST, Perceptual
 from tests.conftest import Items, noise
 
@@ -92,7 +92,7 @@ class Fading(nn.Module):
 
 def test_fid_and_lpips_are_those_of_the_papers(networks, tmp_path):
     sources, targets = noise(20, 3, 40, 48), noise(20, 3, 40, 48, seed=1) * 0.5
-    plan = Plan(**ONLY, batch_size=7, perceptual=["fid", "lpips"])
+    plan = Options(**ONLY, batch_size=7, perceptual=["fid", "lpips"])
     found = measure(Fading(), Items(*sources, targets=targets), tmp_path, plan)
     outputs = [Fading()(source).clamp(-1, 1) for source in sources]
     # means of the quarters of the pictures that a file of 8 bits would hold
@@ -106,7 +106,7 @@ def test_fid_and_lpips_are_those_of_the_papers(networks, tmp_path):
 
 
 def test_targets_are_at_no_distance_and_grey_is_a_colour(networks, tmp_path):
-    plan = Plan(**ONLY, perceptual=["lpips", "fid"])
+    plan = Options(**ONLY, perceptual=["lpips", "fid"])
     images = noise(16, 3, 32, 32)  # more than features, so that the covariance has no roots of zero
     same = measure(nn.Identity(), Items(*images, targets=images), tmp_path, plan).summary
     assert (same["val/fid"], same["val/lpips"]) == (pytest.approx(0, abs=1e-6), 0)
@@ -123,7 +123,7 @@ def test_the_other_numbers_and_the_random_state_stay(networks, tmp_path):
     states, summaries = [], []
     for perceptual in ([], ["fid", "lpips"]):
         torch.manual_seed(5)
-        plan = Plan(**ONLY, perceptual=perceptual)
+        plan = Options(**ONLY, perceptual=perceptual)
         summaries.append(measure(Fading(), Items(*images, targets=images), tmp_path, plan).summary)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
@@ -145,7 +145,7 @@ def test_the_other_numbers_and_the_random_state_stay(networks, tmp_path):
 def test_what_cannot_be_measured_is_said_once(networks, tmp_path, sizes, targets, note):
     targets = [noise(*size, seed=1) for size in targets] if targets else None
     data = Items(*(noise(*size) for size in sizes), targets=targets)
-    found = measure(nn.Identity(), data, tmp_path, Plan(**ONLY, batch_size=1, perceptual=["fid", "lpips"]))
+    found = measure(nn.Identity(), data, tmp_path, Options(**ONLY, batch_size=1, perceptual=["fid", "lpips"]))
     assert found.notes.count(note) == 1
     assert ("val/lpips" in found.summary) == (len(sizes) == 1)
     assert ("val/fid" in found.summary) == ("30" in note)
@@ -153,7 +153,7 @@ def test_what_cannot_be_measured_is_said_once(networks, tmp_path, sizes, targets
 
 def test_a_classifier_draws_nothing(tmp_path):
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
-    found = measure(classifier, Items(*noise(2, 3, 32, 32)), tmp_path, Plan(**ONLY, perceptual=["fid"]))
+    found = measure(classifier, Items(*noise(2, 3, 32, 32)), tmp_path, Options(**ONLY, perceptual=["fid"]))
     assert "fid: not measured, a classifier draws no images" in found.notes
 
 
@@ -169,7 +169,7 @@ def test_missing_packages_are_said_before_any_work(monkeypatch, tmp_path, name):
     monkeypatch.setattr("torchmetrics.image.lpip._TORCHVISION_AVAILABLE", False)
     text = rf"perceptual=\[{name}\] needs torch-fidelity, torchvision .*: pip install 'genstab\[perceptual\]'"
     with pytest.raises(InputError, match=text):
-        measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Plan(**ONLY, perceptual=name))
+        measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Options(**ONLY, perceptual=name))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +192,4 @@ def test_weights_that_cannot_be_had(monkeypatch, error):
 
 def test_names_are_checked():
     with pytest.raises(InputError, match="perceptual='fod' is not one of fid, lpips"):
-        Plan(perceptual=["fid", "fod"])
+        Options(perceptual=["fid", "fod"])

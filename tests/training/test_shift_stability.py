@@ -94,6 +94,22 @@ def test_tables_of_each_shift_and_image_are_those_of_the_pure_function(batch_siz
     assert not [key for key in trainer.callback_metrics if "fractional_" in key]
 
 
+@pytest.mark.parametrize(
+    ("protocols", "passes"),
+    [
+        (THREE, 1 + 2 + (1 + 2) + 3),  # G(x) serves circular and fractional; crop has a window of its own at rest
+        (("crop",), 1 + 2),
+    ],
+)
+def test_the_generator_sees_each_image_once_for_all_protocols(protocols, passes):
+    model, seen = Foreign(), []
+    model.net.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
+    images = torch.rand(5, 1, 16, 16)
+    callback = stability(protocols=protocols, fractional_shifts=PARTS, images=3, multiple=2)
+    Trainer(callbacks=[callback], **QUIET).validate(model, DataLoader(TensorDataset(images, images), 2), verbose=False)
+    assert sum(seen) == 3 * passes
+
+
 def test_a_table_of_one_shift_and_one_image_is_still_a_table():
     callback = stability(shifts=[(0, 1)], images=1)
     Trainer(callbacks=[callback], **QUIET).validate(tiny_pix2pix(), pairs_loader(2, 2), verbose=False)

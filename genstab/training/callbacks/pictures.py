@@ -1,4 +1,4 @@
-"""Pictures of a training: panels in every validation; samples, a shift map and a film at its end."""
+"""Pictures of a training: panels in every validation; samples, a shift map and an animation at its end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,14 @@ from genstab.data.collate import source_of
 from genstab.errors import check_counts
 from genstab.inference.eval_mode import inference, submodule
 from genstab.loggers.media import log_image, log_video
+from genstab.metrics.shift_map import RolledOutputs, measure_map
 from genstab.metrics.shift_ops import Shift, parse_shifts
-from genstab.report.figures import measure_map, picture_table, shift_panel, write_exhibits
+from genstab.report.figures import picture_table, shift_panel, write_exhibits
 from genstab.runtime.files import FailedWrites
 
 
 class ShiftPictures(Callback):
-    """Show what the numbers mean: panels in every validation; samples, a shift map and a film at the end.
+    """Show what the numbers mean: panels in every validation; samples, a shift map and an animation at the end.
 
     Each validation logs `samples` (source, output, target) and `shift` (output of the shifted source, shifted output,
     and their difference), at the step of the validation's metrics. The end of the training writes `samples.png`,
@@ -31,7 +32,7 @@ class ShiftPictures(Callback):
         shift: (dy, dx) of the panel.
         reach: the map has all shifts with |Δh|, |Δw| up to this many pixels.
         map_images: images that the map averages over.
-        frames: of the film, one pixel each.
+        frames: of the animation, one pixel each.
         source_key, generator: as for `ShiftStability`; a dict's `target` is shown where there is one.
 
     Raises:
@@ -81,10 +82,10 @@ class ShiftPictures(Callback):
         if trainer.sanity_checking or self.source is None:
             return
         with inference(submodule(pl_module, self.generator)) as generate:
-            samples = {"source": self.source, "output": generate(self.source)}
+            output = generate(self.source)
             panels = {
-                "samples": samples if self.target is None else {**samples, "target": self.target},
-                "shift": shift_panel(generate, self.source, self.shift),
+                "samples": self._samples(self.source, output),
+                "shift": shift_panel(generate, self.source, output, self.shift),
             }
         step = _step(trainer)
         for logger in trainer.loggers:
@@ -93,20 +94,26 @@ class ShiftPictures(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and log samples, map and film."""
+        """Write and log samples, map and animation."""
         if self.source is None:
             return
-        generator = submodule(pl_module, self.generator)
-        images = self.source[: self.map_images]
-        self.decibels = measure_map(generator, images, self.reach, check_finite=False)
-        title = f"circular, {len(images)} images"
-        shown = self.source, self.target, self.decibels, title, self.frames
-        pictures = write_exhibits(self.folder, generator, *shown, spare=self.unwritten.tolerate)
-        step, film = _step(trainer), self.folder / "shift.gif"
+        with inference(submodule(pl_module, self.generator)) as generate:
+            output = generate(self.source)
+            rolled = RolledOutputs(self.source, output)
+            images = self.source[: self.map_images]
+            self.decibels = measure_map(generate, images, self.reach, rolled=rolled, check_finite=False)
+            samples, title = self._samples(self.source, output), f"circular, {len(images)} images"
+            shown = samples, rolled, self.decibels, title, self.frames
+            pictures = write_exhibits(self.folder, generate, *shown, spare=self.unwritten.tolerate)
+        step, animation = _step(trainer), self.folder / "shift.gif"
         for logger in trainer.loggers:
             log_image(logger, "shift_map", pictures["shift_map"], step)
-            if str(film) not in self.unwritten.files:
-                log_video(logger, "shift_film", film, step)
+            if str(animation) not in self.unwritten.files:
+                log_video(logger, "shift_film", animation, step)
+
+    def _samples(self, source: Tensor, output: Tensor) -> dict[str, Tensor]:
+        samples = {"source": source, "output": output}
+        return samples if self.target is None else {**samples, "target": self.target}
 
 
 def _step(trainer: Trainer) -> int:

@@ -1,4 +1,4 @@
-"""What a run leaves behind in numbers: `summary.json` and a table in the terminal."""
+"""The results of a run in numbers: `summary.json`, `measurements.json` and a table in the terminal."""
 
 import shlex
 import time
@@ -17,7 +17,8 @@ from genstab.data.shares import all_gathered
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.wandb_tables import log_tables
-from genstab.report.figures import map_table, shift_table
+from genstab.metrics.shift_map import map_table
+from genstab.report.figures import shift_table
 from genstab.report.table import results_table
 from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten_lines, write_json
 from genstab.runtime.last_checkpoint import LastCheckpoint
@@ -34,15 +35,15 @@ C = TypeVar("C", bound=Callback)
 class RunSummary(Callback):
     """Write `summary.json` at the end of a fit and print its table.
 
-    The file has the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
-    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `provenance`; of when the
-    program began), `processes`, `seconds` (the whole fit, since it was last continued) and `images_per_second`
-    (training alone, over all processes: without validation, and without the first batch, which starts the workers and
-    compiles); `skipped`, what `data.on_error=skip` left out and why; `updates_left_out` by `on_nan=skip`; `unwritten`,
-    what the disk did not take; and the `warnings` of `CollapseWatch`.
+    The file holds the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
+    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `provenance`; as of the start of
+    the program), `processes`, `seconds` (of the whole fit, since it was last resumed), `images_per_second` (training
+    only, over all processes: without validation and the first batch, which starts workers and compiles), `skipped`
+    (images that `data.on_error=skip` left out, and why), `updates_left_out` by `on_nan=skip`, `unwritten` (files that
+    could not be written) and the `warnings` of `CollapseWatch`.
 
     Args:
-        folder: where the file goes.
+        folder: of the run.
         config: the run's configuration, as plain types.
     """
 
@@ -56,7 +57,7 @@ class RunSummary(Callback):
         self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration, to be compared with that of a run that goes on from the checkpoint."""
+        """Store the configuration; a run that resumes from the checkpoint is compared with it."""
         checkpoint["config"] = self.config
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,7 +65,7 @@ class RunSummary(Callback):
         self.fit_began, self.batches = time.perf_counter(), None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Have Lightning validate after the last batch, wherever in an epoch: the summary is of the final weights."""
+        """Validate after the last batch, wherever in an epoch it is: the summary is about the final weights."""
         if self.batches is None:  # not before every callback has had its on_train_start
             self.batches = trainer.estimated_stepping_batches
         if trainer.global_step + 1 >= self.batches:
@@ -83,7 +84,7 @@ class RunSummary(Callback):
         self.training = now - self.training_began - self.validating
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect what each process had to leave out."""
+        """Gather the images that each process skipped."""
         self.skipped = sorted(set().union(*all_gathered(_skipped(trainer))))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +92,7 @@ class RunSummary(Callback):
         self.validation_began = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the clock of the training."""
+        """Restart the clock of the training."""
         if self.training_began:
             self.validating += time.perf_counter() - self.validation_began
 
@@ -121,7 +122,7 @@ class RunSummary(Callback):
         }
 
     def measurements(self, trainer: Trainer) -> dict[str, Any]:
-        """Return what `measurements.json` holds: shift PSNR per shift and image in the last validation, and the map."""
+        """Return what `measurements.json` holds: shift PSNR per shift and image of the last validation, and the map."""
         found: dict[str, Any] = {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its callback connector
             if isinstance(callback, ShiftStability) and callback.tables:
@@ -137,7 +138,7 @@ class RunSummary(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, print the table, and say where to look."""
+        """Write the files and print the table and the paths."""
         summary = self.summary(trainer)
         measurements = self.measurements(trainer)
         for name, content in ((MEASUREMENTS, measurements), (SUMMARY, summary)):
@@ -153,19 +154,19 @@ class RunSummary(Callback):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             console.print("No results: no validation ran.")
-        self.say_where(trainer)
+        self.print_paths(trainer)
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """After Ctrl-C and the like, say where to look and how to go on."""
+        """After Ctrl-C and other signals, print the paths and how to resume."""
         if isinstance(exception, KeyboardInterrupt | Stopped):
             print(f"\nStopped after {trainer.global_step} batches.")
             if self.summary(trainer)["checkpoint"]:
                 print(f"To go on: the same command with ckpt_path=last hydra.run.dir={shlex.quote(str(self.folder))}")
-            self.say_where(trainer)
+            self.print_paths(trainer)
 
-    def say_where(self, trainer: Trainer) -> None:
-        """Print the run folder, what is missing in it, and how to look at what each logger has."""
+    def print_paths(self, trainer: Trainer) -> None:
+        """Print the run folder, the files missing from it, and how to view what each logger recorded."""
         print(f"Run folder: {self.folder}")
         for line in unwritten_lines(trainer, self.folder):
             print(f"not written: {line}")

@@ -1,4 +1,4 @@
-"""How long a training will take, said once it is known how long a batch takes."""
+"""An estimate of how long the training will take, printed once."""
 
 import math
 import time
@@ -11,10 +11,10 @@ from genstab.errors import check_counts
 
 
 class TimeEstimate(Callback):
-    """Print how long the rest of a training takes, validations not counted.
+    """Print once how long the rest of the training will take, without validations.
 
     Args:
-        after: batches from which it is estimated, the first one excepted: that starts workers and compiles.
+        after: number of batches to measure. The first batch is not one of them: it starts workers and compiles.
 
     Raises:
         InputError: `after` is not a positive integer.
@@ -28,14 +28,14 @@ class TimeEstimate(Callback):
         self.after, self.seen, self.began = after, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the counter."""
         self.seen = 0
 
     @rank_zero_only
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read the clock after the first batch, and speak when there were enough."""
+        """Start the clock after the first batch; print the estimate `after` batches later."""
         self.seen += 1
         if self.seen == 1:
             self.began = time.perf_counter()
@@ -50,7 +50,7 @@ class TimeEstimate(Callback):
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the two largest units.
+    """Format seconds in the two largest units.
 
     >>> [duration(each) for each in (8.2, 220, 8000, 200000)]
     ['8 s', '3 min 40 s', '2 h 13 min', '2 d 7 h']

@@ -1,0 +1,31 @@
+"""What belongs to the whole process: environment variables and signal handlers."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = [each for each in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD") if hasattr(signal, each)]
+
+
+@contextmanager
+def process_state_restored() -> Iterator[None]:
+    """Undo at the end what was changed in this context.
+
+    >>> with process_state_restored():
+    ...     os.environ["RANK"] = "1"
+    >>> "RANK" in os.environ
+    False
+    """
+    environment = dict(os.environ)
+    handlers = {getattr(signal, each): signal.getsignal(getattr(signal, each)) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python changes no handler
+            for signum, handler in handlers.items():
+                if handler is not None:  # None: it was not installed from Python
+                    signal.signal(signum, handler)
