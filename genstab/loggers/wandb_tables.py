@@ -91,7 +91,8 @@ def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
         metric.key.removeprefix("val/"): by_image for metric, by_image in quality_by_image(measurements).items()
     }
     images = dict.fromkeys(image for by_image in columns.values() for image in by_image)
-    return [[image, *(columns.get(key, {}).get(image) for key in per_image_columns()[1:])] for image in images]
+    headings = per_image_columns()[1:]
+    return [[image, *(columns.get(key, {}).get(image) for key in headings)] for image in images]
 
 
 def corruption_rows(measurements: Mapping[str, Any]) -> Rows:

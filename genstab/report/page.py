@@ -15,16 +15,7 @@ from plotly.offline import get_plotlyjs
 from genstab.errors import InputError
 from genstab.metrics.registry import Metric, protocols
 from genstab.report.charts import run_styles
-from genstab.report.panels import (
-    Panel,
-    corruption_panel,
-    feature_panel,
-    image_panel,
-    layer_panel,
-    lines_panel,
-    map_panel,
-    scatter_panel,
-)
+from genstab.report.panels import PANELS, Panel
 from genstab.report.runs import Run, read_runs
 from genstab.report.slider_frames import COLUMNS, Slide, data_uri, flicker_strip, middle, read_slide, sheet
 from genstab.report.table import best_of, columns_of, differences, flatten, options_of
@@ -34,7 +25,6 @@ __all__ = ["Run", "build_page", "read_runs", "write_page"]
 
 SIDE = 128  # pixels of a moving picture, for so many runs; with more of them it shrinks, so that the page doesn't grow
 RUNS_AT_FULL_SIDE = 6
-PANELS = (scatter_panel, lines_panel, map_panel, image_panel, layer_panel, feature_panel, corruption_panel)
 
 
 def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
@@ -148,21 +138,20 @@ def _film(run: Run) -> Slide | None:
 
 def _slides(films: Mapping[str, Slide], side: int) -> list[dict[str, Any]]:
     """The moving pictures: the source, once where all runs have the same, and each run's output."""
-    sources, outputs = [], []
+    pairs = []
     for name, film in films.items():
         strip, frames = middle(film, side)
         count, height, width = frames.shape[:3]
         common = {"frames": count, "columns": COLUMNS, "scale": film.scale}
         still = {"uri": data_uri(strip), "strip": True, "width": width // film.scale, "height": height // film.scale}
-        sources.append(common | still | {"run": False, "name": "source", "alt": f"Source of {name}, moved"})
+        still |= {"run": False, "name": f"source of {name}", "alt": f"Source of {name}, moved"}
         moving = {"uri": data_uri(sheet(frames)), "strip": False, "width": width, "height": height, "run": True}
         moving |= {"whole": width == film.frames.shape[2], "decibels": slide_decibels(film)}
-        outputs.append(common | moving | {"name": name, "alt": f"Output of {name} for the moved source"})
-    if len({source["uri"] for source in sources}) == 1:
-        return [*sources[:1], *outputs]
-    for source, output in zip(sources, outputs, strict=True):
-        source["name"] = f"source of {output['name']}"
-    return [each for pair in zip(sources, outputs, strict=True) for each in pair]
+        moving |= {"name": name, "alt": f"Output of {name} for the moved source"}
+        pairs.append((common | still, common | moving))
+    if len({source["uri"] for source, _ in pairs}) == 1:
+        return [pairs[0][0] | {"name": "source"}, *(output for _, output in pairs)]
+    return [each for pair in pairs for each in pair]
 
 
 def slide_decibels(film: Slide) -> list[float | None]:

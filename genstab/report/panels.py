@@ -109,8 +109,9 @@ def image_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     figures, rows = {}, []
     for protocol, parts in _protocols(runs).items():
         means = {
-            name: {image: value for image, value in image_means(part).items() if value is not None}
+            name: by_image
             for name, part in parts.items()
+            if (by_image := {image: value for image, value in image_means(part).items() if value is not None})
         }
         notes = {
             name: {image: f"{image}: {value:.1f} dB{quality[name].get(image, '')}" for image, value in by_image.items()}
@@ -239,3 +240,6 @@ def mean_distance(grid: Grid) -> float | None:
     values = [value for row in grid for value in row]
     del values[len(values) // 2]
     return mean(values)
+
+
+PANELS = (scatter_panel, lines_panel, map_panel, image_panel, layer_panel, feature_panel, corruption_panel)
