@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from genstab import InputError
 from genstab.cli import main as cli
 from genstab.runtime.resume import dated, find_checkpoint
 from genstab.runtime.run_folder import alone_in, check_unused, fresh
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import start
 from tests.helpers.killed import TINY, run
 
 ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
@@ -56,9 +55,7 @@ with alone_in(sys.argv[1]):
 
 
 def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+    with start("-c", HOLD, tmp_path / "run") as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(
             InputError, match=r"another training runs in .*run: wait for its end, or name another folder"
