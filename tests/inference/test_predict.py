@@ -328,7 +328,7 @@ def test_a_sweep_over_models(images, tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys
-from genstab import cli, image_writing
+from genstab.cli.main import main
 replace = os.replace
 def once(part, path):  # the first image is finished, the second one written and not yet in place
     if os.listdir("out") != [os.path.basename(part)]:
@@ -336,7 +336,7 @@ def once(part, path):  # the first image is finished, the second one written and
     replace(part, path)
 os.replace = once
 sys.argv = ["genstab", "predict", *sys.argv[1:]]
-cli.main()
+main()
 """
 
 
