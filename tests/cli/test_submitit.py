@@ -47,7 +47,7 @@ def train(monkeypatch, *options):
     """Run the command in this process; its jobs are others, forked ones."""
     monkeypatch.setattr(subprocess, "Popen", Popen)
     monkeypatch.setattr(sys, "argv", ["genstab", "train", "-m", *options])
-    cli()
+    cli.main()
 
 
 @pytest.mark.parametrize(

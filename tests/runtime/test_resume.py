@@ -331,7 +331,7 @@ def test_last_in_a_sweep_wants_its_folder(monkeypatch):
     arguments = ["train", "-m", "ckpt_path=last", "antialias=none,tri3", "hydra/hydra_logging=none"]
     monkeypatch.setattr(sys, "argv", ["genstab", *arguments])
     with pytest.raises(SystemExit, match=r"genstab: ckpt_path=last in a sweep .*hydra\.sweep\.dir=multirun/DATE/TIME"):
-        cli()
+        cli.main()
 
 
 def several(*options, code=0):

@@ -99,7 +99,7 @@ def test_a_clock_that_stands_still_gives_each_run_its_own_folder(monkeypatch):
     sweep = ["-m", *(option for option in options if not option.startswith("seed")), "seed=1,2"]
     for arguments in (options, options, sweep, sweep):
         monkeypatch.setattr(sys, "argv", ["genstab", "train", *arguments])
-        cli()
+        cli.main()
     runs = ["outputs/2026-01-02/03-04-05", "outputs/2026-01-02/03-04-05-2"]
     runs += [f"multirun/2026-01-02/03-04-05{more}/{job}" for more in ("", "-2") for job in (0, 1)]
     found = [str(path.parent) for path in Path().rglob("summary.json")]
