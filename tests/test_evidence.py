@@ -7,12 +7,15 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
+import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from genstab.evaluation.verdict import verdict
 from genstab.metrics.registry import metrics
 from genstab.report.runs import read_runs
 from genstab.report.seeds import options_among, options_table, read_costs
+from genstab.report.table import results_table
 from genstab.runtime.files import read_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,12 +76,20 @@ def test_the_five_rows_of_the_first_page_are_made_of_the_stored_runs():
     assert f"[All {len(OPTIONS)} options, " in FIRST_PAGE
 
 
-def test_the_verdict_of_the_first_page_is_that_of_its_numbers():
-    numbers = dict(re.findall(r"^│ ([^│]+?) +│ ([\d.]+) +│", FIRST_PAGE, re.MULTILINE))
+@pytest.mark.parametrize("page", [".", "genstab/evaluation"])
+def test_the_output_that_a_page_shows_is_what_is_printed(page):
+    text = (ROOT / page / "README.md").read_text(encoding="utf-8")
+    block, title, table = re.search(
+        r"^```\n( +(\d+ \w+ in \d+ s)\n(┌.+?┘)\n.+?)^```$", text, re.MULTILINE | re.DOTALL
+    ).groups()
     keys = {metric.name: key for key, metric in metrics().items()}
-    found = {keys[name]: float(value) for name, value in numbers.items()}
-    assert {"val/shift_psnr_crop", "val/tv", "val/tv_target"} <= found.keys()
-    assert "\n".join(verdict(found)) in FIRST_PAGE
+    rows = [line.split("│")[1:3] for line in table.splitlines() if line.startswith("│")]
+    numbers = {keys[name.strip()]: float(value) for name, value in rows}
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(results_table(numbers, title))
+    lines = [line.rstrip() for line in printed.get().splitlines()] + verdict(numbers)
+    assert block.splitlines() == lines
 
 
 def test_every_run_is_of_the_same_training():
