@@ -133,7 +133,7 @@ def test_a_process_is_killed(tmp_path, whole, launcher, processes, rank, step, p
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_a_process_that_stands_still_is_waited_for_no_longer_than_said(tmp_path):
-    wait = "trainer.strategy.timeout.seconds=20"
+    wait = "trainer.strategy.timeout.seconds=10"
     stopped = Started("lightning", tmp_path / "run", killer(5, "update", 1, signal.SIGSTOP), wait)
     codes, printed = stopped.end()
     assert codes == [1]

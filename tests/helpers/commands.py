@@ -179,6 +179,7 @@ def _run(
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
+    sys.modules["torch"].set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1)))  # read at import
     os.chdir(cwd)
     atexit._clear()  # the server's, which its own end calls
     multiprocessing.process._parent_process = None

@@ -78,9 +78,9 @@ def test_an_epoch_that_max_steps_ended_goes_on_also_if_it_is_the_last(tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path):
-    printed = program(HELPERS / "killed.py", tmp_path, 20, 0)
-    assert printed.count("(-9, 0) as unbroken") == 20
+def test_a_dozen_kills(tmp_path):
+    printed = program(HELPERS / "killed.py", tmp_path, 12, 0)
+    assert printed.count("(-9, 0) as unbroken") == 12
     assert set(re.findall(r"killed at (\w+)", printed)) == {
         "start", "update", "end", "writing", "validation", "epoch", "after",
     }  # fmt: skip
