@@ -97,7 +97,7 @@ class ProtocolErrors:
     def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
         self.protocol, self.options, self.notes = protocol, options, notes
         self.shifts = options.shifts_of(protocol.name)
-        self.batches: list[tuple[Tensor, Tensor]] = []
+        self.errors: list[tuple[Tensor, Tensor]] = []  # and pixels, (shifts, images of a batch) each
         self.multiples: dict[torch.Size, int | str] = {}
 
     def add(self, generate: Generate, batch: Batch, rolled: RolledOutputs | None = None) -> None:
@@ -105,31 +105,22 @@ class ProtocolErrors:
         size = batch.source.shape[1:]
         if size not in self.multiples:
             self.multiples[size] = self._multiple(generate, batch.source[:1])
-        multiple = self.multiples[size]
-        if isinstance(multiple, int):
+        error, pixels = torch.full((2, len(self.shifts), len(batch.names)), math.nan, dtype=torch.float64)
+        if isinstance(multiple := self.multiples[size], int):
+            known = {"output": batch.output, "names": batch.names}
             try:
-                self.batches.append(self._errors(generate, batch, multiple, rolled))
-                return
+                for row, (shift, *pair_and_mask) in enumerate(self._pairs(generate, batch.source, multiple, **known)):
+                    error[row], pixels[row] = squared_error(*pair_and_mask)
+                    if rolled is not None and self.protocol.name == "circular":
+                        rolled.add(shift, error[row] / pixels[row], pair_and_mask[1])
             except InputError:
                 raise
             except Exception as failure:  # the code is not ours, and may refuse what a shift makes of an image
                 multiple = self.multiples[size] = f"the generator failed: {_said(failure)}"
-        self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
-        nothing = torch.full((len(self.shifts), len(batch.names)), math.nan, dtype=torch.float64)
-        self.batches.append((nothing, nothing))
-
-    def _errors(
-        self, generate: Generate, batch: Batch, multiple: int, rolled: RolledOutputs | None
-    ) -> tuple[Tensor, Tensor]:
-        rows = []
-        known = {"output": batch.output, "names": batch.names}
-        for shift, *pair_and_mask in self._pairs(generate, batch.source, multiple, **known):
-            error, count = squared_error(*pair_and_mask)
-            rows.append((error.cpu(), count.cpu()))
-            if rolled is not None and self.protocol.name == "circular":
-                rolled.add(shift, error / count, pair_and_mask[1])
-        errors, counts = zip(*rows, strict=True)
-        return torch.stack(errors), torch.stack(counts)
+                error[:], pixels[:] = math.nan, math.nan
+        if isinstance(multiple, str):
+            self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
+        self.errors.append((error, pixels))
 
     def _pairs(self, generate: Generate, images: Tensor, multiple: int, **known: Any) -> Iterable[Any]:
         options = self.options
@@ -152,20 +143,15 @@ class ProtocolErrors:
 
     def report(self, names: list[str], results: Measured) -> None:
         """Add the dB of each shift and image, and the reductions under the protocol's log keys."""
-        if not self.batches:
+        error, pixels = (torch.cat(column, 1) for column in zip(*self.errors, strict=True))
+        decibels = decibel(error / pixels)
+        measured = decibels[:, ~decibels.isnan().any(0)]
+        if not measured.numel():
             return
-        error, count = (torch.cat(column, 1) for column in zip(*self.batches, strict=True))
-        measured = ~error.isnan().any(0)
-        if not measured.any():
-            return
-        decibels, pooled = decibel(error / count), decibel(error.nansum(1) / count.nansum(1))
-        table = shift_table(self.shifts, names, decibels, pooled)
+        table = shift_table(self.shifts, names, decibels, decibel(error.nansum(1) / pixels.nansum(1)))
         results.measurements.setdefault("shift_psnr", {})[self.protocol.name] = table
-        values = {
-            "mean": decibels[:, measured].mean(),
-            "worst": decibels[:, measured].min(),
-            "pooled": decibel(error.nansum() / count.nansum()),
-        }
+        pooled = decibel(error.nansum() / pixels.nansum())
+        values = {"mean": measured.mean(), "worst": measured.min(), "pooled": pooled}
         results.summary |= {key: values[reduction].item() for reduction, key in self.protocol.keys().items()}
 
 

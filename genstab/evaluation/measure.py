@@ -122,12 +122,12 @@ class _Measurement:
             with self._noted("map"):
                 decibels = self._map(first, rolled)
             self._pictures(first, rolled, decibels)
-        for key in ("features", "corruptions"):
-            if key in results.pictures:
-                save_picture(results.pictures[key], self.folder / f"{key}.png")
         for key in ("features", "corruptions", "samples", "shift_map"):
-            if key not in results.pictures:
-                (self.folder / f"{key}.png").unlink(missing_ok=True)  # of an earlier measurement
+            path = self.folder / f"{key}.png"
+            if key in results.pictures:
+                save_picture(results.pictures[key], path)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier measurement
         return results
 
     def _on_device(self, images: Iterable[Batch]) -> Iterator[Batch]:

@@ -10,18 +10,10 @@ from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.metrics.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.metrics.perceptual import METRICS as PERCEPTUAL
 from genstab.metrics.protocols import PROTOCOLS, Motion
-from genstab.metrics.shift_ops import (
-    EIGHT_TO_THE_RIGHT,
-    PARTS_OF_A_PIXEL,
-    grid_shifts,
-    parse_shifts,
-)
+from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, grid_shifts, parse_shifts
 
-PRECISIONS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+PRECISIONS: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
 }
 PARTS: dict[str, dict[str, Any]] = {
     "map": {"reach": 8, "images": 2, "protocol": "circular"},
@@ -95,8 +87,10 @@ class MeasureOptions:
     corruptions: Mapping[str, Any] | None = _part("corruptions")
 
     def __post_init__(self) -> None:
-        protocols = _choices("protocols", self.protocols, PROTOCOLS)
-        perceptual = _choices("perceptual", self.perceptual, PERCEPTUAL)
+        checked: dict[str, Any] = {
+            "protocols": _choices("protocols", self.protocols, PROTOCOLS),
+            "perceptual": _choices("perceptual", self.perceptual, PERCEPTUAL),
+        }
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
         check_choice("precision", self.precision, PRECISIONS)
@@ -107,18 +101,16 @@ class MeasureOptions:
             raise InputError(f"seed={self.seed} is not an integer from 0 to 4294967295")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
             raise InputError(f"value_range={list(self.value_range)} is not [least, greatest]")
-        for name, defaults in PARTS.items():
-            self._check_part(name, defaults)
-        shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
-        object.__setattr__(self, "protocols", protocols)
-        object.__setattr__(self, "perceptual", perceptual)
-        object.__setattr__(self, "shifts", shifts)
-        object.__setattr__(self, "fractional_shifts", parse_shifts(self.fractional_shifts, fractional=True))
+        checked |= {name: self._checked_part(name, defaults) for name, defaults in PARTS.items()}
+        checked["shifts"] = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
+        checked["fractional_shifts"] = parse_shifts(self.fractional_shifts, fractional=True)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # it is frozen
 
-    def _check_part(self, name: str, defaults: Mapping[str, Any]) -> None:
+    def _checked_part(self, name: str, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
         given = getattr(self, name)
         if given is None:
-            return
+            return None
         if not isinstance(given, Mapping):
             raise InputError(f"{name}={given!r} is neither null nor a group of {', '.join(defaults)}")
         for key in given:
@@ -134,7 +126,7 @@ class MeasureOptions:
                 check_choice("corruptions.names", corruption, CORRUPTIONS)
             if not part["severities"] or any(severity not in SEVERITIES for severity in part["severities"]):
                 raise InputError(f"corruptions.severities={part['severities']} are not some of 1, 2, 3, 4, 5")
-        object.__setattr__(self, name, part)
+        return part
 
     @property
     def dtype(self) -> torch.dtype:

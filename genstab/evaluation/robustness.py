@@ -13,6 +13,7 @@ from tqdm import tqdm
 from genstab.errors import InputError
 from genstab.inference.eval_mode import inference
 from genstab.metrics.corruptions import SEVERITIES, corrupt, corruptions_for
+from genstab.metrics.protocols import in_chunks
 from genstab.metrics.shift_psnr import squared_error
 
 Errors = Mapping[str, Sequence[float]]
@@ -61,10 +62,10 @@ def corruption_errors(
     names = _check(images, names, severities)
     errors = torch.empty(len(names), len(severities), len(images), dtype=torch.float64)
     with inference(generator, dtype) if isinstance(generator, nn.Module) else nullcontext(generator) as generate:
-        clean = _in_chunks(generate, images, forward_batch) if clean is None else clean
+        clean = in_chunks(generate, images, forward_batch) if clean is None else clean
         _check_finite(clean, indices, "the clean image")
         for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
-            output = _in_chunks(generate, corrupted, forward_batch)
+            output = in_chunks(generate, corrupted, forward_batch)
             _check_finite(output, indices, f"{names[row]} at severity {severities[column]}")
             error, count = squared_error(clean, output)
             errors[row, column] = (error / count).cpu()
@@ -107,7 +108,7 @@ def classification_corruption_errors(
     rates: dict[str, list[float]] = {name: [] for name in names}
     with inference(model, dtype) if isinstance(model, nn.Module) else nullcontext(model) as classify:
         for row, column, corrupted in _corrupted(images, names, severities, seed, indices, progress):
-            logits = _in_chunks(classify, corrupted, forward_batch)
+            logits = in_chunks(classify, corrupted, forward_batch)
             if logits.ndim != 2 or len(logits) != len(images):
                 raise InputError(f"the model turns {tuple(images.shape)} into {tuple(logits.shape)}, not (N, classes)")
             _check_finite(logits, indices, f"{names[row]} at severity {severities[column]}")
@@ -197,10 +198,6 @@ def _corrupted(
     grid = [(row, column) for row in range(len(names)) for column in range(len(severities))]
     for row, column in tqdm(grid, "corruptions", leave=False, disable=None if progress else True):
         yield row, column, corrupt(images, names[row], severities[column], seed, indices)
-
-
-def _in_chunks(model: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    return torch.cat([model(chunk) for chunk in images.split(size)])
 
 
 def _check_finite(outputs: Tensor, indices: Sequence[int] | None, under: str) -> None:

@@ -58,7 +58,7 @@ class Protocol:
         Raises:
             InputError: the list is empty, or one is none of this protocol, or moves nothing.
         """
-        return list(parse_shifts(motions, fractional=True) if self.fractional else parse_shifts(motions))
+        return list(parse_shifts(motions, self.fractional))
 
     def inputs(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
         """Return the input at rest, `images` itself unless that is a window, and the input moved by each motion.

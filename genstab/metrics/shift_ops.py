@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,7 @@ EIGHT_TO_THE_RIGHT = tuple((0, dx) for dx in range(1, 9))
 PARTS_OF_A_PIXEL = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.5, 0.5))
 
 
-@overload
-def parse_shifts(shifts: Iterable[Sequence[float]], fractional: Literal[False] = False) -> list[Shift]: ...
-@overload
-def parse_shifts(shifts: Iterable[Sequence[float]], fractional: Literal[True]) -> list[FractionalShift]: ...
-def parse_shifts(shifts: Iterable[Sequence[float]], fractional: bool = False) -> Sequence[FractionalShift]:
+def parse_shifts(shifts: Iterable[Sequence[float]], fractional: bool = False) -> list[tuple[Any, Any]]:
     """Check a list of (dy, dx) and return it as tuples of integers, or of floats where they may be `fractional`.
 
     Raises:
@@ -40,7 +36,7 @@ def parse_shifts(shifts: Iterable[Sequence[float]], fractional: bool = False) ->
         raise InputError(f"shifts={shifts!r} is not a list of pairs [dy, dx]")
     number: Callable[[Any], float] = _finite if fractional else operator.index  # NumPy's and torch's numbers too
     wanted = "finite numbers" if fractional else "integers"
-    pairs: list[FractionalShift] = []
+    pairs = []
     for shift in shifts:
         try:
             dy, dx = (number(value) for value in shift)

@@ -228,7 +228,7 @@ def write_exhibits(
     frames: int,
     spare: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Picture]:
-    """Write `samples.png`, `shift_map.png`, `shift.gif` and the slides; return the first two by their log keys.
+    """Write the animation, `shift.gif`, and the slides; return samples and shift map by their log keys.
 
     Args:
         folder: where the files go; it exists.
@@ -245,13 +245,7 @@ def write_exhibits(
         save_film(animation(image, outputs[:frames]), folder / "shift.gif")
     with spare(folder / SLIDE_OUTPUT):
         save_slides(image, outputs, folder)
-    pictures = {"samples": picture_table(samples)}
-    if decibels:
-        pictures["shift_map"] = shift_map(decibels, title)
-    for key, picture in pictures.items():
-        with spare(folder / f"{key}.png"):
-            save_picture(picture, folder / f"{key}.png")
-    return pictures
+    return {"samples": picture_table(samples)} | ({"shift_map": shift_map(decibels, title)} if decibels else {})
 
 
 def shift_table(

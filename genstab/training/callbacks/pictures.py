@@ -14,7 +14,7 @@ from genstab.inference.eval_mode import inference, submodule
 from genstab.loggers.media import log_image, log_video
 from genstab.metrics.shift_map import RolledOutputs, measure_map
 from genstab.metrics.shift_ops import Shift, parse_shifts
-from genstab.report.figures import picture_table, shift_panel, write_exhibits
+from genstab.report.figures import picture_table, save_picture, shift_panel, write_exhibits
 from genstab.runtime.files import FailedWrites
 
 
@@ -105,6 +105,9 @@ class ShiftPictures(Callback):
             samples, title = self._samples(self.source, output), f"circular, {len(images)} images"
             shown = samples, rolled, self.decibels, title, self.frames
             pictures = write_exhibits(self.folder, generate, *shown, spare=self.unwritten.tolerate)
+        for key, picture in pictures.items():
+            with self.unwritten.tolerate(self.folder / f"{key}.png"):
+                save_picture(picture, self.folder / f"{key}.png")
         step, animation = _step(trainer), self.folder / "shift.gif"
         for logger in trainer.loggers:
             log_image(logger, "shift_map", pictures["shift_map"], step)
