@@ -1,18 +1,22 @@
-# make train    virtual environment, install, train on the embedded data
-# make test     virtual environment, install, lint, types, all tests (three at a time: many wait for other programs)
+# make train      virtual environment, install, train on the embedded data
+# make test       virtual environment, install, lint, types, all tests
+# make test-fast  the tests of one process each, in about a minute: for daily work
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := genstab tests notebooks train.py
 
-.PHONY: train test lint format clean
+.PHONY: train test test-fast lint format clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py antialias=stable
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not ddp and not gpu'
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)

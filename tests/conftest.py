@@ -36,6 +36,11 @@ def tiny_pix2pix(seed=0, **kwargs):
     return Pix2Pix(generator, PatchGAN(1, 3, channels=4), **kwargs)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, so that no worker waits for another in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     """Keep W&B offline and every file of a test in its own folder."""

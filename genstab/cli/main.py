@@ -92,7 +92,7 @@ COMMANDS = {
         "genstab.cli.jobs:run_measure",
         lambda words: add_model_keys(quote_paths(words)),
         ("images", "batch_size", "reach", "margin", "multiple", "seed"),
-        "genstab.evaluation.options.Plan",
+        "genstab.evaluation.options.MeasureOptions",
     ),
     "predict": Command(
         "genstab.cli.jobs:run_predict",

@@ -79,15 +79,14 @@ class ResumableLoader(DataLoader):
     """
 
     def __init__(
-        self, dataset: Dataset, sampler: Sampler[int], order: EpochSampler | None = None, **kwargs: Any
+        self, dataset: Dataset, order: EpochSampler, sampler: Sampler[int] | None = None, **kwargs: Any
     ) -> None:
-        # For `overfit_batches` Lightning copies the loader: with all its attributes, and a SequentialSampler.
-        self.order: EpochSampler = sampler if order is None else order  # type: ignore[assignment]
-        self.order.is_sequential = sampler is not self.order
+        # For `overfit_batches` Lightning makes this loader again, with a SequentialSampler beside the other arguments.
+        order.is_sequential = sampler is not None
         # A generator of its own, or the workers' seeds would be drawn from the one that draws dropout masks.
-        kwargs |= {"batch_size": self.order.batch_size, "generator": torch.Generator().manual_seed(self.order.seed)}
-        super().__init__(dataset, sampler=self.order, **kwargs)
-        self.batch = 0
+        kwargs |= {"batch_size": order.batch_size, "generator": torch.Generator().manual_seed(order.seed)}
+        super().__init__(dataset, sampler=order, **kwargs)
+        self.order, self.batch = order, 0
         self.first = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: begins at the first batch

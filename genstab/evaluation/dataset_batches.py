@@ -12,14 +12,12 @@ from tqdm import tqdm
 
 from genstab.errors import InputError
 
-TENSORS = ("source", "target", "labels", "output")
-
 
 @dataclass
 class Batch:
-    """Images of one size: names, positions in the dataset, and tensors of which all but `source` may be missing.
+    """Images of one size: (N, C, H, W) in [−1, 1], names, positions in the dataset; what else there is of them.
 
-    Shape: source, target and output (N, C, H, W) in [−1, 1], labels (N,).
+    Shape: target and output (N, C, H, W), labels (N,).
     """
 
     names: list[str]
@@ -31,24 +29,25 @@ class Batch:
 
     def first(self, number: int) -> "Batch":
         """Return its first images."""
-        tensors = {name: None if each is None else each[:number] for name, each in self._tensors().items()}
-        return Batch(self.names[:number], self.positions[:number], **tensors)  # type: ignore[arg-type]  # has a source
+        tensors = {key: images[:number] for key, images in self._tensors().items()}
+        return Batch(self.names[:number], self.positions[:number], **tensors)
 
     def extended(self, batch: "Batch", number: int) -> "Batch":
         """Return these images and those of another batch, if all have one size, at most `number` together."""
-        mine, more = self._tensors(), batch.first(number - len(self.names))
-        others = more._tensors()
-        if not more.names or any(_shape(mine[name]) != _shape(others[name]) for name in TENSORS):
+        more = batch.first(number - len(self.names))
+        mine, others = self._tensors(), more._tensors()
+        if not more.names or _shapes(mine) != _shapes(others):
             return self
-        tensors = {name: None if mine[name] is None else torch.cat([mine[name], others[name]]) for name in TENSORS}  # type: ignore[list-item]  # both or none
-        return Batch(self.names + more.names, self.positions + more.positions, **tensors)  # type: ignore[arg-type]  # as above
+        tensors = {key: torch.cat([mine[key], others[key]]) for key in mine}
+        return Batch(self.names + more.names, self.positions + more.positions, **tensors)
 
-    def _tensors(self) -> dict[str, Tensor | None]:
-        return {name: getattr(self, name) for name in TENSORS}
+    def _tensors(self) -> dict[str, Tensor]:
+        every = {"source": self.source, "target": self.target, "labels": self.labels, "output": self.output}
+        return {key: images for key, images in every.items() if images is not None}
 
 
-def _shape(images: Tensor | None) -> torch.Size | None:
-    return None if images is None else images.shape[1:]
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: images.shape[1:] for key, images in tensors.items()}
 
 
 def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str]) -> Iterator[Batch]:

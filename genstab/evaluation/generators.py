@@ -34,53 +34,50 @@ class Measured:
 
 
 def measure_generator(
-    generate: Generate, batches: Iterable[Batch], options: MeasureOptions, number: int, results: Measured
-) -> tuple[Batch, RolledOutputs]:
+    generate: Generate,
+    batches: Iterable[Batch],
+    rolled: RolledOutputs,
+    options: MeasureOptions,
+    number: int,
+    results: Measured,
+) -> Batch:
     """Measure shift PSNR in every protocol, quality and the outputs' spread; add them to the results.
 
     Args:
         generate: the generator, as `genstab.inference.eval_mode.inference` gives it.
-        batches: on the generator's device, the first one with its output; see `genstab.evaluation.dataset_batches`.
-        options: protocols, shifts, margin, multiple, batch_size and perceptual count.
+        batches: on the generator's device; the first one has its output.
+        rolled: the first images of the first batch; gets what is known of them rolled around.
+        options: what to measure.
         number: how many images to return.
         results: get the numbers, and a note where a protocol cannot be measured.
 
     Returns:
-        The first images of one size with their outputs, at most `number`; and what is known of them rolled around.
+        The first images of one size with their outputs, at most `number`.
 
     Raises:
         InputError: the generator cannot take the images, or gives something that is not finite; what `perceptual` needs
             is missing.
     """
+    perceptual = Perceptual(options.perceptual, rolled.images.device)
     protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes) for name in options.protocols]
-    quality: dict[str, list[Tensor]] = defaultdict(list)
     spread, as_a_set = OutputSpread(), SetQuality()
-    perceptual: Perceptual | None = None
+    quality: dict[str, list[Tensor]] = defaultdict(list)
     names: list[str] = []
     first: Batch | None = None
-    rolled: RolledOutputs | None = None
     for batch in batches:
-        source = batch.source
-        output = first_output(generate, source, batch.names) if batch.output is None else batch.output
+        output = first_output(generate, batch.source, batch.names) if batch.output is None else batch.output
         batch.output = output
-        perceptual = perceptual or Perceptual(options.perceptual, source.device)
-        spread.add(output, generate(source))
-        if first is None:
-            first = batch.first(number)
-            rolled = RolledOutputs(first.source, output[:number])
-            for each in protocols:
-                each.add(generate, batch, rolled)
-        else:
-            first = first.extended(batch, number)
-            for each in protocols:
-                each.add(generate, batch)
+        spread.add(output, generate(batch.source))
+        for each in protocols:
+            each.add(generate, batch, rolled if first is None else None)
         for key, values in _quality(output, batch.target, results.notes).items():
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
             quality["lpips"].append(distances)
         as_a_set.add(output, batch.target)
         names += batch.names
-    assert first is not None and rolled is not None and perceptual is not None and first.output is not None  # noqa: PT018  # `batches` yields at least one
+        first = batch.first(number) if first is None else first.extended(batch, number)
+    assert first is not None  # there is a first batch
     for each in protocols:
         each.report(names, results)
     if protocols and "shift_psnr" not in results.measurements:
@@ -91,9 +88,7 @@ def measure_generator(
     results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
     results.summary |= spread.summary() | as_a_set.summary(results.notes) | perceptual.summary(results.notes)
     results.summary["images"] = len(names)
-    if len(first.names) > len(rolled.images):  # small batches: what is known is of too few images
-        rolled = RolledOutputs(first.source, first.output)
-    return first, rolled
+    return first
 
 
 class ProtocolErrors:
@@ -127,9 +122,8 @@ class ProtocolErrors:
         self, generate: Generate, batch: Batch, multiple: int, rolled: RolledOutputs | None
     ) -> tuple[Tensor, Tensor]:
         rows = []
-        for shift, *pair_and_mask in self._pairs(
-            generate, batch.source, multiple, output=batch.output, names=batch.names
-        ):
+        known = {"output": batch.output, "names": batch.names}
+        for shift, *pair_and_mask in self._pairs(generate, batch.source, multiple, **known):
             error, count = squared_error(*pair_and_mask)
             rows.append((error.cpu(), count.cpu()))
             if rolled is not None and self.protocol.name == "circular":

@@ -93,7 +93,7 @@ class _Measurement:
         skip = options.on_error == "skip"
         images = self._on_device(batches(dataset, options.images, options.batch_size, skip, results.notes))
         batch = next(images)
-        batch.output = first_output(self.call, batch.source, batch.names)
+        output = batch.output = first_output(self.call, batch.source, batch.names)
         if options.features and options.features["layers"] is not None:
             # what is misspelt is said before any work
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
@@ -101,10 +101,13 @@ class _Measurement:
         parts = (options.map, options.features, options.corruptions)
         number = max([SHOWN, *(part["images"] for part in parts if part)])
         rolled: RolledOutputs | None = None
-        if batch.output.ndim == 2:
+        if output.ndim == 2:
             first = self._classifier(images, number)
         else:
-            first, rolled = measure_generator(self.call, images, options, number, results)
+            rolled = RolledOutputs(batch.source[:number], output[:number])
+            first = measure_generator(self.call, images, rolled, options, number, results)
+            if len(first.names) > len(rolled.images) and first.output is not None:
+                rolled = RolledOutputs(first.source, first.output)  # the first batch had too few images
         results.summary["images_per_second"] = self._speed(first.source[: options.batch_size])
         results.summary["parameters"] = _parameters(self.model)
         if len(self.sizes) > 1:

@@ -25,6 +25,7 @@ def log_image(logger: Logger, key: str, image: np.ndarray, step: int, caption: s
     Raises:
         InputError: the image is not uint8 of shape (H, W, 3).
 
+    >>> from pytorch_lightning.loggers import CSVLogger
     >>> log_image(CSVLogger("outputs"), "val/samples", np.zeros((2, 3, 3), np.uint8), step=0)
     >>> log_image(CSVLogger("outputs"), "val/samples", np.zeros((2, 3)), step=0)
     Traceback (most recent call last):
@@ -52,6 +53,7 @@ def log_video(logger: Logger, key: str, path: str | Path, step: int) -> None:
         path: the file; it is copied.
         step: the number of training batches so far, as in the metrics.
 
+    >>> from pytorch_lightning.loggers import CSVLogger
     >>> log_video(CSVLogger("outputs"), "val/shift", "shift.gif", step=0)
     """
     if isinstance(logger, WandbLogger):

@@ -19,7 +19,7 @@ from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.distributed.test_processes import folders
 from tests.helpers import fake_slurm
-from tests.helpers.commands import ROOT, finish, start
+from tests.helpers.commands import ROOT, Popen, finish, start
 from tests.helpers.killed import TINY, differing, left, run
 from tests.runtime.test_resume import several
 
@@ -44,9 +44,10 @@ def killer(step, place):
 
 
 def train(monkeypatch, *options):
-    """Run the command in this process; its jobs are others."""
+    """Run the command in this process; its jobs are others, forked ones."""
+    monkeypatch.setattr(subprocess, "Popen", Popen)
     monkeypatch.setattr(sys, "argv", ["genstab", "train", "-m", *options])
-    cli()
+    cli.main()
 
 
 @pytest.mark.parametrize(
@@ -170,10 +171,9 @@ def test_a_launcher_without_its_sweep_its_numbers_its_plugin_or_slurm_is_one_lin
         train(monkeypatch, *QUIET, "hydra/launcher=slurm")
     hidden = "import sys; sys.modules['hydra_plugins'] = None; from genstab.cli.main import main; main()"
     for launcher in ("slurm", "submitit_local"):
-        command = [sys.executable, "-c", hidden, "train", "-m", f"hydra/launcher={launcher}"]
-        done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        printed = finish(start("-c", hidden, "train", "-m", f"hydra/launcher={launcher}"))
         needs = f"genstab: hydra/launcher={launcher} needs a plugin of Hydra: pip install 'genstab[slurm]'\n"
-        assert (done.returncode, done.stdout, done.stderr) == (1, "", needs)
+        assert printed == (1, needs)
 
 
 def test_what_submitit_says_of_a_lost_job_is_one_line_with_the_end_of_its_log():

@@ -78,7 +78,7 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(trained):
         found, _ = trained("trainer.overfit_batches=2", "trainer.max_epochs=2")
     assert found["steps"] == 4
     order = EpochSampler(range(7), batch_size=2)
-    again = ResumableLoader(range(7), SequentialSampler(range(7)), order, batch_size=9)  # as Lightning copies it
+    again = ResumableLoader(range(7), order, sampler=SequentialSampler(range(7)))  # as Lightning makes it again
     for epoch in range(2):
         order.set_epoch(epoch)
         assert [batch.tolist() for batch in again] == [[0, 1], [2, 3], [4, 5], [6]]

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from genstab.data.shards.cache import ShardCache, basename, expanded, is_local
 from genstab.data.shards.dataset import ShardPairs
 from genstab.data.shards.format import INDEX, Shard, ShardFile, key_of, parse_index
 from genstab.data.shards.write import write_shards
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import finish, start
 from tests.helpers.random_pairs import NAMES, pairs_in
 
 webdataset = pytest.importorskip("webdataset", reason="needs the extra: pip install 'genstab[shards]'")
@@ -291,12 +290,9 @@ def test_bad_pairs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
     assert sum(each["pairs"] for each in index(Path("out"))["train"]["shards"]) == 6
 
 
-@pytest.mark.slow
 def test_without_the_package_one_line_says_what_to_install(tmp_path):
     pairs_in(tmp_path / "pairs")
     hidden = "import sys; sys.modules['webdataset'] = None; from genstab.cli.main import main; main()"
     for options in (["shard", "input=pairs", "output=out"], ["train", "data=shards", "data.root=http://host/shards"]):
-        command = [sys.executable, "-c", hidden, *options]
-        done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "genstab: shards need the package webdataset: pip install 'genstab[shards]'\n"
+        needs = "genstab: shards need the package webdataset: pip install 'genstab[shards]'\n"
+        assert finish(start("-c", hidden, *options)) == (1, needs)

@@ -5,10 +5,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,7 @@ from genstab.data.datamodules import SyntheticData
 from genstab.distributed.lost_process import LostProcessError, known
 from genstab.distributed.rendezvous import free_port
 from genstab.runtime import signals as stopping
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, finish, holders, start
 from tests.helpers.killed import TINY, differing, left, run
 
 # Uneven shares: the last batch of two has one image on each process, or none on one of three.
@@ -33,13 +30,11 @@ class Started:
     """A training on several processes, started as a user would; what each printed, and what is left of it."""
 
     def __init__(self, launcher, folder, *options, processes=2, **variables):
-        self.mark, self.folder = uuid.uuid4().hex, folder
-        environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "PL_GLOBAL_SEED")}
-        environment |= {"PYTHONPATH": str(ROOT), "MARK_OF_TEST": self.mark, **variables}
-        command = [sys.executable, str(ROOT / "train.py")]
+        self.folder = folder
+        command = [ROOT / "train.py"]
         ranks = [{}]
         if launcher == "torchrun":
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            command[:0] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         if launcher == "slurm":
             same = {"NTASKS": processes, "NNODES": 1, "NODEID": 0, "JOB_NAME": "train"}
             port = str(free_port())
@@ -55,12 +50,7 @@ class Started:
         command += ["-m"] * sweep + [*base, *several, f"hydra.{'sweep' if sweep else 'run'}.dir={folder}"]
         command += [option for option in options if option != "-m"]
         self.began = time.monotonic()
-        self.processes = [
-            subprocess.Popen(
-                command, env={**environment, **rank}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            for rank in ranks
-        ]
+        self.processes = [start(*command, **variables, **rank) for rank in ranks]
 
     def end(self, timeout=120):
         """Wait for the end; return the exit codes, and what was printed by all."""
@@ -70,14 +60,7 @@ class Started:
 
     def living(self):
         """Return the processes that belong to it, whoever started them."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (process / "environ").read_bytes():
-                    found.append(int(process.name))
-            except OSError:
-                continue  # another user's, or it just ended
-        return found
+        return [living for process in self.processes for living in holders(process)]
 
     def all_gone(self, within):
         """Return whether nothing of it lives after so many seconds."""
@@ -277,19 +260,26 @@ def test_an_error_in_a_worker_keeps_its_traceback_and_says_how_to_go_on(tmp_path
 
 
 BY_HAND = """
-from genstab import cli, data
+from genstab.cli.main import train
+from genstab.data import datamodules
 
-data.TIMEOUT = 2
-cli.train()
+datamodules.TIMEOUT = 2
+train()
+"""
+# A /dev/shm of its own, too small for a batch.
+SMALL = """
+import ctypes, subprocess
+
+if ctypes.CDLL(None).unshare(0x20000):  # mounts of its own
+    raise SystemExit("only root can make /dev/shm small")
+for mount in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", "size=100k", "tmpfs", "/dev/shm"]):
+    subprocess.run(["mount", *mount], check=True)
 """
 
 
-def alone(*options, shell=()):
+def alone(program, *options):
     """Train by a program; return its code and what it said."""
-    command = [*shell, sys.executable, "-c", BY_HAND, *WORKERS, "data.num_workers=1", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stderr
+    return finish(start("-c", program, *WORKERS, "data.num_workers=1", *options))
 
 
 @pytest.mark.slow
@@ -299,7 +289,7 @@ def test_a_worker_that_stands_still_is_waited_for_no_longer_than_said(tmp_path):
         "+data.how=stop",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
-    code, printed = alone(*options)
+    code, printed = alone(BY_HAND, *options)
     what = "the workers of the data loader gave nothing for 2 s: does the disk answer?; "
     assert said(printed) == [f"genstab: {what}there is no checkpoint yet"]
     assert (code, "Traceback" in printed) == (1, False)
@@ -307,10 +297,9 @@ def test_a_worker_that_stands_still_is_waited_for_no_longer_than_said(tmp_path):
 
 @pytest.mark.slow
 def test_shared_memory_that_is_full_is_named(tmp_path):
-    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=100k tmpfs /dev/shm && exec "$@"', "sh"]
-    if subprocess.run([*small, "true"], capture_output=True, check=False).returncode:
+    code, printed = alone(SMALL + BY_HAND, "data.size=128", "data.crop_size=128", f"hydra.run.dir={tmp_path / 'run'}")
+    if "only root" in printed:
         pytest.skip("only root can make /dev/shm small")
-    code, printed = alone("data.size=128", "data.crop_size=128", f"hydra.run.dir={tmp_path / 'run'}", shell=small)
     (line,) = said(printed)
     assert line.startswith(
         "genstab: the shared memory of this machine or container (/dev/shm) is full: enlarge it (docker"

@@ -15,10 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from multiprocessing import forkserver, reduction
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -29,17 +28,33 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
 
-def _start_server() -> None:
-    """Start the server, unless it runs, such that it finds this package: it is not told `sys.path`."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+SERVER = "FORK_SERVER_OF_TESTS"  # the variable with the server's address, for programs that did not come from it
+
+
+def server() -> str:
+    """Start the server, unless it runs; return its address."""
+    if address := os.environ.get(SERVER):
+        _use(address)
+    elif forkserver._forkserver._forkserver_address is None:
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(ROOT)  # it is not told `sys.path`
+        try:
+            forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
+    return forkserver._forkserver._forkserver_address
+
+
+def _use(address: str) -> None:
+    """Fork from a server that another process started; `multiprocessing` would start one more."""
+    of_this_process = forkserver._forkserver
+    of_this_process._forkserver_address = address
+    of_this_process.ensure_running = lambda: None
+    if of_this_process._forkserver_alive_fd is None:
+        of_this_process._forkserver_alive_fd = os.open(os.devnull, os.O_WRONLY)
 
 
 class _Descriptor:
@@ -60,31 +75,32 @@ class ForkedPopen:
     """A forked program, with those parts of `subprocess.Popen` that tests and Lightning's launcher use."""
 
     def __init__(
-        self, arguments: list[str], env: dict[str, str], stdout: int | None = None, stderr: int | None = None,
+        self, arguments: list[str], env: dict[str, str], stdout: Any = None, stderr: Any = None,
         text: bool = False, start_new_session: bool = False, cwd: str | Path | None = None,
     ) -> None:  # fmt: skip
         self.args, self.returncode = arguments, None
         pipes: list[int] = []
         self.stdout, out = self._output(stdout, 1, text, pipes)
         self.stderr, err = self._output(stderr, 2, text, pipes) if stderr != subprocess.STDOUT else (None, out)
-        self._process = _context.Process(
-            target=_run,
-            args=(arguments, env, str(cwd or Path.cwd()), _Descriptor(out), _Descriptor(err), start_new_session),
-            name="MainProcess",
-        )
-        _start_server()
+        folder, outputs = str(cwd or Path.cwd()), (_Descriptor(out), _Descriptor(err))
+        given = (arguments, env, folder, os.getpid(), server(), outputs, start_new_session)
+        self._process = _context.Process(target=_run, args=given, name="MainProcess")
         self._process.start()
+        self.pipe = os.readlink(f"/proc/self/fd/{out}")
         for number in pipes:
             os.close(number)
         self.pid = self._process.pid
 
     @staticmethod
-    def _output(wanted: int | None, own: int, text: bool, pipes: list[int]) -> tuple[Any, int]:
+    def _output(wanted: Any, own: int, text: bool, pipes: list[int]) -> tuple[Any, int]:
         if wanted == subprocess.PIPE:
             reading, writing = os.pipe()
             pipes.append(writing)
             return os.fdopen(reading, "r" if text else "rb"), writing
-        return None, own if wanted is None else wanted
+        if wanted == subprocess.DEVNULL:
+            pipes.append(os.open(os.devnull, os.O_WRONLY))
+            return None, pipes[-1]
+        return None, own if wanted is None else wanted if isinstance(wanted, int) else wanted.fileno()
 
     def poll(self) -> int | None:
         """Return the exit code, negative for a signal, once there is one."""
@@ -142,8 +158,14 @@ class ForkedPopen:
         self.wait()
 
 
-def _run(arguments: list[str], env: dict[str, str], cwd: str, stdout: int, stderr: int, new_session: bool) -> None:
+def _run(
+    arguments: list[str], env: dict[str, str], cwd: str, parent: int, address: str, outputs: tuple[int, int],
+    new_session: bool,
+) -> None:  # fmt: skip
     """Become the program, in the forked child."""
+    _use(address)
+    stdout, stderr = outputs
+    os.getppid = lambda: parent if _lives(parent) else 1  # who asked the server for it
     if new_session:
         os.setsid()
     os.dup2(stdout, 1)
@@ -160,11 +182,20 @@ def _run(arguments: list[str], env: dict[str, str], cwd: str, stdout: int, stder
     os.chdir(cwd)
     atexit._clear()  # the server's, which its own end calls
     multiprocessing.process._parent_process = None
-    _fork_ranks()
+    subprocess.Popen = Popen  # Lightning's launcher and submitit's fork their processes as well, and so does torchrun
+    sys.modules["torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"].Popen = Popen
     code = _exit_code(arguments)
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.exit(code)
+
+
+def _lives(process: int) -> bool:
+    """Return whether a process runs or is stopped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -194,18 +225,32 @@ def _exit_code(arguments: list[str]) -> int:
     return 0
 
 
-def _fork_ranks() -> None:
-    """Let Lightning's launcher and torchrun fork their processes as well."""
-    from pytorch_lightning.strategies.launchers import subprocess_script
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+class Popen(subprocess.Popen):
+    """Forks what would be another interpreter with a script, a module or a program, and starts all else."""
 
-    def popen(args: Sequence[str], env: dict[str, str], **options: Any) -> ForkedPopen:
-        words = [word for word in args[1:] if word != "-u"]  # a new interpreter's option; ours ends its lines anyway
-        assert args[0] == sys.executable, args
-        return ForkedPopen(words, env, **options)
+    def __new__(cls, args: Any, env: dict[str, str] | None = None, **options: Any) -> Any:
+        """Return a `ForkedPopen`, or an instance to be initialised as ever."""
+        words = [word for word in args[1:] if word != "-u"] if isinstance(args, list | tuple) else []
+        if not words or args[0] != sys.executable or not (words[0] in ("-m", "-c") or words[0].endswith(".py")):
+            return super().__new__(cls)
+        kept = {name: options.get(name) for name in ("stdout", "stderr", "cwd")}
+        text = bool(options.get("text") or options.get("encoding") or options.get("universal_newlines"))
+        session = bool(options.get("start_new_session"))
+        return ForkedPopen(
+            words, dict(os.environ if env is None else env), text=text, start_new_session=session, **kept
+        )
 
-    subprocess_script.subprocess = SimpleNamespace(Popen=popen)
-    subprocess_handler.Popen = popen
+
+def holders(process: ForkedPopen) -> list[int]:
+    """Return the processes that can write to the output of a program: itself and whatever it started."""
+    found = []
+    for other in Path("/proc").glob("[0-9]*"):
+        try:
+            if int(other.name) != os.getpid() and os.readlink(other / "fd" / "1") == process.pipe:
+                found.append(int(other.name))
+        except OSError:
+            continue  # another user's, or it just ended
+    return found
 
 
 def start(*arguments: object, interpreter: bool = False, **variables: str) -> Any:

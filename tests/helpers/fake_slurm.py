@@ -13,6 +13,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from tests.helpers.commands import SERVER, Popen, server
+
 COMMANDS = ("sbatch", "srun", "scontrol", "sacct")
 
 
@@ -23,7 +25,7 @@ def install(folder):
         path = folder / "bin" / command
         path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(__file__)} {command} "$@"\n')
         path.chmod(0o755)
-    return {"FAKE_SLURM": str(folder), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    return {"FAKE_SLURM": str(folder), SERVER: server(), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
 
 
 def options(script):
@@ -82,7 +84,7 @@ def srun(folder, *words):
         out.parent.mkdir(parents=True, exist_ok=True)
         own = {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank // tasks), "SLURM_LOCALID": str(rank % tasks)}
         with out.open("a") as stdout, err.open("a") as stderr:
-            started.append(subprocess.Popen(words, env={**os.environ, **own}, stdout=stdout, stderr=stderr))
+            started.append(Popen(words, env={**os.environ, **own}, stdout=stdout, stderr=stderr))
     sys.exit(max(abs(process.wait()) for process in started))
 
 

@@ -10,7 +10,7 @@ import genstab
 
 LATE = [
     "hydra._internal.hydra", "matplotlib.pyplot", "omegaconf._impl", "plotly.graph_objects",
-    "pytorch_lightning.loggers", "rich._emoji_codes", "tensorboard", "torch._dynamo", "torch.distributed.run",
+    "pytorch_lightning.loggers", "rich._emoji_codes", "tensorboard", "torch._dynamo", "torch.distributed.launcher.api",
     "torch.profiler._cupti_monitor", "torch.utils.serialization", "torch.utils.tensorboard", "wandb",
     "wandb.apis.public",
 ]  # fmt: skip

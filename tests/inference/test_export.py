@@ -17,7 +17,7 @@ from genstab import (
     antialias,
 )
 from genstab.layers.conv import BlurUpsample2d
-from genstab.layers.filters import FILTERS, PADDING_MODES, PLACEMENTS
+from genstab.layers.filters import PADDING_MODES, PLACEMENTS
 from genstab.layers.padding import pad2d
 from genstab.layers.pooling import BlurAvgPool2d, overhang
 from tests.layers.test_blur import NUMPY_MODES
@@ -83,17 +83,17 @@ def assert_programs_agree(layers, example=EXAMPLE, sizes=SIZES, onnx_sizes=()):
 
 @pytest.mark.parametrize("mode", PADDING_MODES)
 def test_blurpool(mode):
-    filters = [filter for filter in FILTERS if filter != "ideal"] if mode == "reflect" else ["bin4", "bin5"]
+    filters = ["rect2", "tri3", "bin6", "kaiser"] if mode == "reflect" else ["bin4", "bin5"]  # by their lengths
     layers = [BlurPool2d(filter, 2, mode) for filter in filters]
     layers += [BlurPool2d("bin5", stride, mode) for stride in (1, 3, (3, 1))]
     layers += [BlurPool2d("bin4", 2, mode, mirrored=True)]
     assert_programs_agree(layers, onnx_sizes=[(1, 2, 3)])  # smaller than the pads of most filters
-    assert_programs_agree([BlurPool2d("ideal", stride, mode) for stride in (1, 2, (3, 1))])
+    assert_programs_agree([BlurPool2d("ideal", stride, mode) for stride in (1, (3, 2))])
 
 
 def test_layers_with_filters_of_every_kind():
-    layers = []
-    for filter in ("none", "bin4", "bin5", "kaiser", "ideal"):  # the blur itself is exported with all of them above
+    layers = [BlurConv2d(2, 3, 4, 2, 1, filter="none")]
+    for filter in ("bin4", "bin5", "ideal"):  # even, odd and of no length
         layers += [BlurConv2d(2, 3, 4, 2, 1, filter=filter, placement=placement) for placement in PLACEMENTS]
         layers += [BlurConvTranspose2d(2, 3, 4, 2, 1, filter=filter), BlurUpsample2d(scale_factor=2, filter=filter)]
         layers += [MaxBlurPool2d(2, filter=filter)]
@@ -135,7 +135,7 @@ def test_pooling_with_windows_that_hang_over(mode):
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_unet_of_any_size(placement):
-    filters = "none", "bin4", "bin5", "ideal"
+    filters = ("bin4", "ideal") if placement == "post" else ("none", "bin4", "ideal")
     networks = [UNet(2, 3, channels=2, levels=1, antialias=AntiAlias(filter, placement)) for filter in filters]
     networks += [UNet(2, 3, channels=2, levels=1, antialias=AntiAlias("tri3", placement), head=2)]
     assert_programs_agree(networks, onnx_sizes=[(1, 4, 3), (1, 2, 2)])
@@ -211,7 +211,7 @@ def test_with_named_axes_and_a_smallest_size():
 
 def test_polyphase_follows_label_maps_of_every_size():
     # Ties, which noise has none of: rectangles of even sides, the same in every component.
-    network = with_lively_weights(UNet(2, 2, 4, 2, antialias=AntiAlias("tri3", "pre", "circular", True)))
+    network = with_lively_weights(UNet(2, 2, 4, 1, antialias=AntiAlias("tri3", "pre", "circular", True)))
     bank = with_lively_weights(Bank([PolyphaseDown2d(), network]))
     program = exported(bank, (2, 2, 24, 40))
     for run in (onnx_function(program), program.module()):

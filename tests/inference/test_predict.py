@@ -1,6 +1,5 @@
 """A folder of images through a generator: names, sizes, channels, depths, and what goes wrong."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from genstab.inference.eval_mode import inference
 from genstab.inference.load_model import place
 from genstab.inference.predict import predict
 from tests.conftest import tiny_pix2pix
+from tests.helpers.commands import finish, start
 
 
 def network(source=3, target=3):
@@ -328,7 +328,7 @@ def test_a_sweep_over_models(images, tmp_path, monkeypatch):
 
 KILLED = """
 import os, sys
-from genstab import cli, image_writing
+from genstab.cli.main import main
 replace = os.replace
 def once(part, path):  # the first image is finished, the second one written and not yet in place
     if os.listdir("out") != [os.path.basename(part)]:
@@ -336,14 +336,14 @@ def once(part, path):  # the first image is finished, the second one written and
     replace(part, path)
 os.replace = once
 sys.argv = ["genstab", "predict", *sys.argv[1:]]
-cli.main()
+main()
 """
 
 
 def test_a_killed_run_goes_on(images, tmp_path, monkeypatch):
     options = [*NETWORK, "input=in", "output=out", "recursive=false"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *options], capture_output=True, check=False)
-    assert done.returncode == -9, done.stderr
+    code, printed = finish(start("-c", KILLED, *options))
+    assert code == -9, printed
     assert names(tmp_path / "out") == [".2.png.part", "1.png"]
     genstab(monkeypatch, "predict", *options)
     assert names(tmp_path / "out") == sorted(path.name for path in images.glob("*.*"))

@@ -1,6 +1,7 @@
 """A protocol is one object: a new one, defined here alone, is seen wherever protocols are."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 from genstab import InputError, ShiftStability, shift_psnr
 from genstab.evaluation.measure import measure
 from genstab.evaluation.options import MeasureOptions
+from genstab.evaluation.publish import publish
+from genstab.loggers.wandb_tables import per_shift_rows
 from genstab.metrics.protocols import PROTOCOLS, Protocol, register_protocol
+from genstab.metrics.registry import key_list
 from genstab.metrics.shift_ops import roll
 from tests.conftest import Items, Pairs, noise, pairs_loader, tiny_pix2pix
 from tests.training.test_pix2pix import QUIET
@@ -79,6 +83,20 @@ def test_a_measurement_has_it_in_summary_and_table(tmp_path):
     assert written["shift_psnr"]["mirrored"]["shifts"] == [[1, 0], [2, 0]]
     assert written["shift_map"]["protocol"] == "mirrored"
     assert written["shift_map"]["decibels"][0][1] == pytest.approx(26.0206, abs=1e-4)
+
+
+@pytest.mark.usefixtures("mirrored")
+def test_tables_page_and_verdict_speak_of_it(tmp_path, capsys):
+    options = MeasureOptions(shifts=SHIFTS, protocols=["mirrored"], map=None, features=None, corruptions=None)
+    measured = measure(Brighter(), Items(*noise(2, 3, 32, 32)), tmp_path, options)
+    summary = publish(measured, tmp_path, {"run_name": "brighter"}, 1.0)
+    assert summary["verdict"][0].startswith("Shimmers when the image is mirrored: shift PSNR mirror 26.0 dB")
+    assert re.search(r"shift PSNR mirror +│ 26\.02 +│ dB", capsys.readouterr().out)
+    page = (tmp_path / "report.html").read_text()
+    assert "the image is mirrored and rolled" in page
+    assert 'mirror <span class="unit">dB</span>' in page
+    assert "| `val/shift_psnr_mirrored` | shift PSNR mirror | dB | higher |" in key_list()
+    assert per_shift_rows(measured.measurements)[0][:3] == ["mirrored", 1, 0]
 
 
 def test_what_is_not_registered_is_named_with_the_choices():

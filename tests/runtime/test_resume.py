@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,7 +18,8 @@ from genstab import InputError
 from genstab.cli import main as cli
 from genstab.runtime import signals as stopping
 from genstab.runtime.resume import find_checkpoint
-from tests.helpers.commands import HELPERS, ROOT, program
+from tests.helpers.commands import HELPERS, ROOT, program, start
+from tests.helpers.commands import finish as finish_program
 from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run
 from tests.helpers.wandb_file import finish, read_history
 
@@ -331,21 +331,13 @@ def test_last_in_a_sweep_wants_its_folder(monkeypatch):
     arguments = ["train", "-m", "ckpt_path=last", "antialias=none,tri3", "hydra/hydra_logging=none"]
     monkeypatch.setattr(sys, "argv", ["genstab", *arguments])
     with pytest.raises(SystemExit, match=r"genstab: ckpt_path=last in a sweep .*hydra\.sweep\.dir=multirun/DATE/TIME"):
-        cli()
+        cli.main()
 
 
 def several(*options, code=0):
-    """Train on several processes by the command; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *TINY, "trainer=ddp_cpu", *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    """Train on several processes by the command."""
+    ended, printed = finish_program(start(ROOT / "train.py", *TINY, "trainer=ddp_cpu", *options))
+    assert ended == code, printed[-4000:]
 
 
 @pytest.mark.ddp
@@ -368,13 +360,9 @@ def test_the_command_stops_and_goes_on(tmp_path, whole):
     killer = (
         f"{{_target_: tests.helpers.killed.Killer, step: {EVERY + 2}, place: update, signum: {int(signal.SIGINT)}}}"
     )
-    command = [sys.executable, str(ROOT / "train.py"), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    first = subprocess.run([*command, f"+callbacks.killer={killer}"], env=environment, capture_output=True, text=True)
-    assert (first.returncode, first.stderr.count("Traceback")) == (130, 0), first.stderr
-    second = subprocess.run([*command, "ckpt_path=last"], env=environment, capture_output=True, text=True)
-    assert second.returncode == 0, second.stderr
-    assert "Goes on from " in second.stdout
+    code, printed = finish_program(start(ROOT / "train.py", *options, f"+callbacks.killer={killer}"))
+    assert (code, printed.count("Traceback")) == (130, 0), printed
+    assert "Goes on from " in program(ROOT / "train.py", *options, "ckpt_path=last")
     [done] = Path("outputs").glob("*/*/summary.json")  # the second one's
     for part in ("state_dict", "optimizer_states", "metrics"):
         assert differing(left(done.parent)[part], left(whole)[part]) == []

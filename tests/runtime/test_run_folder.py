@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from genstab import InputError
 from genstab.cli import main as cli
 from genstab.runtime.resume import dated, find_checkpoint
 from genstab.runtime.run_folder import alone_in, check_unused, fresh
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import start
 from tests.helpers.killed import TINY, run
 
 ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
@@ -56,9 +55,7 @@ with alone_in(sys.argv[1]):
 
 
 def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+    with start("-c", HOLD, tmp_path / "run") as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(
             InputError, match=r"another training runs in .*run: wait for its end, or name another folder"
@@ -102,7 +99,7 @@ def test_a_clock_that_stands_still_gives_each_run_its_own_folder(monkeypatch):
     sweep = ["-m", *(option for option in options if not option.startswith("seed")), "seed=1,2"]
     for arguments in (options, options, sweep, sweep):
         monkeypatch.setattr(sys, "argv", ["genstab", "train", *arguments])
-        cli()
+        cli.main()
     runs = ["outputs/2026-01-02/03-04-05", "outputs/2026-01-02/03-04-05-2"]
     runs += [f"multirun/2026-01-02/03-04-05{more}/{job}" for more in ("", "-2") for job in (0, 1)]
     found = [str(path.parent) for path in Path().rglob("summary.json")]
