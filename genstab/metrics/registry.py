@@ -208,7 +208,7 @@ for _metric in (
            in_training=True, per_image=True, brief=True),
     Metric("val/tv_target", "TV of targets", "total variation of the targets", in_training=True, per_image=True,
            brief=True),
-    Metric("tv_ratio", "TV ratio", "total variation of the outputs over that of the targets; below 1: "
+    Metric("tv_ratio", "TV / targets' TV", "total variation of the outputs over that of the targets; below 1: "
            "blurry", unit="×", better="one", digits=2, derive=_tv_ratio),
     Metric("val/spectrum_error", "spectrum error", "distance between the mean radial power spectra of outputs and "
            "targets: blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),
