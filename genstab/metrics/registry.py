@@ -119,7 +119,7 @@ def metrics() -> dict[str, Metric]:
     return dict(sorted(every.items(), key=lambda item: GROUPS.index(item[1].group)))
 
 
-def of_summary(key: str) -> Metric:
+def metric_of(key: str) -> Metric:
     """Return the metric of a key; one that nobody registered stands under `further`."""
     return metrics().get(key) or Metric(key, key.removeprefix("val/"), "not registered", "further", digits=4)
 
