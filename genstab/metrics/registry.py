@@ -119,7 +119,7 @@ def metrics() -> dict[str, Metric]:
     return dict(sorted(every.items(), key=lambda item: GROUPS.index(item[1].group)))
 
 
-def of_summary(key: str) -> Metric:
+def metric_of(key: str) -> Metric:
     """Return the metric of a key; one that nobody registered stands under `further`."""
     return metrics().get(key) or Metric(key, key.removeprefix("val/"), "not registered", "further", digits=4)
 
@@ -208,7 +208,7 @@ for _metric in (
            in_training=True, per_image=True, brief=True),
     Metric("val/tv_target", "TV of targets", "total variation of the targets", in_training=True, per_image=True,
            brief=True),
-    Metric("tv_ratio", "TV ratio", "total variation of the outputs over that of the targets; below 1: "
+    Metric("tv_ratio", "TV / targets' TV", "total variation of the outputs over that of the targets; below 1: "
            "blurry", unit="×", better="one", digits=2, derive=_tv_ratio),
     Metric("val/spectrum_error", "spectrum error", "distance between the mean radial power spectra of outputs and "
            "targets: blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),

@@ -9,7 +9,7 @@ from typing import Any
 
 from genstab.errors import InputError
 from genstab.metrics.measurements import known, mean, unique
-from genstab.metrics.registry import Metric, metrics, of_summary
+from genstab.metrics.registry import Metric, metric_of, metrics
 from genstab.report.runs import Run
 from genstab.report.table import options_of
 from genstab.runtime.files import read_json
@@ -35,7 +35,7 @@ class Option:
 
     def values(self, key: str) -> list[float]:
         """Return a number of each run that has it."""
-        return known([of_summary(key).of(run.summary) for run in self.runs])
+        return known([metric_of(key).of(run.summary) for run in self.runs])
 
     def mean(self, key: str) -> float | None:
         """Return the mean over the runs; None where none has the number."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from genstab.metrics.registry import Metric, metrics, of_summary
+from genstab.metrics.registry import Metric, metric_of, metrics
 from genstab.report.runs import Run
 
 
@@ -15,7 +15,7 @@ def columns_of(runs: Sequence[Run]) -> list[Metric]:
     """Return the metrics that at least one run has, those that nobody registered last."""
     every = metrics()
     others = sorted({key for run in runs for key in run.summary if key.startswith("val/")} - every.keys())
-    columns = [*every.values(), *map(of_summary, others)]
+    columns = [*every.values(), *map(metric_of, others)]
     return [column for column in columns if any(column.of(run.summary) is not None for run in runs)]
 
 

@@ -65,7 +65,7 @@ def test_a_front_over_an_error_prefers_less_of_it():
     assert figure.layout.xaxis.range[0] < 0.2
     figure = quality_scatter({"a": (1.25, 0.1), "b": (0.9, 0.3)}, STYLES, RATIO, DISTANCE, dict.fromkeys("ab", ""))
     assert [(trace.x, trace.y) for trace in figure.data[1:]] == [((0.25,), (0.1,)), ((pytest.approx(0.1),), (0.3,))]
-    assert figure.layout.xaxis.title.text == "|TV ratio − 1|, better →"
+    assert figure.layout.xaxis.title.text == "|TV / targets' TV − 1|, better →"
     for axis in (figure.layout.xaxis, figure.layout.yaxis):  # of both, less is better
         assert axis.range[0] > axis.range[1]
 
