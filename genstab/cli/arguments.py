@@ -1,4 +1,4 @@
-"""From the words that users type to overrides that Hydra's grammar takes."""
+"""From the words on the command line to overrides in the grammar of Hydra."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _OURS = ("slurm", "slurm_cpu")
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raise an `InputError` for a word that Hydra would only call a syntax error.
+    """Raise an `InputError` for a word that is neither an option nor an override.
 
     >>> check_words(["model.pt"])
     Traceback (most recent call last):
@@ -34,10 +34,10 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def check_launcher(words: Sequence[str]) -> None:
-    """Refuse a launcher that is not installed, and one that Hydra would leave out, before it runs here instead.
+    """Check the launcher of a sweep, before Hydra ignores it and runs the job here.
 
     Raises:
-        InputError: it is one of these.
+        InputError: it is not installed, lacks `-m`, or its sizes are not numbers.
 
     >>> check_launcher(["hydra/launcher=slurm"])
     Traceback (most recent call last):
@@ -65,7 +65,7 @@ def _installed() -> bool:
 
 
 def quote_paths(words: Sequence[str]) -> list[str]:
-    """Quote the values that are a path, unless they are quoted, refer to other keys or are choices of a sweep.
+    """Quote paths, except those that are quoted, refer to other keys or are choices of a sweep.
 
     >>> quote_paths(["data.root=it's here", "seed=1"])
     ["data.root='it\\\\'s here'", 'seed=1']
@@ -86,7 +86,7 @@ def quote_paths(words: Sequence[str]) -> list[str]:
 
 
 def add_trainer_keys(words: Sequence[str]) -> list[str]:
-    """Let `trainer.KEY=` set any argument of Lightning's Trainer, those that conf/trainer does not list, too.
+    """Let `trainer.KEY=` set any argument of Lightning's Trainer, also if conf/trainer does not list it.
 
     >>> add_trainer_keys(["trainer.limit_train_batches=2", "+trainer.max_time=00:01:00:00", "trainer.max_epoch=3"])
     ['++trainer.limit_train_batches=2', '++trainer.max_time=00:01:00:00', 'trainer.max_epoch=3']
@@ -99,7 +99,7 @@ def add_trainer_keys(words: Sequence[str]) -> list[str]:
 
 
 def add_model_keys(words: Sequence[str]) -> list[str]:
-    """Let `model.NAME=` also add a key: a network's arguments are not in our configs.
+    """Let `model.KEY=` add a key, since the arguments of a user's network are not in our configs.
 
     >>> add_model_keys(["model.width=8", "seed=1"])
     ['++model.width=8', 'seed=1']
@@ -108,7 +108,7 @@ def add_model_keys(words: Sequence[str]) -> list[str]:
 
 
 def name_runs(words: Sequence[str]) -> list[str]:
-    """Make the value of `runs` of the words that are not options: folders of `genstab report`.
+    """Collect the words that are not overrides, the folders of `genstab report`, in the key `runs`.
 
     >>> name_runs(["a", "b, c", "title=A: b"])
     ["runs=['a','b, c']", "title='A: b'"]
@@ -119,6 +119,6 @@ def name_runs(words: Sequence[str]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """Let any text be a value in Hydra's grammar, in which a colon, a comma or a bracket means something."""
+    """Quote a text for the grammar of Hydra, in which colons, commas and brackets have a meaning."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

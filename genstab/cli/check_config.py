@@ -159,7 +159,8 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     """Raise an `InputError` that names the key and the value unless this is of a type, as pydantic sees it."""
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
-        text = json.dumps(value)  # in JSON a list may stand for a tuple, as in a config
+        # In JSON, as in a config, a list may stand for a tuple. Names of files need not be UTF-8.
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
     except Exception:  # a type that pydantic does not know, an object that somebody put into the config
         return
     problems = _problems(adapter, text)
@@ -168,7 +169,7 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     words = [_WORDS.get(each["type"]) or each["msg"].removeprefix("Input should be ") for each in problems]
     if kind == Instance:
         words = ["a group of keys"]
-    elif not _problems(adapter, "null"):
+    elif not _problems(adapter, b"null"):
         words.append("null")
     if len(problems) == 1 and problems[0]["type"] != "missing":  # perhaps of an element of a list
         key = ".".join([key, *map(str, problems[0]["loc"])])
@@ -176,7 +177,7 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     raise InputError(f"{key}={written(value)} is not {' or '.join(dict.fromkeys(words))}")
 
 
-def _problems(adapter: TypeAdapter[Any], text: str) -> list[Any]:
+def _problems(adapter: TypeAdapter[Any], text: bytes) -> list[Any]:
     try:
         adapter.validate_json(text, strict=True)
     except ValidationError as error:

@@ -21,16 +21,16 @@ from genstab.errors import InputError
 def quieten() -> None:
     """Leave out Lightning's hints about hardware and products that the user did not ask for."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file, our own line says
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own error names the file
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run that goes on in place
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run
 
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Make an `InputError` of what is the user's or the machine's fault while a job runs, and bring out one inside."""
-    import torch  # only jobs come here, and they have imported both
+    """Raise an `InputError` for an error of a job that the user, a disk or too little memory is to blame for."""
+    import torch  # here, since only jobs need them
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from genstab.runtime.files import reason
@@ -43,7 +43,7 @@ def input_errors() -> Iterator[None]:
             if isinstance(cause, InputError):
                 raise cause from error.__cause__
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
-            late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known when the data are
+            late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known once the data are read
             if misspelt or late or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(one_line(cause)) from error
             if isinstance(cause, OSError) and of_disk(cause):
@@ -64,7 +64,7 @@ def input_errors() -> Iterator[None]:
 
 
 def of_disk(error: OSError) -> bool:
-    """Tell whether a disk or a permission is to blame."""
+    """Return whether a disk or a permission is to blame."""
     from genstab.runtime.files import DISK  # imports torch
 
     return error.errno in DISK
@@ -79,7 +79,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error of Hydra says, in one line: without its lists of paths, with the keys that may be meant."""
+    """Return the message of an error of Hydra in one line, without lists of paths, with the keys that may be meant."""
     message = re.split("Config search path:|full_key:|Key '|See https://hydra", str(error))[0]
     said = " ".join(message.split())
     if not said.startswith("Could not override"):
@@ -91,7 +91,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _meant(error: OmegaConfBaseException) -> list[str]:
-    """Return the keys that somebody may have meant who named one that its group lacks."""
+    """Return the keys that may be meant by one that does not exist."""
     key, group = str(error.full_key), error.parent_node
     if not isinstance(group, DictConfig):
         return []
@@ -115,7 +115,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return in one line what submitit says of a job that it could not start, or that did not end; None for others.
+    """Return the message of an error of submitit in one line, with the end of the job's log; None for other errors.
 
     >>> refusal(RuntimeError("something else")) is None
     True

@@ -1,4 +1,4 @@
-"""The jobs of the commands but `train`: from a composed config to what it asks for."""
+"""The jobs of `genstab measure`, `predict`, `report`, `shard` and `workspace`."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from torch import nn
 
-from genstab.cli.check_config import check_options, check_seed
+from genstab.cli.check_config import check_seed
 from genstab.cli.config_errors import input_errors, one_line, quieten
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
@@ -40,7 +40,7 @@ from genstab.runtime.provenance import provenance
 
 
 def run_measure(config: DictConfig) -> float | None:
-    """Measure as `config` says; return `val/shift_psnr` in dB, None where it is not measured.
+    """Measure as `config` says; return `val/shift_psnr` in dB, None if it was not measured.
 
     Raises:
         InputError: the model, the images and the options do not fit together.
@@ -51,7 +51,6 @@ def run_measure(config: DictConfig) -> float | None:
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         _range(config.value_range)
-        check_options({key: group for key, group in plain.items() if key != "model"})  # of which `model_of` knows more
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
         check_folder(config.output_dir)
         model = model_of(config.model)
@@ -59,7 +58,7 @@ def run_measure(config: DictConfig) -> float | None:
         check_seed(config.seed)
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
-            config.data.check = "off"  # what is measured is read anyway, and named if it cannot be
+            config.data.check = "off"  # what is measured is read anyway
         if "on_error" in config.data:
             config.data.on_error = "raise"  # the command's own `on_error` decides
         data = instantiate(config.data)
@@ -82,7 +81,7 @@ def run_measure(config: DictConfig) -> float | None:
 
 
 def _name(model: DictConfig) -> str:
-    """Call a measurement by its checkpoint: a run's folder, or a file's name without suffix."""
+    """Name a measurement after its checkpoint: the run folder, or the file without its suffix."""
     if model.checkpoint is None:
         return str(model.get("_target_", "model")).rpartition(".")[2]
     path = Path(model.checkpoint)
@@ -90,10 +89,10 @@ def _name(model: DictConfig) -> str:
 
 
 def run_predict(config: DictConfig) -> None:
-    """Apply a model to a folder of images as `config` says; say what was done.
+    """Apply a model to a folder of images as `config` says; print a summary.
 
     Raises:
-        InputError: the config or the data cannot do it; at the end, if images were left out.
+        InputError: something is wrong with the config or the data, or images were left out.
     """
     quieten()
     with input_errors():
@@ -112,7 +111,7 @@ def run_predict(config: DictConfig) -> None:
 
 
 def _range(given: Any) -> tuple[float, float]:
-    """Check the least and the greatest value of a generator's images."""
+    """Return the least and the greatest value of the images that a generator takes and returns."""
     numbers = list(given) if isinstance(given, ListConfig) else []
     if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
         raise InputError(f"value_range={given} is not [least,greatest], such as [0,1]")
@@ -120,10 +119,10 @@ def _range(given: Any) -> tuple[float, float]:
 
 
 def run_report(config: DictConfig) -> None:
-    """Write the page that `config` describes, the table and the plot of its options, and the film of its runs.
+    """Write the page that `config` describes and, if asked for, the table, the plot and the animation of its runs.
 
     Raises:
-        InputError: a folder holds no run, an output cannot be written, the costs are none, or nothing is to be drawn.
+        InputError: a folder contains no run, an output cannot be written, or the costs cannot be read.
     """
     if not config.runs:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
@@ -149,7 +148,7 @@ def run_report(config: DictConfig) -> None:
 
 @contextmanager
 def writing(key: str, path: str) -> Iterator[Path]:
-    """Say where a file of the option `key` went; raise an `InputError` where it cannot be written."""
+    """Print where the file of the option `key` was written; raise an `InputError` if it cannot be."""
     try:
         yield Path(path)
     except OSError as error:
@@ -158,10 +157,10 @@ def writing(key: str, path: str) -> Iterator[Path]:
 
 
 def run_shard(config: DictConfig) -> None:
-    """Make shards as `config` says; say what was done.
+    """Write shards as `config` says; print a summary.
 
     Raises:
-        InputError: the pairs or the folder cannot do it; at the end, if pairs were left out.
+        InputError: something is wrong with the pairs or the folder, or pairs were left out.
     """
     options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
     with input_errors():
@@ -174,23 +173,23 @@ def run_shard(config: DictConfig) -> None:
 
 
 def run_workspace(config: DictConfig) -> None:
-    """Save the W&B workspace that `config` names, and print its URL.
+    """Save the W&B workspace that `config` names and print its URL.
 
     Raises:
-        InputError: nobody is logged in, or the server does not answer.
+        InputError: no user is logged in, or the server does not answer.
     """
     with input_errors():
         save_workspace(config.entity, config.project)
 
 
 def model_of(options: DictConfig) -> nn.Module:
-    """Return what the keys under `model` describe, in eval mode, on the CPU.
+    """Return the model that the keys under `model` describe, in eval mode, on the CPU.
 
-    `checkpoint` alone is any file of `load_model` (and `norm` an argument of it). `_target_` names a network's class,
-    the keys beside it are its arguments, and `checkpoint` has its weights. A class in the current folder is found, too.
+    `checkpoint` alone is any file that `load_model` takes, with its argument `norm`. With `_target_`, the class of a
+    network, the other keys are its arguments and `checkpoint` has its weights. The class may be in the current folder.
 
     Raises:
-        InputError: there is no such class, it does not take these arguments, or as `load_model`.
+        InputError: the class does not exist or does not take these arguments, or as `load_model`.
     """
     keys = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
     checkpoint = keys.pop("checkpoint", None)
@@ -212,7 +211,7 @@ def model_of(options: DictConfig) -> nn.Module:
 
 
 def _why(target: str, cause: BaseException) -> str:
-    """Say why there is no such network, or what it takes."""
+    """Return why the network cannot be made, with the arguments that it takes."""
     module, _, name = target.rpartition(".")
     if isinstance(cause, ModuleNotFoundError) and module in sys.modules:
         return f"{module} has no {name}"

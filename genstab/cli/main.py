@@ -1,4 +1,4 @@
-"""The command line: from the arguments to a checked config, and only then to the job that imports torch."""
+"""The command line: compose and check the config of a command, and only then import its job, and torch with it."""
 
 import os
 import platform
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
-OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once a program, as `now`
+OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once per program, like `now`
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
 # What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
@@ -66,10 +66,10 @@ class Command:
     """A command of `genstab`.
 
     Args:
-        job: where the function is that takes the config; imported once that is known to be good, with torch and all.
-        overrides: makes overrides of Hydra of the words on the command line.
-        typed: keys beside the groups whose types are checked.
-        used_by: what takes these keys.
+        job: the function that takes the config, imported after the config was checked.
+        overrides: turns the words on the command line into overrides of Hydra.
+        typed: keys outside of the groups whose types are checked.
+        used_by: the function or class that takes these keys.
     """
 
     job: str
@@ -111,7 +111,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command that `sys.argv[1]` names."""
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        train()  # Lightning starts the other processes without the command's name
+        train()  # Lightning starts the other processes without the name of the command
         return
     command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def _version() -> str:
-    """Return what a bug report needs: versions, the machine, the commit if this runs from a checkout."""
+    """Return versions, the machine and, in a checkout, the commit."""
     lines = [f"{name} {number}" for name, number in versions().items()]
     lines.append(f"{platform.platform()}, {processor()}, {os.cpu_count()} processors")
     state = git_states()["genstab"]
@@ -166,13 +166,13 @@ def _train() -> None:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    """End in order, as torchrun asks for where another process failed: the first one may have something to say."""
+    """End in order when torchrun asks for it because another process failed: the first one may have to say why."""
     raise Stopped(signum)
 
 
 def _launch(name: str, *given: object) -> None:
-    """Run a command's job with `conf/NAME.yaml`, changed by the overrides in `sys.argv`, and what else is given."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, for one line of ours
+    """Run the job of a command on `conf/NAME.yaml` with the overrides in `sys.argv`; `given` are further arguments."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, so that we print them in one line
     command = COMMANDS[name]
     errors: list[InputError] = []
     started = False
@@ -186,7 +186,7 @@ def _launch(name: str, *given: object) -> None:
         except InputError as error:
             if by_submitit():
                 raise  # another process waits for it
-            errors.append(error)  # past Hydra, which would print a line before it; a sweep goes on
+            errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
     with _one_line_errors():
@@ -196,7 +196,7 @@ def _launch(name: str, *given: object) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except OSError as error:
-            # as of Hydra's own, which also are OSErrors; after the start, of the folder of a sweep's next job
+            # Hydra's own errors are OSErrors, too; after the start it can be the folder of the next job of a sweep
             if error.filename is None or (started and not of_disk(error)):
                 raise
             key = "hydra.sweep.dir" if MULTIRUN & set(sys.argv) else "hydra.run.dir"
@@ -220,7 +220,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """End the program with one line where the input or the command line is to blame."""
+    """End the program with one line if the input or the command line is to blame."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""`genstab train` as a job that submitit starts on a cluster, by Hydra's launcher: `hydra/launcher=slurm`."""
+"""`genstab train` as a job that submitit starts, on a cluster by `hydra/launcher=slurm`."""
 
 import os
 from pathlib import Path
@@ -14,9 +14,9 @@ from genstab.runtime.signals import Stopped, by_submitit, requeue_signal
 def run_wherever(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
     """Run `genstab.cli.train.run_train` here or, in a job that submitit started, as one of its tasks.
 
-    There every task has this function and its config, pickled, in place of a command line. The tasks meet as
-    those of torchrun do. The job goes on where its folder has a checkpoint, for it may have been requeued. When its
-    time is up and all is saved and closed, submitit is told, which puts it into the queue.
+    Each task of submitit gets this function and its config, pickled, and no command line. The tasks train together, as
+    those of torchrun do. The job resumes if its folder has a checkpoint, for it may have been requeued. At its time
+    limit, when everything is saved and closed, submitit is told, which requeues it.
 
     Raises:
         InputError: as `run_train`.
@@ -36,7 +36,7 @@ def run_wherever(config: DictConfig, processes: Rendezvous | None = None) -> flo
             except Stopped:
                 raise
             except SystemExit:
-                # submitit would say that it misses what a task that exits should have returned, and not the reason
+                # submitit would report the missing return value of a task that exits, instead of the reason
                 return None
             return None
         with processes.end_others_on_exit():
@@ -44,6 +44,6 @@ def run_wherever(config: DictConfig, processes: Rendezvous | None = None) -> flo
     except Stopped as stopped:
         if stopped.signum != requeue_signal():
             raise
-        os.kill(os.getpid(), stopped.signum)  # to submitit's own handler, which ends the first task
-        # The others end without a fault: SLURM may be told to end all where one fails, and the first is not done yet.
+        os.kill(os.getpid(), stopped.signum)  # to submitit's handler, which ends the first task
+        # The others end without an error: SLURM may end all tasks when one fails, and the first is still at work.
         raise SystemExit(0) from stopped

@@ -1,4 +1,4 @@
-"""The job of `genstab train`: from a composed config to a training, alone or in a team of processes."""
+"""The job of `genstab train`: train as a config says, in one process or as one of several."""
 
 import os
 import shlex
@@ -42,12 +42,14 @@ from genstab.training.callbacks.summary import RunSummary, devices_of
 
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
-    """Train as `config` says; return the last `val/shift_psnr` in dB, None where it is not measured.
+    """Train as `config` says; return the last `val/shift_psnr` in dB, None if it was not measured.
 
-    `processes` are those that torchrun or SLURM started; the first of them hands the config to the others.
+    Args:
+        config: a composed `conf/train.yaml`.
+        processes: those that torchrun or SLURM started; the first of them sends the config to the others.
 
     Raises:
-        InputError: the config, the data or the machine cannot do it; before any training where possible.
+        InputError: something is wrong with the config, the data or the machine; before training starts if possible.
     """
     quieten()
     check_devices(config.trainer)
@@ -80,7 +82,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:
             data.prepare_data()
-        data.setup("fit")  # what is wrong with the data is said before a run is logged
+        data.setup("fit")  # errors in the data come before a run is logged
         if checkpoint:
             step = data.batch_size * trainer.world_size
             check_fit(path, checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
@@ -91,7 +93,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             if wanted:
                 again = over or place.get("pending", False)
                 continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
-            if trainer.is_global_zero:  # the state of the code now, not when the training ends
+            if trainer.is_global_zero:  # the commit now, not at the end of the training
                 ending.provenance = provenance(devices_of(trainer))
             try:
                 for each in trainer.loggers:
@@ -107,18 +109,18 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
 
 
 def follow(processes: Rendezvous) -> None:
-    """Train as the first of the processes says, until it has no job left."""
+    """Train with the configs that the first process sends, until there are no more."""
     with processes.sign_off_on_exit():
         for config in processes.received_configs():
-            with suppress(ReportedByFirst):  # the first one says whether there is another job
+            with suppress(ReportedByFirst):  # the first process says what happened, and whether there is another job
                 run_train(OmegaConf.create(config), processes)  # type: ignore[arg-type]  # a dict
 
 
 def check_devices(trainer: Mapping[str, Any]) -> None:
-    """Check a trainer's accelerator and devices against this machine, before anything starts.
+    """Check the accelerator and the devices of a trainer against this machine.
 
     Raises:
-        InputError: more devices than there are, several without a strategy, none.
+        InputError: no device, more than there are, or several without a strategy.
 
     >>> check_devices({"accelerator": "cpu", "devices": 0})
     Traceback (most recent call last):
@@ -128,7 +130,7 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
     gpus = torch.cuda.device_count()
     processors = os.cpu_count() or 1
-    present = 4 * processors if accelerator == "cpu" else gpus  # a few processes may share a processor
+    present = 4 * processors if accelerator == "cpu" else gpus  # several processes may share a processor
     if isinstance(devices, list | ListConfig):
         wanted, farthest = len(devices), max(devices, default=-1) + 1
     elif str(devices) in ("auto", "-1"):
@@ -136,7 +138,7 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     elif isinstance(devices, int) or str(devices).isdigit():
         wanted = farthest = int(devices)
     else:
-        return  # Lightning's other spellings, such as "0,1"
+        return  # other notations of Lightning, "0,1" for example
     if wanted < 1:
         raise InputError(f"trainer.devices={devices} is not at least 1")
     if wanted > 1 and trainer.get("strategy") is None:
@@ -150,7 +152,7 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
 
 
 def _job(config: DictConfig) -> HydraConf | None:
-    """Return Hydra's part of the config; None where the program's earlier job was Hydra's and this one is not."""
+    """Return the config of Hydra itself; None if Hydra did not start this job."""
     if not HydraConfig.initialized():
         return None
     hydra: Any = HydraConfig.get()
@@ -158,7 +160,7 @@ def _job(config: DictConfig) -> HydraConf | None:
 
 
 def _checkpoint_of(config: DictConfig) -> Path | None:
-    """Return the file that `ckpt_path` means, None for a training from the start."""
+    """Return the checkpoint that `ckpt_path` stands for; None to train from the start."""
     if not config.ckpt_path:
         return None
     fixed = True
@@ -172,7 +174,7 @@ def _checkpoint_of(config: DictConfig) -> Path | None:
 
 
 def _to_go_on(config: DictConfig) -> str:
-    """Return what makes the same command go on from this run's last checkpoint."""
+    """Return the overrides with which the same command resumes from the last checkpoint of this run."""
     hydra = _job(config)
     if hydra and hydra.mode == RunMode.MULTIRUN:
         return f"ckpt_path=last hydra.sweep.dir={shlex.quote(hydra.sweep.dir)}"
@@ -181,17 +183,17 @@ def _to_go_on(config: DictConfig) -> str:
 
 @contextmanager
 def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterator[None]:
-    """Let the other processes take this job's config, instead of their command line.
+    """Make the other processes use the config of this job and not their command line.
 
-    Lightning starts rank 1, 2, … with the command line of rank 0, as torchrun and SLURM do with all. Under `-m` that is
-    the whole sweep, and without it another run folder. Afterwards the process group and the environment are put back,
-    for the next job of a sweep.
+    Lightning starts ranks 1, 2, … with the command line of rank 0; torchrun and SLURM start all ranks with the same
+    one. With `-m` that would be the whole sweep, without it another run folder. Afterwards the process group is
+    destroyed and the environment restored, for the next job of a sweep.
     """
     text = OmegaConf.to_yaml(config, resolve=True)
     with process_state_restored():
         if processes is None:
             os.environ[WORKER_CONFIG] = text
-            if hydra := _job(config):  # which Lightning writes into the command line; in a sweep it is another folder
+            if hydra := _job(config):  # Lightning adds it to the command line; in a sweep it is another folder
                 with read_write(hydra):  # type: ignore[arg-type]  # a config
                     hydra.run.dir = config.output_dir
         elif processes.rank == 0:
