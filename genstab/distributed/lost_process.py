@@ -166,6 +166,8 @@ def _wait_for_first(trainer: Trainer, processes: Rendezvous | None, missing: boo
 
 def _kill_workers() -> None:
     """Kill the workers of the data loaders: one that stands still would be waited for at the end of the program."""
+    if threading.current_thread() is not threading.main_thread():  # Python changes no handler there
+        return
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
     try:
         for worker in multiprocessing.active_children():
