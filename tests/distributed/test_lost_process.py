@@ -277,10 +277,11 @@ def test_an_error_in_a_worker_keeps_its_traceback_and_says_how_to_go_on(tmp_path
 
 
 BY_HAND = """
-from genstab import cli, data
+from genstab.cli.main import train
+from genstab.data import datamodules
 
-data.TIMEOUT = 2
-cli.train()
+datamodules.TIMEOUT = 2
+train()
 """
 
 
