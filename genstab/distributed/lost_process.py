@@ -14,6 +14,10 @@ from traceback import extract_tb
 import torch
 from pytorch_lightning import Trainer
 
+# private: a loader calls it once in a program, within the fit, and Lightning undoes it at the end of the fit; without
+# it, the next job of a sweep would notice a killed worker after the loader's timeout only
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
+
 from genstab.distributed.ddp import Launcher
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
@@ -22,7 +26,7 @@ from genstab.runtime.process_state import process_state_restored
 
 # Seconds that the first process has to report an error that others have too, before they report it.
 GRACE = 10.0
-# Seconds until the exit code of a process that closed its connections is known.
+# Seconds until a process that closed its connections, or was killed, is gone.
 EXIT = 3.0
 DIED = "a worker of the data loader died{}, perhaps because the memory was full: lower data.num_workers or "
 DIED += "data.batch_size"
@@ -73,6 +77,7 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
             `InputError`, get a note that says the latter.
         SystemExit: likewise, where torchrun's or SLURM's processes cannot train the next job of a sweep either.
     """
+    _set_SIGCHLD_handler()
     finished, launcher = threading.Event(), trainer.strategy.launcher
     if isinstance(launcher, Launcher):
         threading.Thread(target=_observe, args=(trainer, launcher, to_go_on, finished), daemon=True).start()
@@ -101,8 +106,7 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
                 raise SystemExit(1) from error
         if text is not None:
             if not missing:
-                for worker in multiprocessing.active_children():
-                    worker.kill()  # one that stands still would be waited for at the end of the program
+                _kill_workers()
             raise LostProcessError(line) from error
         if not isinstance(error, InputError):
             error.add_note(f"genstab: {_last_checkpoint(trainer, to_go_on)}")
@@ -158,6 +162,19 @@ def _wait_for_first(trainer: Trainer, processes: Rendezvous | None, missing: boo
         reported = False  # or this process would have been killed
     if reported or (missing and trainer.global_rank > 1):
         raise ReportedByFirst
+
+
+def _kill_workers() -> None:
+    """Kill the workers of the data loaders: one that stands still would be waited for at the end of the program."""
+    if threading.current_thread() is not threading.main_thread():  # Python changes no handler there
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
+    try:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join(EXIT)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _last_checkpoint(trainer: Trainer, to_go_on: str) -> str:

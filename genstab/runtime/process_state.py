@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = [each for each in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD") if hasattr(signal, each)]
+# Not SIGCHLD, for which torch's data loader installs a handler once in a program.
+SIGNALS = [each for each in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, each)]
 
 
 @contextmanager
