@@ -629,7 +629,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "odd loops": (changed(loops={}), f"{ON}: it has an odd loops", None),
     "odd callbacks": (changed(callbacks=3), f"{ON}: it has an odd callbacks", None),
     "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: it has an odd pytorch-l", None),
-    "odd weights": (changed(state_dict=[1]), f"{ON}: it has an odd state_dict", "is no checkpoint of a genstab"),
+    "odd weights": (changed(state_dict=[1]), f"{ON}: it has an odd state_dict", "is not a checkpoint of a genstab"),
     "no weights": (changed(state_dict={}), "does not fit this training: no ", "does not fit the generator"),
     "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
 }

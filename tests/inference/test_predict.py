@@ -216,9 +216,9 @@ def test_folders_that_do_not_do(images, tmp_path):
     for source, output, message in (
         (images, images, "is the input folder"),
         (images, tmp_path / "link", "is the input folder"),
-        (images, images / "out", "lies in input=.*recursive=false"),
+        (images, images / "out", "is inside input=.*recursive=false"),
         (images, tmp_path / "file", "output=.*file is a file, not a folder"),
-        (images, tmp_path / "file/out", "cannot make the folder .*file/out: Not a directory"),
+        (images, tmp_path / "file/out", "cannot create the folder .*file/out: Not a directory"),
         (tmp_path / "nowhere", tmp_path / "out", "input=.*nowhere does not exist"),
         (tmp_path / "file", tmp_path / "out", "input=.*file is not a folder"),
         (tmp_path / "empty", tmp_path / "out", "input=.*empty has no images .*found nothing"),

@@ -258,7 +258,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"x.ckpt cannot be read as a checkpoint"):
         load_generator(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(InputError, match=r"x.ckpt is no checkpoint of a genstab U-Net"):
+    with pytest.raises(InputError, match=r"x.ckpt is not a checkpoint of a genstab U-Net"):
         load_generator(path)
 
 
