@@ -1,4 +1,4 @@
-"""How the pixels of PNG, JPEG, BMP, WebP and TIFF files are found and unpacked: the header first, bombs refused."""
+"""Decoders of PNG, JPEG, BMP, WebP and TIFF: read the header first, so that decompression bombs are refused."""
 
 import io
 import lzma
@@ -24,24 +24,24 @@ from genstab.errors import InputError
 PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AS_IT_IS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # every other mode becomes RGB
-_EXIF = 1 << 20  # bytes; a larger EXIF chunk is none
-_ROOM = 1 << 28  # bytes that a compressed strip may grow to unseen
-# What tifffile unpacks without the package imagecodecs, and then without a bound: how to unpack it with one, and how
-# many times its size it may grow.
-_GROWS: Mapping[int, tuple[Callable[[], Any], int]] = MappingProxyType(
+_MAX_EXIF = 1 << 20  # bytes; larger chunks are ignored
+_UNCHECKED = 1 << 28  # bytes; strips that cannot decompress to more are not checked
+# Compressions that tifffile decodes itself, without the package imagecodecs, and then without a limit: a decompressor
+# that takes one, and the largest ratio.
+_UNLIMITED: Mapping[int, tuple[Callable[[], Any], int]] = MappingProxyType(
     {
         8: (zlib.decompressobj, 1032),
         32946: (zlib.decompressobj, 1032),
         34925: (lzma.LZMADecompressor, 8192),
     }
 )
-_PACKBITS = 32773  # grows 64-fold at most
+_PACKBITS = 32773  # decompresses to at most 64 times its size
 _quiet = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: (H, W, C) as stored, EXIF orientation, how to get uint8 or uint16, and which."""
+    """The header of an image file: stored (H, W, C), EXIF orientation, a decoder to uint8 or uint16, and the depth."""
 
     shape: tuple[int, int, int]
     orientation: int
@@ -49,10 +49,10 @@ class Header:
     depth: int = 8
 
 
-def most_pixels() -> int:
-    """Return how many pixels an image may have, as Pillow has it: beyond, the header is damaged or evil.
+def max_pixels() -> int:
+    """Return the largest number of pixels of an image, twice Pillow's `MAX_IMAGE_PIXELS` as in Pillow.
 
-    >>> most_pixels() == 2 * Image.MAX_IMAGE_PIXELS
+    >>> max_pixels() == 2 * Image.MAX_IMAGE_PIXELS
     True
     """
     return 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
@@ -65,20 +65,20 @@ def _orientation(exif: Image.Exif) -> int:
 
 def pillow_header(file: BinaryIO, formats: tuple[str, ...] = ("JPEG", "BMP", "WEBP")) -> Header:
     """Read the header of an 8-bit image (or a 16-bit grey one) with Pillow."""
-    # The filters of `warnings` are global: the lock keeps two threads from restoring each other's.
+    # The filters of `warnings` are global; the lock keeps threads from restoring each other's.
     with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the size, which may be large, and on odd metadata
+        warnings.simplefilter("ignore")  # of large sizes and odd metadata
         image = Image.open(file, formats=formats)
-        # PNG has its own look-up, for Pillow's decodes the picture; a TIFF is turned by Pillow as it loads.
+        # For PNG, getexif() would decode the image: see `png_header`. A TIFF is rotated by Pillow when it loads.
         orientation = 1 if image.format in ("PNG", "TIFF") else _orientation(image.getexif())
-    # A phone's JPEG may hold a second, auxiliary picture (MPO): the first is the photo.
+    # A phone's JPEG may hold a second, auxiliary image (MPO); the first one is the photo.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise InputError(f"cannot read {file.name}: it holds several pictures, one is wanted")
+        raise InputError(f"cannot read {file.name}: it holds several images, not one")
     mode = "I;16" if image.mode.startswith("I;16") else _AS_IT_IS.get(image.mode, "RGB")
 
     def decode() -> np.ndarray:
         image.load()
-        image.info.pop("transparency", None)  # Pillow warns where a palette's alpha is dropped
+        image.info.pop("transparency", None)  # Pillow warns if a palette's alpha is dropped
         pixels = np.asarray(image if mode == "I;16" else image.convert(mode))
         return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -87,7 +87,7 @@ def pillow_header(file: BinaryIO, formats: tuple[str, ...] = ("JPEG", "BMP", "WE
 
 
 def png_header(file: BinaryIO) -> Header:
-    """Read a PNG's chunks: depth, EXIF wherever it lies, and whether the file is whole."""
+    """Read the chunks of a PNG: its depth, EXIF anywhere in the file, and whether the file is complete."""
     exif, kind, kinds, start = Image.Exif(), b"", set(), file.read(33)
     truncated = InputError(f"cannot read {file.name}: truncated, it ends before its IEND chunk")
     if len(start) < 33:
@@ -99,13 +99,13 @@ def png_header(file: BinaryIO) -> Header:
             raise truncated
         length, kind = struct.unpack(">I4s", head)
         kinds.add(kind)
-        if kind == b"eXIf" and length <= _EXIF:
+        if kind == b"eXIf" and length <= _MAX_EXIF:
             exif.load(file.read(length))
             file.seek(4, io.SEEK_CUR)
         else:
             file.seek(length + 4, io.SEEK_CUR)
-    if colour == 3 and b"PLTE" not in kinds:  # Pillow would make one up
-        raise InputError(f"cannot read {file.name}: its colours are those of a palette, which it does not have")
+    if colour == 3 and b"PLTE" not in kinds:  # Pillow would invent one
+        raise InputError(f"cannot read {file.name}: it needs a palette, which is missing")
     orientation = _orientation(exif)
     file.seek(0)
     header = pillow_header(file, ("PNG",))  # checks the header chunk too
@@ -116,8 +116,8 @@ def png_header(file: BinaryIO) -> Header:
         file.seek(0)
         data = file.read()
         if colour == 4:
-            # kornia_rs has no such mode and Pillow cuts it to 8 bits. But 16-bit grey and alpha lie in the
-            # file byte for byte as 8-bit RGBA does, so say so in the header.
+            # kornia_rs does not support grey with alpha, and Pillow reduces it to 8 bits. But its bytes are laid out as
+            # those of 8-bit RGBA, so decode it as such.
             fields = b"IHDR" + data[16:24] + bytes([8, 6]) + data[26:29]
             data = data[:12] + fields + struct.pack(">I", zlib.crc32(fields)) + data[33:]
             return pillow_header(io.BytesIO(data), ("PNG",)).decode().view(">u2")
@@ -127,80 +127,82 @@ def png_header(file: BinaryIO) -> Header:
 
 
 def tiff_header(file: BinaryIO) -> Header:
-    """Read a TIFF's header with tifffile, and leave to Pillow the colour spaces and codecs that it lacks."""
+    """Read the header of a TIFF with tifffile; use Pillow for what tifffile does not decode."""
     tiff = tifffile.TiffFile(file)
-    pictures = [series for series in tiff.series if not series.keyframe.is_reduced]  # leave out thumbnails
+    pictures = [series for series in tiff.series if not series.keyframe.is_reduced]  # without thumbnails
     if len(pictures) != 1:
-        raise InputError(f"cannot read {file.name}: it holds {len(pictures)} pictures, one is wanted")
+        raise InputError(f"cannot read {file.name}: it holds {len(pictures)} images, not one")
     picture, page = pictures[0], pictures[0].keyframe
-    limit = most_pixels()
+    limit = max_pixels()
     if page.imagewidth * page.imagelength > limit:
         raise InputError(
             f"cannot read {file.name}: {page.imagelength}×{page.imagewidth} exceeds the limit of {limit} pixels"
         )
-    if max(picture.size, math.prod(page.chunks)) > 4 * limit:  # what Pillow's limit comes to in RGBA
+    if max(picture.size, math.prod(page.chunks)) > 4 * limit:  # Pillow's limit for RGBA
         raise InputError(f"cannot read {file.name}: {picture.shape} exceeds the limit of {4 * limit} values")
     end = file.seek(0, io.SEEK_END)
     for part in picture.pages:
-        if part is not None and not _whole(part.dataoffsets, part.databytecounts, end):
-            raise InputError(f"cannot read {file.name}: truncated, its pixels end after the file does")
+        if part is not None and not _is_complete(part.dataoffsets, part.databytecounts, end):
+            raise InputError(f"cannot read {file.name}: truncated, its pixels reach beyond the end of the file")
     file.seek(0)
 
     bits = page.bitspersample
     if (str(page.dtype), bits) not in (("uint8", 8), ("uint16", 16), ("bool", 1)):
         raise InputError(f"cannot read {file.name}: pixels of {page.dtype}, {bits} bits, are not uint8 or uint16")
-    packed = not _unpacks(page.compression)
+    packed = not _is_decodable(page.compression)
     kinds = tifffile.PHOTOMETRIC
     plain = bits > 1 and page.photometric in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB)
     if plain and not packed:
         return _plain(file, picture)
-    # Pillow keeps 8 bits and 16-bit grey. It cuts 16-bit colour to 8 bits, leaves inverted 16-bit grey as it
-    # is, drops channels that it has no name for, and undoes premultiplied alpha where tifffile leaves it.
+    # Pillow keeps 8 bits and 16-bit grey. It reduces 16-bit colour to 8 bits, does not invert 16-bit grey, drops
+    # channels that it does not know, and unlike tifffile divides by premultiplied alpha.
     cuts = bits == 16 and (page.photometric != kinds.MINISBLACK or page.samplesperpixel > 1)
     if not cuts and tifffile.EXTRASAMPLE.ASSOCALPHA not in page.extrasamples:
         with suppress(Image.UnidentifiedImageError):
             header = pillow_header(file, ("TIFF",))
             if not plain or header.shape[2] == page.samplesperpixel:
                 return header
-    cure = "the package imagecodecs reads it (pip install imagecodecs)" if packed else "save it as grey or RGB"
+    cure = "install the package imagecodecs to read it" if packed else "save it as grey or RGB"
     what = f"{page.compression!r}, {page.photometric!r} at {bits} bits in {page.samplesperpixel} channels"
     raise InputError(f"cannot read {file.name}: {what}; {cure}")
 
 
-def _unpacks(compression: int) -> bool:
-    """Tell whether tifffile unpacks this within bounds: what it can with imagecodecs, else what is known here."""
+def _is_decodable(compression: int) -> bool:
+    """Return whether tifffile decodes a compression with limited memory."""
     codecs = tifffile.TIFF.DECOMPRESSORS
-    # its own codecs ignore the size that they are asked for
+    # tifffile's own codecs ignore the size of the output
     own = compression in codecs and codecs[compression].__module__ == "tifffile._imagecodecs"
-    return compression in (1, _PACKBITS, *_GROWS) if own else compression in codecs
+    return compression in (1, _PACKBITS, *_UNLIMITED) if own else compression in codecs
 
 
-def _check_growth(
+def _check_decompressed_size(
     file: BinaryIO, compression: int, offsets: Sequence[int], counts: Sequence[int], expected: int
 ) -> None:
-    """Raise an `InputError` where a strip or tile unpacks to more than `expected` bytes, those of the whole picture.
+    """Raise an `InputError` if a strip or tile decompresses to more than `expected` bytes, the size of the whole image.
 
-    What cannot grow beyond 256 MB is left alone: unpacking it twice would cost more than the memory.
+    Strips that cannot decompress to more than 256 MB are not checked, since that means to decompress them twice.
     """
-    if compression not in _GROWS:
+    if compression not in _UNLIMITED:
         return
-    unpacker, times = _GROWS[compression]
+    unpacker, times = _UNLIMITED[compression]
     for offset, count in zip(offsets, counts, strict=True):
-        if count * times > _ROOM:
+        if count * times > _UNCHECKED:
             file.seek(offset)
-            if len(unpacker().decompress(file.read(count), max(expected, _ROOM) + 1)) > max(expected, _ROOM):
-                raise InputError(f"cannot read {file.name}: it unpacks to more than the {expected} bytes of its header")
+            if len(unpacker().decompress(file.read(count), max(expected, _UNCHECKED) + 1)) > max(expected, _UNCHECKED):
+                raise InputError(
+                    f"cannot read {file.name}: it decompresses to more than the {expected} bytes of its header"
+                )
 
 
-def _whole(offsets: Sequence[int], counts: Sequence[int], end: int) -> bool:
-    """Tell whether every strip or tile lies inside the file; tifffile would fill an absent one with zeros."""
+def _is_complete(offsets: Sequence[int], counts: Sequence[int], end: int) -> bool:
+    """Return whether every strip or tile lies inside the file; tifffile would fill missing ones with zeros."""
     return len(offsets) > 0 and all(n > 0 and o + n <= end for o, n in zip(offsets, counts, strict=True))
 
 
 def _plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> Header:
-    """Tell rows, columns and channels apart by the axes that the file names."""
+    """Find rows, columns and channels by the names of the axes in the file."""
     page = picture.keyframe
-    for source in (picture, page):  # the page settles it where tifffile muddles the axes of a 1×1 picture
+    for source in (picture, page):  # for an image of 1×1 pixels, only the axes of the page are right
         sizes = [(a, n) for a, n in zip(source.axes, source.shape, strict=True) if a in "YX" or n > 1]
         axes, shape = "".join(a for a, _ in sizes).replace("S", "C"), tuple(n for _, n in sizes)
         if axes in ("YX", "YXC", "CYX") and source.size == picture.size:
@@ -216,7 +218,7 @@ def _plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> Header:
     def decode() -> np.ndarray:
         for part in picture.pages:
             if part is not None:
-                _check_growth(file, part.compression, part.dataoffsets, part.databytecounts, part.nbytes)
+                _check_decompressed_size(file, part.compression, part.dataoffsets, part.databytecounts, part.nbytes)
         pixels = picture.asarray(maxworkers=1).reshape(shape)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels

@@ -1,4 +1,4 @@
-"""Images of a folder without targets, and of a folder per class: what is measured, not trained on."""
+"""Images without targets, and images in a folder per class: for measuring, not for training."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ _MANY = 1000
 
 
 class FolderImages(Dataset[dict[str, Any]]):
-    """Read the images below a folder as {"source": (C, H, W) float32 in [-1, 1], "name": path below the folder}.
+    """Read the images in a folder as {"source": (C, H, W) float32 in [-1, 1], "name": relative path}.
 
     With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
 
     Raises:
-        InputError: as `find_images`; on reading, as `read_image`.
+        InputError: as `find_images`; when reading, as `read_image`.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -51,12 +51,13 @@ class FolderImages(Dataset[dict[str, Any]]):
 
 
 class ClassImages(FolderImages):
-    """Read a folder with one sub-folder a class as {"source", "label": number of its class, "name"}.
+    """Read a folder with a sub-folder for each class as {"source", "label": index of the class, "name"}.
 
     `classes` are the names of the sub-folders, in natural order.
 
     Raises:
-        InputError: fewer than two classes, an image outside of them, a class without images; else as `FolderImages`.
+        InputError: there are fewer than two classes, an image outside of them or a class without images; or as
+            `FolderImages`.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -77,8 +78,8 @@ class ClassImages(FolderImages):
         loose = [parts[0] for parts in of if len(parts) == 1]
         if len(self.classes) < 2:
             raise InputError(
-                f"data.root={self.root} has {len(self.classes)} sub-folders, wanted is one for each of two classes or "
-                f"more: found {listing(self.root)}"
+                f"data.root={self.root} has {len(self.classes)} sub-folders, but needs one for each of at least two "
+                f"classes: found {listing(self.root)}"
             )
         if loose:
             raise InputError(f"data.root={self.root} has images outside of its class folders: {shortened(loose)}")
@@ -91,18 +92,18 @@ class ClassImages(FolderImages):
 
 
 class FolderData(LightningDataModule):
-    """The images below a folder as a validation set, for measuring; there is no training set.
+    """The images in a folder as a validation set, for measuring; there is no training set.
 
     Args:
-        root: the folder; `~` is your home.
-        size: resize to [height, width], or a number for both; None keeps the images' own.
-        recursive: look into sub-folders, too.
-        val_batch_size: images a batch.
-        num_workers: loader processes.
+        root: the folder; `~` is expanded.
+        size: resize to [height, width], or a number for both; None does not resize.
+        recursive: search sub-folders, too.
+        val_batch_size: images in a batch.
+        num_workers: worker processes of the loader.
 
     Raises:
-        InputError: an option is none of these; in `setup`, the folder is missing or has no images; in
-            `val_dataloader`, they differ in size or channels; where training is asked for.
+        InputError: a size or count is invalid; in `setup`, the folder is missing or has no images, or the stage is
+            "fit"; in `val_dataloader`, the images differ in size or channels.
     """
 
     val_set: FolderImages
@@ -133,7 +134,7 @@ class FolderData(LightningDataModule):
         self.val_set = self._images()
 
     def train_dataloader(self) -> DataLoader:
-        """Raise an `InputError`: there is nothing to learn from."""
+        """Raise an `InputError`: there are no targets to train on."""
         raise InputError("data=folder has no targets: train with data=paired")
 
     def val_dataloader(self) -> DataLoader:
@@ -143,11 +144,11 @@ class FolderData(LightningDataModule):
 
 
 class ClassData(FolderData):
-    """A folder with one sub-folder of images a class as a validation set, for measuring classifiers.
+    """A folder with a sub-folder of images for each class as a validation set, for measuring classifiers.
 
     Args:
-        root: the folder; `~` is your home.
-        kwargs: see `FolderData`.
+        root: the folder; `~` is expanded.
+        kwargs: the other arguments of `FolderData`.
 
     Raises:
         InputError: as `FolderData` and `ClassImages`.
@@ -161,15 +162,17 @@ class ClassData(FolderData):
 
     def train_dataloader(self) -> DataLoader:
         """Raise an `InputError`: genstab measures classifiers and does not train them."""
-        raise InputError("data=classes is to measure classifiers: genstab does not train them")
+        raise InputError("data=classes is for measuring classifiers: genstab does not train them")
 
 
 def _check_alike(paths: Sequence[Path], size: Size | None) -> None:
-    """Raise an `InputError` unless the images make batches: one number of channels, and one size unless resized."""
+    """Raise an `InputError` unless all images have the same number of channels and, if not resized, the same size."""
     channels, *first = image_shape(paths[0])
     for path in tqdm(paths[1:], "checking images", leave=False, disable=len(paths) <= _MANY):
         others, *other = image_shape(path)
         if others != channels:
-            raise InputError(f"{path} has {others} channels but {paths[0]} has {channels}: they must have the same")
+            raise InputError(
+                f"{path} has {others} channels but {paths[0]} has {channels}: all images must have the same"
+            )
         if size is None and other != first:
             raise InputError(f"{path} is {hxw(other)} but {paths[0]} is {hxw(first)}: set data.size=[height,width]")

@@ -1,4 +1,4 @@
-"""Image files to float tensors at their full depth, and back to bytes."""
+"""Read image files to float tensors at their full depth, and write them."""
 
 import io
 import os
@@ -15,25 +15,25 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from genstab.data.decoders import PNG, TIFF, Header, most_pixels, pillow_header, png_header, tiff_header
+from genstab.data.decoders import PNG, TIFF, Header, max_pixels, pillow_header, png_header, tiff_header
 from genstab.errors import InputError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-"""Suffixes, in lower case, of the files that count as images."""
+"""Suffixes of image files, in lower case."""
 
 
 def read_image(path: str | Path) -> torch.Tensor:
-    """Read an image file as float32 in [-1, 1]: `v / 255 * 2 - 1`, or 65535 where the file holds 16 bits.
+    """Read an image file as float32 in [-1, 1]: `v / 255 * 2 - 1`, with 65535 for files of 16 bits.
 
-    Grey gives 1 channel, grey and alpha 2, RGB 3, RGBA 4 (alpha as it is stored); bilevel becomes grey, and
-    palettes, CMYK and other colour spaces become RGB. A TIFF may hold any number of channels, interleaved or
+    Grey images have 1 channel, grey with alpha 2, RGB 3, RGBA 4 (alpha is not premultiplied); bilevel images become
+    grey; palettes, CMYK and other colour spaces become RGB. A TIFF may have any number of channels, interleaved or
     planar. The EXIF orientation is applied.
 
-    Shape: (C, H, W).
+    Shape: → (C, H, W).
 
     Raises:
-        InputError: the file is missing, empty, damaged, no image, an animation or a stack of pages, or of
-            another depth than 8 and 16 bits; the message names it and the reason.
+        InputError: the file is missing, empty, damaged, not an image, an animation or a stack of pages, or has a depth
+            other than 8 or 16 bits; the message names the file and the reason.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,9 +47,9 @@ def read_image(path: str | Path) -> torch.Tensor:
 
 
 def decode_image(data: bytes, name: str) -> torch.Tensor:
-    """Return what `read_image` does of a file with these bytes; `name` is what messages call it.
+    """Decode the content of an image file as `read_image` does; messages call it `name`.
 
-    Shape: (C, H, W).
+    Shape: → (C, H, W).
 
     Raises:
         InputError: as `read_image`.
@@ -60,7 +60,7 @@ def decode_image(data: bytes, name: str) -> torch.Tensor:
     tensor([[[1., 1.]]])
     """
     file = io.BytesIO(data)
-    file.name = name  # as an open file has it, for messages
+    file.name = name  # for messages, as an open file has one
     with _reasons(name):
         return _values(_header(file, len(data), name), name)
 
@@ -70,16 +70,16 @@ def _values(header: Header, name: str | Path) -> torch.Tensor:
     if pixels.shape != header.shape:
         raise InputError(f"cannot read {name}: it holds {pixels.shape}, its header says {header.shape}")
     largest = np.iinfo(pixels.dtype).max
-    # Rotated views may have negative strides, which torch refuses: copy into (C, H, W).
+    # Flipped views have negative strides, which torch refuses: copy.
     values = np.ascontiguousarray(_upright(pixels, header.orientation).transpose(2, 0, 1), dtype=np.float32)
     return torch.from_numpy(values).div_(float(largest)).mul_(2).sub_(1)
 
 
 def image_shape(path: str | Path) -> tuple[int, int, int]:
-    """Return the (C, H, W) that `read_image` gives, from the header alone.
+    """Return the shape (C, H, W) of an image from the header of its file.
 
     Raises:
-        InputError: as `read_image`, where the header tells.
+        InputError: as `read_image`, as far as the header shows.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -93,25 +93,24 @@ def image_shape(path: str | Path) -> tuple[int, int, int]:
 
 
 def image_depth(path: str | Path) -> int:
-    """Return the bits of a value in an image file, 8 or 16, from the header alone; 8 for bilevel and palettes.
+    """Return the bits per channel of an image, 8 or 16, from the header of its file; 8 for bilevel and palettes.
 
     Raises:
-        InputError: as `read_image`, where the header tells.
+        InputError: as `read_image`, as far as the header shows.
     """
     with _opened(path) as header:
         return header.depth
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Turn images in [-1, 1] into bytes for viewing: clamped, `(v + 1) * 127.5`, rounded half to even.
+    """Convert images in [-1, 1] to RGB bytes for viewing: clamped, `(v + 1) * 127.5`, rounded half to even.
 
-    One channel is repeated to three. Of two channels the first is shown as grey, of more than three the first
-    three.
+    One or two channels are shown as grey (the second is dropped), more than three by the first three.
 
-    Shape: (..., C, H, W) float to (..., H, W, 3) uint8.
+    Shape: (..., C, H, W), float → (..., H, W, 3), uint8.
 
     Raises:
-        InputError: `images` is not floating point or has no (C, H, W).
+        InputError: `images` is not floating point, or has fewer than three dimensions.
 
     >>> to_uint8(torch.tensor([[[-1.0, 0.0, 2.0]]]))[0, :, 0]
     array([  0, 128, 255], dtype=uint8)
@@ -124,7 +123,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize an image in [-1, 1]: bilinear, anti-aliased, clamped; the image itself if it has that size.
+    """Resize an image in [-1, 1]: bilinear, anti-aliased, clamped. An image of the right size is returned as it is.
 
     Shape: (C, H, W) → (C, *size).
 
@@ -134,50 +133,49 @@ def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if image.shape[1:] == tuple(size):
         return image
     result = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return result[0].clamp_(-1, 1)  # the weights sum to 1 but for rounding
+    return result[0].clamp_(-1, 1)  # the weights sum to 1 up to rounding
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Header]:
-    """Open the file for the header's `decode`."""
+    """Open a file and read its header; `Header.decode` works until the file is closed."""
     with _reasons(path):
         kind = os.stat(path)
         if not (stat.S_ISREG(kind.st_mode) or stat.S_ISDIR(kind.st_mode)):
-            raise InputError(
-                f"cannot read {path}: it is no file but a device or a pipe"
-            )  # opening one may wait for ever
+            # Opening a pipe may block for ever.
+            raise InputError(f"cannot read {path}: it is not a file but a device or a pipe")
         with open(path, "rb") as file:
             yield _header(file, kind.st_size, path)
 
 
 def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
-    if size > (most := 8 * most_pixels()):  # bytes of the largest image, RGBA at 16 bits, unpacked
+    if size > (most := 8 * max_pixels()):  # bytes of the largest image, uncompressed RGBA of 16 bits
         raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}")
     magic = file.read(8)
     file.seek(0)
     if not magic:
         raise InputError(f"cannot read {name}: the file is empty")
     if magic == b"version ":
-        raise InputError(f"cannot read {name}: it is a pointer of Git LFS; git lfs pull fetches the image")
+        raise InputError(f"cannot read {name}: it is a pointer of Git LFS: fetch the image with git lfs pull")
     return png_header(file) if magic == PNG else tiff_header(file) if magic[:4] in TIFF else pillow_header(file)
 
 
 @contextmanager
 def _reasons(name: str | Path) -> Iterator[None]:
-    """Turn whatever the decoders raise into an InputError."""
+    """Turn any error of the decoders into an `InputError`."""
     try:
         yield
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(f"cannot read {name}: no PNG, JPEG, BMP, WebP or TIFF image, or a damaged one") from None
-    except Exception as error:  # a damaged file makes decoders raise anything; kornia_rs a bare Exception
+        raise InputError(f"cannot read {name}: not a PNG, JPEG, BMP, WebP or TIFF image, or damaged") from None
+    except Exception as error:  # a damaged file makes decoders raise anything, kornia_rs a bare Exception
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InputError(f"cannot read {name}: {reason or type(error).__name__}") from error
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn (H, W, C) as EXIF orientation 1 to 8 asks."""
+    """Apply the EXIF orientation, 1 to 8, to (H, W, C)."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -187,7 +185,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 _PNG16 = {1: "mono", 3: "rgb", 4: "rgba"}
 _TIFF = dict.fromkeys((8, 16), range(1, 1 << 16))
-# The numbers of channels that each format holds, by depth.
+# Numbers of channels that each format supports, by depth.
 _HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
     ".png": {8: (1, 2, 3, 4), 16: (1, 3, 4)},
     ".tif": _TIFF,
@@ -200,14 +198,14 @@ _HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
 _OPTIONS: dict[str, dict[str, Any]] = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact: colours where alpha is 0, too
+    ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact keeps the colours where alpha is 0
     ".bmp": {"format": "BMP"},
     ".png": {"format": "PNG"},
 }
 
 
 def unfinished(path: Path) -> Path:
-    """Return what an image file is called until it is whole.
+    """Return the temporary name of an image file while it is written.
 
     >>> unfinished(Path("out/a.png")).name
     '.a.png.part'
@@ -216,7 +214,7 @@ def unfinished(path: Path) -> Path:
 
 
 def depth_of_format(path: str | Path, depth: int) -> int:
-    """Return `depth` if the format that a file name stands for has it, else 8.
+    """Return `depth` if the format of a file name supports it, else 8.
 
     >>> depth_of_format("a.tif", 16), depth_of_format("a.jpg", 16)
     (16, 8)
@@ -225,19 +223,19 @@ def depth_of_format(path: str | Path, depth: int) -> int:
 
 
 def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
-    """Write an image in [-1, 1] in the format that its name stands for: the inverse of `read_image`.
+    """Write an image in [-1, 1] to a file, the inverse of `read_image`; the suffix chooses the format.
 
     Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
-    quality 95 and full-resolution colours. The file appears when it is whole: before, it is called `.NAME.part`.
+    quality 95 without chroma subsampling. The file is written as `.NAME.part` and renamed when it is complete.
 
     Args:
-        path: ends in .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg or .jpeg (1 or 3),
-            .webp (3 or 4) or .bmp (1 or 3). Of 2 and of 4 channels, the last is alpha.
-        image: (C, H, W), floating point.
+        path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg or .jpeg (1 or 3), .webp (3
+            or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
+        image: floating point, shape (C, H, W).
         depth: 8, or 16 for PNG and TIFF.
 
     Raises:
-        InputError: the format can't hold the image, a value is NaN, or the file can't be written.
+        InputError: the format does not support the image, a value is NaN, or the file cannot be written.
 
     >>> import tempfile
     >>> from genstab.data.image_io import read_image
@@ -253,13 +251,13 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
     if depth not in _HOLDS[suffix]:
         raise InputError(f"cannot write {path}: {suffix} has {' or '.join(map(str, _HOLDS[suffix]))} bits, not {depth}")
     if not image.is_floating_point() or image.ndim != 3:
-        raise InputError(f"cannot write {path}: {image.dtype} {tuple(image.shape)} is no floating point (C, H, W)")
+        raise InputError(f"cannot write {path}: {image.dtype} {tuple(image.shape)} is not floating point (C, H, W)")
     allowed = _HOLDS[suffix][depth]
     if len(image) not in allowed:
         numbers = ", ".join(map(str, allowed[:4]))
-        raise InputError(f"cannot write {path}: {len(image)} channels, {suffix} of {depth} bits holds {numbers}")
+        raise InputError(f"cannot write {path}: {len(image)} channels, but {suffix} of {depth} bits supports {numbers}")
     if image.isnan().any():
-        raise InputError(f"cannot write {path}: the image has NaN in it")
+        raise InputError(f"cannot write {path}: the image contains NaN")
     levels = (image.detach().float().clamp(-1, 1) + 1) * ((2**depth - 1) / 2)
     pixels = levels.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8 if depth == 8 else np.uint16)
     part = unfinished(path)
@@ -288,7 +286,7 @@ def _save(path: Path, pixels: np.ndarray, suffix: str) -> None:
     elif pixels.dtype == np.uint16:
         try:
             kornia_rs.io.write_image_png_u16(str(path), pixels, _PNG16[channels])
-        except Exception as error:  # it raises nothing more precise
+        except Exception as error:  # it raises bare Exceptions
             raise OSError(str(error)) from error
     else:
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA

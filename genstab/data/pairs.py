@@ -1,4 +1,4 @@
-"""Pairs of images on disk: where they lie, whether they fit together, and the dataset that reads them."""
+"""Pairs of images in folders: find them, check them, and read them as a dataset."""
 
 import re
 import unicodedata
@@ -25,7 +25,7 @@ _MANY = 1000
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of one thing; `b` is None where one file holds both, A in its left half and B in its right.
+    """The files of a pair; `b` is None if one file holds both images, A in its left half and B in its right.
 
     >>> Pair("1", Path("trainA/1_A.jpg"), Path("trainB/1_B.jpg")).name
     '1'
@@ -38,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the files of every pair must have: channels of A and B, at least so many (rows, columns), and for what."""
+    """What every pair must have: channels of A and B, and the least (H, W) that `what`, as named in messages, needs."""
 
     channels_a: int
     channels_b: int
@@ -46,10 +46,11 @@ class Wanted:
     what: str = "crop"
 
     def check(self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None) -> tuple[int, int]:
-        """Return the (H, W) of a pair, of one half where side by side, from the (C, H, W) of its files.
+        """Check the (C, H, W) of the files of a pair, and return the (H, W) of its images.
 
         Raises:
-            InputError: another number of channels, A and B of two sizes, an odd width side by side, too small.
+            InputError: the number of channels is wrong, A and B differ in size, the width of images side by side
+                is odd, or they are too small.
         """
         _check_channels(pair.a, "A", shape_a[0], self.channels_a)
         size = shape_a[1], shape_a[2]
@@ -61,7 +62,8 @@ class Wanted:
             _check_channels(pair.b, "B", shape_b[0], self.channels_b)
             if size != (shape_b[1], shape_b[2]):
                 raise InputError(
-                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(shape_b[1:])}: A and B of a pair must have one size"
+                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(shape_b[1:])}: "
+                    "A and B of a pair must have the same size"
                 )
         if self.least and (size[0] < self.least[0] or size[1] < self.least[1]):
             raise InputError(
@@ -74,13 +76,13 @@ class Wanted:
 def find_pairs(root: str | Path, split: str) -> list[Pair]:
     """List the pairs of a split, "train" or "val", in natural order of their names (2 before 10).
 
-    Two layouts are known. Side by side: `root/train/*.jpg`, each file A|B. Two folders: `root/trainA` and
-    `root/trainB`, matched by name without suffix and without a final `_A` or `_B`. For "val" it is val, or
-    else test. No file is opened.
+    There are two layouts. Side by side: `root/train/*.jpg`, each file A|B. Two folders: `root/trainA` and
+    `root/trainB`, matched by name without suffix and without a final `_A` or `_B`. The split "val" is in folders named
+    val or test. No file is opened.
 
     Raises:
-        InputError: no such folder, no images, both layouts at once, an image without its partner, or two
-            images of one name.
+        InputError: the folder or its images are missing, both layouts exist, an image has no partner, or two images
+            have the same name.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -95,7 +97,7 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     try:
         return _found(root, split)
     except PermissionError as error:
-        raise InputError(f"data.root={root}: cannot look into {error.filename}: {error.strerror}") from error
+        raise InputError(f"data.root={root}: cannot open the folder {error.filename}: {error.strerror}") from error
 
 
 def _found(root: Path, split: str) -> list[Pair]:
@@ -118,15 +120,15 @@ def _found(root: Path, split: str) -> list[Pair]:
 
 
 def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | None = None) -> list[tuple[int, int]]:
-    """Check the header of every file, and return the (H, W) of each pair (of one half where side by side).
+    """Check the header of every file, and return the (H, W) of each pair.
 
     Args:
-        pairs: what to check.
+        pairs: the pairs to check.
         wanted: what they must have.
-        problems: gets what is wrong with a pair, which is then left out; None: it is raised.
+        problems: list to which errors are appended; the pairs are then skipped. None: errors are raised.
 
     Raises:
-        InputError: a file that can't be read, or as `Wanted.check`.
+        InputError: a file cannot be read, or as `Wanted.check`.
 
     >>> check_pairs([], Wanted(channels_a=3, channels_b=3))
     []
@@ -144,14 +146,14 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
 
 
 def check_readable(pairs: Sequence[Pair], problems: list[str] | None = None) -> None:
-    """Decode every file once, with a progress bar and as many threads as processors.
+    """Decode every file once in a thread pool, with a progress bar.
 
     Args:
-        pairs: what to check.
-        problems: gets what is wrong with a file; None: it is raised.
+        pairs: the pairs to check.
+        problems: list to which errors are appended; None: they are raised.
 
     Raises:
-        InputError: a file that can't be decoded to its end.
+        InputError: a file cannot be decoded.
 
     >>> check_readable([])
     """
@@ -175,7 +177,7 @@ def _line(error: InputError) -> str:
 
 
 def _decode(path: Path) -> None:
-    read_image(path)  # and forget it: all of them would fill the memory
+    read_image(path)  # return nothing: all the images would fill the memory
 
 
 class PairedImages(Dataset[dict[str, Any]]):
@@ -183,20 +185,20 @@ class PairedImages(Dataset[dict[str, Any]]):
 
     With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
 
-    With `on_error="skip"` a pair that can't be read is replaced by the next one that can, after the last by the first:
-    the number of pairs and their order are the same in every process and epoch. An item then says in "skipped" what
-    was wrong, a line for each pair, or nothing.
+    With `on_error="skip"` a pair that cannot be read is replaced by the next readable one (the first comes after the
+    last), so that the number of pairs and their order are the same in every process and epoch. The item then has the
+    key "skipped": the errors, one in a line, or an empty string.
 
     Args:
-        pairs: where the files lie.
+        pairs: the files of the pairs.
         direction: "AtoB" (the source is A) or "BtoA".
-        size: of what is returned; None: the files'.
-        wanted: what the files must have; None: no more than can be read.
+        size: (H, W) to resize to; None does not resize.
+        wanted: what the files must have; None does not check them.
         on_error: "raise" or "skip".
 
     Raises:
-        InputError: an unknown direction or `on_error`; on reading, as `read_image` and `Wanted.check`; with "skip" only
-            where no pair can be read.
+        InputError: an unknown direction or `on_error`; when reading, as `read_image` and `Wanted.check`; with "skip",
+            only if no pair can be read.
 
     >>> len(PairedImages([], direction="BtoA"))
     0
@@ -223,7 +225,7 @@ class PairedImages(Dataset[dict[str, Any]]):
         if self.on_error == "raise":
             return self._item(first)
         problems: list[str] = []
-        # Nothing is remembered: every process and every epoch finds the same.
+        # Bad pairs are not remembered: every process and every epoch must find the same ones.
         for place in range(index, index + len(self.pairs)):
             try:
                 return {**self._item(self.pairs[place % len(self.pairs)]), "skipped": "\n".join(problems)}
@@ -239,7 +241,7 @@ class PairedImages(Dataset[dict[str, Any]]):
 def item_of(
     pair: Pair, a: Tensor, b: Tensor | None, direction: str, size: tuple[int, int] | None, wanted: Wanted | None
 ) -> dict[str, Any]:
-    """Return what `PairedImages` does, from the images of a pair; side by side in `a` where `b` is None.
+    """Return an item of `PairedImages` from the images of a pair; `b` is None if `a` holds both side by side.
 
     Raises:
         InputError: as `Wanted.check`.
@@ -251,7 +253,7 @@ def item_of(
         wanted.check(pair, a.shape, None if b is None else b.shape)
     if b is None:
         _check_even(pair.a, a.shape[2])
-        # Copies: a view of the half would carry the whole file to the worker's receiver.
+        # Copy: a view would send the whole image from the worker to the main process.
         a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
     source, target = (a, b) if direction == "AtoB" else (b, a)
     if size is not None:
@@ -260,10 +262,10 @@ def item_of(
 
 
 def _images(folder: Path, ending: str) -> dict[str, Path]:
-    """Map the name of each image in the folder, less the pattern `ending`, to its path, in natural order."""
+    """Map the names of the images in a folder, without the pattern `ending`, to their paths, in natural order."""
     found: dict[str, Path] = {}
     for path in find_images(folder, recursive=False):
-        # A Mac takes "é" apart where others leave it whole: one name.
+        # macOS writes "é" as two characters, others as one.
         name = unicodedata.normalize("NFC", re.sub(ending, "", path.stem))
         if name in found:
             raise InputError(f"{folder} has two images named {name!r}: {found[name].name} and {path.name}")
@@ -274,7 +276,7 @@ def _images(folder: Path, ending: str) -> dict[str, Path]:
 def _matched(folder_a: Path, folder_b: Path) -> list[Pair]:
     for folder, other in [(folder_a, folder_b), (folder_b, folder_a)]:
         if not folder.is_dir():
-            raise InputError(f"{other} is there but {folder} is missing: two folders make the pairs")
+            raise InputError(f"{other} exists but {folder} is missing: pairs need both folders")
     a, b = _images(folder_a, r"_[AB]$"), _images(folder_b, r"_[AB]$")
     lonely = [
         f"{len(names)} in {folder.name} ({shortened(names)})"
@@ -290,11 +292,11 @@ def _check_channels(path: Path, side: str, channels: int, wanted: int) -> None:
     if channels != wanted:
         key, other = ("source", "target") if side == "A" else ("target", "source")
         raise InputError(
-            f"{path} has {channels} channels, side {side} wants {wanted}: "
+            f"{path} has {channels} channels, side {side} needs {wanted}: "
             f"set data.{key}_channels={channels} (data.{other}_channels with data.direction=BtoA)"
         )
 
 
 def _check_even(path: Path, width: int) -> None:
     if width % 2:
-        raise InputError(f"{path} is {width} pixels wide: A and B side by side need an even width")
+        raise InputError(f"{path} is {width} pixels wide: images side by side need an even width")

@@ -1,4 +1,4 @@
-"""Images in folders: which there are, in natural order, and words for what else is."""
+"""Find image files in folders, in natural order; names and sizes as they stand in messages."""
 
 import os
 import re
@@ -10,17 +10,17 @@ from genstab.errors import InputError
 
 
 def find_images(root: str | Path, recursive: bool = True, name: str = "data.root") -> list[Path]:
-    """List the images below a folder, in natural order of their names (2 before 10). No file is opened.
+    """List the images in a folder, in natural order of their names (2 before 10). No file is opened.
 
-    Folders whose names begin with a dot are left out. Links to folders are followed, each folder once.
+    Hidden folders are skipped. Links to folders are followed; each folder is searched once.
 
     Args:
         root: the folder.
-        recursive: look into its sub-folders, too.
-        name: what messages call the folder.
+        recursive: search its sub-folders, too.
+        name: name of the folder in messages.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: the folder does not exist or has no images.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -38,7 +38,7 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
         real = os.path.realpath(folder)
         below[:] = [] if real in seen or not recursive else [each for each in below if not each.startswith(".")]
         if real not in seen:
-            found += [Path(folder, file) for file in files]  # with dangling links: reading one says what is wrong
+            found += [Path(folder, file) for file in files]  # includes dangling links, which fail when they are read
         seen.add(real)
     images = [path for path in found if path.suffix.lower() in EXTENSIONS]
     if not images:
@@ -47,11 +47,11 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
 
 
 def _refuse(error: OSError) -> None:
-    raise InputError(f"cannot look into {error.filename}: {error.strerror}") from error
+    raise InputError(f"cannot open the folder {error.filename}: {error.strerror}") from error
 
 
 def printable(name: str) -> str:
-    """Return a file's name as text that every encoding and file format takes: bytes that are no UTF-8 as escapes.
+    """Return the name of a file as valid Unicode: bytes that are not UTF-8 are escaped.
 
     >>> print(printable(os.fsdecode(b"\\xfc.png")))
     \\udcfc.png
@@ -60,7 +60,7 @@ def printable(name: str) -> str:
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Return a key that sorts names by the numbers in them.
+    """Return a sort key that orders numbers in names by their value.
 
     >>> sorted(["10", "9", "a2", "a10"], key=natural)
     ['9', '10', 'a2', 'a10']
@@ -69,12 +69,12 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 
 def listing(folder: Path) -> str:
-    """Name the first things in a folder; a folder in it ends with a slash."""
+    """List the first entries of a folder; sub-folders end with a slash."""
     return shortened(sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())) or "nothing"
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """Join names, and count those after the first.
+    """Join the first names, and count the others.
 
     >>> shortened(["a", "b", "c"], most=2)
     'a, b and 1 more'
@@ -83,7 +83,7 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 
 
 def hxw(size: Sequence[int]) -> str:
-    """Write (height, width) as people do.
+    """Format (height, width).
 
     >>> hxw((3, 4))
     '3×4'

@@ -64,19 +64,19 @@ _PARTS = {kind: [(*p.split(), "0")[:7] for p in parts.split(";") if p] for kind,
 
 
 def _noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
-    """Smooth noise, (side, side, 1): the same picture at every side."""
+    """Return smooth noise, (side, side, 1): the same image at every size."""
     grid = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
     return np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC))[..., None]
 
 
 def _inside(box: Box, a: float, b: float, c: float, d: float) -> Box:
-    """The part of a box between the fractions a and c of its width and b and d of its height."""
+    """Return the part of a box between the fractions a and c of its width and b and d of its height."""
     x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
     return x + a * width, y + b * height, x + c * width, y + d * height
 
 
 def _pixels(box: Box, side: int) -> tuple[int, int, int, int]:
-    """First and last pixels of a box; at least one, so that nothing vanishes."""
+    """Return the first and last pixels of a box; at least one, so that nothing vanishes."""
     x0, y0, x1, y1 = round(box[0] * side), round(box[1] * side), round(box[2] * side), round(box[3] * side)
     return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
 
@@ -104,7 +104,7 @@ class _Street:
         self.curtains = self.rng.uniform(0, 0.7)
 
     def mix(self, paint: str, tone: float = 1.0) -> Colour:
-        """A paint in a tone, or a glaze of an opacity."""
+        """Return a paint in a tone, or a glaze with an opacity."""
         if paint in _GLAZES:
             return *_GLAZES[paint], int(255 * tone * (self.sun if paint == "shade" else 1))
         return tuple([min(255, int(v * tone)) for v in self.paints[paint]])
@@ -135,7 +135,7 @@ class _Street:
                 self.shape((x0, y, x1, y - pitch / 2), colour)
 
     def wall(self, box: Box) -> None:
-        """Plaster, or courses of blocks, each block in a tone of its own."""
+        """Draw plaster, or courses of blocks, each block in a tone of its own."""
         self.shape(box, self.paints["wall"], "facade")
         if not self.blocks:
             return
@@ -159,10 +159,10 @@ class _Street:
         dressing = "curtains" if luck < self.curtains else "glare" if luck > 0.75 else "none"
         for kind in ("room", dressing, *self.bars, "reveal"):
             self.element(kind, (pane[0], pane[1] + rise, *pane[2:]))
-        self.shape((x0, y0, x1, y0 + rise + 0.013), self.mix("shade", 0.6), rise=rise)  # for it is recessed
+        self.shape((x0, y0, x1, y0 + rise + 0.013), self.mix("shade", 0.6), rise=rise)  # since it is recessed
 
     def bay(self, box: Box, kind: str, ratio: float, bow: float) -> None:
-        """One bay of one storey: an entrance, a shop, or a window with what belongs to it."""
+        """Draw one bay of one storey: an entrance, a shop, or a window with its ornaments."""
         a, b = (1 - ratio) / 2, (1 + ratio) / 2
         if kind == "door":
             half = min(0.27, 0.24 * (box[3] - box[1]) / (box[2] - box[0]))  # no wider in a wide bay
@@ -245,7 +245,9 @@ def draw_facade(seed: int, index: int, size: int = 128) -> tuple[np.ndarray, np.
     """Draw one street scene: its label map and its photo, each uint8 (size, size, 3).
 
     The scene depends on (seed, index) alone, not on the size. Label pixels are exactly colours of `PALETTE`.
-    Raises `InputError` if seed or index is negative or size is below 16.
+
+    Raises:
+        InputError: seed or index is negative, or size is below 16.
 
     >>> label, photo = draw_facade(seed=0, index=3, size=64)
     >>> label.shape, photo.dtype, tuple(label[-1, 0].tolist()) == PALETTE["background"]
@@ -275,8 +277,10 @@ class SyntheticFacades(torch.utils.data.Dataset[dict[str, Any]]):
     """Drawn façades as pairs; A is the photo and B the label map, as in pix2pix's façades.
 
     An item holds "source" and "target", float32 (3, size, size) in [-1, 1], and "name", its number. "BtoA" has
-    label maps as sources, "AtoB" photos. Raises `InputError` on a length below 1, a size below 16, a negative
-    seed or another direction, and `IndexError` beyond the end.
+    label maps as sources, "AtoB" photos.
+
+    Raises:
+        InputError: a length below 1, a size below 16, a negative seed or an unknown direction.
 
     >>> item = SyntheticFacades(length=8, size=32)[5]
     >>> item["source"].shape, item["name"]

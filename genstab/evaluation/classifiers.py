@@ -1,4 +1,4 @@
-"""Measure a classifier: is it right, and does it agree with itself when the image moves? And the two in one picture."""
+"""Measure accuracy and shift consistency of a classifier, and plot one against the other."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
@@ -20,15 +20,16 @@ Picture = np.ndarray
 PROTOCOLS = ("crop", "circular")
 
 
-def draw_places(index: int, max_shift: int, pairs: int, seed: int = 0) -> np.ndarray:
-    """Draw for the image number `index` pairs of two different places, rows and columns from 0 to `max_shift`.
+def draw_positions(index: int, max_shift: int, pairs: int, seed: int = 0) -> np.ndarray:
+    """Draw pairs of two different positions for the image `index`, with rows and columns from 0 to `max_shift`.
 
-    Each place of a pair is uniform. Departure from the paper, which draws the two independently: they are never the
-    same place, where every classifier agrees with itself.
+    Each position of a pair is uniformly distributed. Unlike in the paper, which draws them independently, they always
+    differ, since for equal positions the outputs would agree.
 
     Shape: → (pairs, 2, 2), the last axis being (row, column).
 
-    >>> draw_places(index=7, max_shift=8, pairs=2).tolist() == draw_places(index=7, max_shift=8, pairs=5)[:2].tolist()
+    >>> two, five = (draw_positions(index=7, max_shift=8, pairs=pairs) for pairs in (2, 5))
+    >>> two.tolist() == five[:2].tolist()
     True
     """
     places = (max_shift + 1) ** 2
@@ -38,10 +39,10 @@ def draw_places(index: int, max_shift: int, pairs: int, seed: int = 0) -> np.nda
     return np.stack(np.divmod(np.stack((first, second), 1), max_shift + 1), -1)
 
 
-def view(image: Tensor, place: Sequence[int], max_shift: int, protocol: str) -> Tensor:
-    """Return an image (C, H, W) moved to a place (row, column) from 0 to `max_shift`; ⌊max_shift / 2⌋ is unmoved.
+def view(image: Tensor, position: Sequence[int], max_shift: int, protocol: str) -> Tensor:
+    """Return an image (C, H, W) at a position (row, column) from 0 to `max_shift`; ⌊max_shift / 2⌋ is unmoved.
 
-    `crop` cuts out (C, H − max_shift, W − max_shift) there, `circular` rolls the image.
+    `crop` crops it to (C, H − max_shift, W − max_shift), `circular` rolls it.
 
     >>> row = torch.arange(5.0).view(1, 1, 5).expand(1, 3, 5)
     >>> [view(row, (1, column), 2, "crop").flatten().tolist() for column in (0, 1, 2)]
@@ -49,7 +50,7 @@ def view(image: Tensor, place: Sequence[int], max_shift: int, protocol: str) -> 
     >>> view(row, (1, 2), 2, "circular")[0, 0].tolist()
     [4.0, 0.0, 1.0, 2.0, 3.0]
     """
-    (top, left), (height, width) = place, image.shape[1:]
+    (top, left), (height, width) = position, image.shape[1:]
     if protocol == "crop":
         return image[:, top : top + height - max_shift, left : left + width - max_shift]
     return image.roll((top - max_shift // 2, left - max_shift // 2), (1, 2))
@@ -68,34 +69,36 @@ def classifier_stability(
     progress: Callable[[int], object] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, Any]]:
-    """Measure how often a classifier is right, and how often it agrees with itself about an image that moved.
+    """Measure the accuracy and the shift consistency of a classifier.
 
-    Consistency (Zhang 2019, arXiv 1904.11486, section 4.2): the share of pairs of shifts of one image that it gives
-    the same class, mean over pairs and images. Under `crop` a pair is two windows, `max_shift` pixels smaller than the
-    image each way; under `circular` it is the whole image rolled around, twice. An image's pairs depend on the seed and
-    on its position in the data, not on the batch size, the other images or the protocol. Accuracy is that of the
-    unmoved image, for `crop` of the window in the middle.
+    Consistency (Zhang 2019, arXiv 1904.11486, section 4.2) is the share of pairs of shifts for which the classifier
+    predicts the same class, the mean over pairs and images. With `crop` a pair is two crops, `max_shift` pixels smaller
+    than the image; with `circular` it is two rolled images. The pairs of an image depend only on the seed and on its
+    position in the data. Accuracy is measured on the unmoved image, or the central crop for `crop`.
 
     Args:
-        model: returns logits (N, K); called in eval mode and left as it was.
-        data: a dataset of images with labels, (image, label) or dicts; or a loader of batches of them, not shuffled.
+        model: returns logits (N, K); called in eval mode, and its mode restored.
+        data: a dataset of images with labels, as (image, label) or dicts, or a loader of their batches without
+            shuffling.
         protocols: `crop`, `circular` or both.
-        max_shift: in pixels, how far two shifts of an image are apart at most, in each direction.
-        pairs: of shifts, for each image.
-        seed: of the pairs.
-        forward_batch: images a forward pass.
-        source_key, label_key: of items that are dicts.
-        progress: is called with how many images have been done since its last call, as `tqdm.update` wants.
-        dtype: the precision that the model is called in, see `genstab.inference.eval_mode.inference`.
+        max_shift: largest distance in pixels of two shifts, in each direction.
+        pairs: number of pairs of shifts for each image.
+        seed: seed of the pairs.
+        forward_batch: images in a forward pass.
+        source_key: key of the images, if items are dicts.
+        label_key: key of the labels, if items are dicts.
+        progress: called with the number of images done since the last call, like `tqdm.update`.
+        dtype: precision of the forward pass, see `genstab.inference.eval_mode.inference`.
 
     Returns:
-        For each protocol `consistency`, `consistency_per_image` (a list) and, if the data have labels, `accuracy` and
+        For each protocol `consistency`, `consistency_per_image` (a list) and, if there are labels, `accuracy` and
         `correct` (a list of booleans).
 
     Raises:
-        InputError: the model returns no logits; the images are too small for the shift; no images; bad labels.
+        InputError: the model does not return logits, there are no images, they are too small for the shift, or labels
+            are invalid.
 
-    The brighter of two channels is as bright after a roll; a window of the same image may show another part of it.
+    The class of this example, the brighter channel, is invariant to a roll, but not to crops.
 
     >>> brighter = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     >>> columns = torch.arange(8).expand(8, 8)
@@ -124,7 +127,7 @@ def classifier_stability(
                 raise InputError(f"max_shift={max_shift} needs larger images than {height}×{width}")
             middle = np.full((1, 2), max_shift // 2)
             places = [
-                np.concatenate((middle, draw_places(seen + i, max_shift, pairs, seed).reshape(-1, 2)))
+                np.concatenate((middle, draw_positions(seen + i, max_shift, pairs, seed).reshape(-1, 2)))
                 for i in range(len(images))
             ]
             for protocol in protocols:
@@ -147,7 +150,7 @@ def classifier_stability(
 
 
 def _labels_of(batch: Any, key: str, images: int) -> Tensor | None:
-    """Return the labels (N,) of a batch, on the CPU; None if it has none."""
+    """Return the labels (N,) of a batch on the CPU, or None."""
     if isinstance(batch, Mapping):
         labels = batch.get(key)
     else:
@@ -168,7 +171,7 @@ def _classify(
     protocol: str,
     forward_batch: int,
 ) -> Tensor:
-    """Return the class of each image at each of its places, (N, number of places), on the CPU."""
+    """Return the class of each image at each of its positions, (N, positions), on the CPU."""
     views = [(image, place) for image, some in zip(images, places, strict=True) for place in some]
     named = []
     for start in range(0, len(views), forward_batch):
@@ -181,11 +184,11 @@ def _classify(
 
 
 def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], title: str = "") -> Picture:
-    """Draw accuracy against consistency, a point for each filter or model: up and to the right is better.
+    """Plot accuracy against consistency, with a point for each filter or model.
 
     Args:
         points: (accuracy, consistency), both from 0 to 1, by name.
-        title: over the picture.
+        title: title of the plot.
 
     Shape: → (height, width, 3), uint8.
 
@@ -196,7 +199,7 @@ def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], titl
         if not all(0 <= value <= 1 for value in point):
             raise InputError(f"points: {name} has {point}, not an accuracy and a consistency from 0 to 1")
     if not points:
-        raise InputError("points: there are none")
+        raise InputError("points is empty")
     figure = Figure(figsize=(5.6, 4), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -205,6 +208,6 @@ def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], titl
     axes.set(xlabel="consistency, %", ylabel="accuracy, %", title=title)
     axes.margins(0.15)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")  # points may lie too close for names beside them
+    figure.legend(loc="outside right upper")  # names beside points might overlap
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,4 +1,4 @@
-"""How far outputs move under corruptions, beside a baseline's (Hendrycks and Dietterich 2019, equation 1)."""
+"""Errors of outputs under corruptions, relative to those of a baseline (Hendrycks and Dietterich 2019, equation 1)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -32,27 +32,28 @@ def corruption_errors(
     dtype: torch.dtype = torch.float32,
     clean: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean squared errors between G(x) and G(corrupt(x)); `decibel` makes them dB.
+    """Compute the mean squared errors between G(x) and G(corrupt(x)); `decibel` converts them to dB.
 
-    G(x) is computed once. A module is called in eval mode and left as it was; a function as it is. Its
-    outputs may have another size than its inputs.
+    G(x) is computed once. A module is called in eval mode and its mode restored. The outputs may differ in size from
+    the inputs.
 
     Args:
-        generator: images in [−1, 1] → images.
-        images: (N, C, H, W), on the generator's device, H and W at least 32.
-        names: of `genstab.metrics.corruptions`; all that fit the channels by default.
-        severities: of 1 to 5.
-        seed, indices: of the random numbers, see `genstab.metrics.corruptions.corrupt`.
-        forward_batch: images a forward pass.
-        progress: show a bar.
-        dtype: the precision that a module is called in, see `genstab.inference.eval_mode.inference`.
-        clean: G(x) where it is known already.
+        generator: maps images in [−1, 1] to images.
+        images: (N, C, H, W), on the device of the generator, with H and W of at least 32.
+        names: corruptions of `genstab.metrics.corruptions`; by default all that support the number of channels.
+        severities: severities from 1 to 5.
+        seed: seed of the random numbers, see `genstab.metrics.corruptions.corrupt`.
+        indices: indices of the images, see `genstab.metrics.corruptions.corrupt`.
+        forward_batch: images in a forward pass.
+        progress: show a progress bar.
+        dtype: precision of the forward pass of a module, see `genstab.inference.eval_mode.inference`.
+        clean: G(x), if it has been computed already.
 
     Returns:
         float64, shape (len(names), len(severities), N), in squared units of the value range.
 
     Raises:
-        InputError: as `corrupt`; no images, no names, no severities; an output that is not finite, named.
+        InputError: as `corrupt`; there are no images, names or severities; or an output is not finite.
 
     >>> errors = corruption_errors(nn.Identity(), torch.zeros(2, 1, 32, 32), ["brightness", "contrast"], [1, 5])
     >>> errors.mean(-1)
@@ -85,10 +86,10 @@ def classification_corruption_errors(
     progress: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, list[float]]:
-    """Return how often a classifier is wrong (top 1) under each corruption: 0 to 1, one rate a severity.
+    """Compute the top-1 error rate of a classifier under each corruption, from 0 to 1, for each severity.
 
     Args:
-        model: images (N, C, H, W) in [−1, 1] → logits (N, classes).
+        model: maps images (N, C, H, W) in [−1, 1] to logits (N, classes).
         labels: (N,), the true classes.
         images, names, severities, seed, indices, forward_batch, progress, dtype: as for
             `corruption_errors`.
@@ -123,17 +124,20 @@ def relative_corruption_error(
     severities: Sequence[int] = SEVERITIES,
     baseline_severities: Sequence[int] = SEVERITIES,
 ) -> tuple[dict[str, float], float]:
-    """Return each corruption's error divided by a baseline's, and the mean over corruptions: the paper's CE and mCE.
+    """Compute the error of each corruption relative to a baseline, and its mean: CE and mCE of the paper.
 
-    A ratio is the sum over severities by the baseline's sum (equation 1); 1 is as good as the baseline, less is more
-    robust. The paper's errors are classifiers' error rates, its baseline AlexNet; mean squared errors do as well.
+    The ratio is the sum of the errors over the severities divided by that of the baseline (equation 1); below 1 is more
+    robust than the baseline. The paper uses error rates of classifiers and AlexNet as the baseline; mean squared errors
+    work too.
 
     Args:
-        errors, baseline_errors: {corruption: [an error for each severity]}, of both runs.
-        severities, baseline_severities: what the lists stand for.
+        errors: {corruption: [error for each severity]}.
+        baseline_errors: the same for the baseline.
+        severities: the severities of `errors`.
+        baseline_severities: the severities of `baseline_errors`.
 
     Raises:
-        InputError: other corruptions, severities or lengths in the baseline; a baseline without any error.
+        InputError: corruptions, severities or lengths differ, or a baseline has no errors.
 
     >>> relative_corruption_error({"fog": [0.1, 0.2]}, {"fog": [0.2, 0.4]}, [1, 2], [1, 2])
     ({'fog': 0.5}, 0.5)
@@ -148,15 +152,15 @@ def relative_corruption_error(
         if not len(values) == len(baseline) == len(severities):
             raise InputError(f"{name}: {len(values)} errors, {len(baseline)} of the baseline; not {len(severities)}")
         if not sum(baseline) > 0:
-            raise InputError(f"{name}: the baseline makes no error, to which nothing is relative; leave it out")
+            raise InputError(f"{name}: the baseline has no error; leave this corruption out")
         ratios[name] = float(sum(values) / sum(baseline))
     return ratios, sum(ratios.values()) / len(ratios)
 
 
 def corruption_picture(decibels: Errors, severities: Sequence[int] = SEVERITIES, title: str = "") -> np.ndarray:
-    """Draw dB over corruptions and severities as a heat map with its numbers.
+    """Draw a heat map of dB over corruptions and severities.
 
-    The colours always go from 5 dB (dark) to 40 dB (bright), so that two pictures can be compared.
+    The colours always range from 5 dB (dark) to 40 dB (bright), so that pictures can be compared.
 
     Shape: {corruption: [dB for each severity]} → (height, width, 3), uint8.
     """
@@ -183,7 +187,7 @@ def _check(images: Tensor, names: Sequence[str] | None, severities: Sequence[int
     names = corruptions_for(images.shape[1]) if names is None else list(names)
     for argument, values in (("names", names), ("severities", severities)):
         if not values or len(set(values)) < len(values):
-            raise InputError(f"{argument}={list(values)} must have an entry, and none twice")
+            raise InputError(f"{argument}={list(values)} must not be empty or have duplicates")
     return names
 
 

@@ -1,1 +1,1 @@
-"""Models from any file, called as for a measurement, and applied to folders."""
+"""Load models from files of many kinds, call them in eval mode, and apply them to folders of images."""

@@ -1,14 +1,14 @@
-"""Generators of the PyTorch CycleGAN/pix2pix repository (`*_net_G.pth`) as genstab networks.
+"""Load generators of the PyTorch CycleGAN/pix2pix repository (`*_net_G.pth`) into genstab networks.
 
-Such a file is a plain state dict: nested `nn.Sequential`s, numbered, and not a word on how the network is built. Its
-keys and shapes give the depth, the widths, the channels and the batch norms. Two things they do not say:
+Such a file is a plain state dict of nested, numbered `nn.Sequential`s without a configuration. Depth, widths, channels
+and batch norms are inferred from its keys and shapes. Two things cannot be seen directly:
 
-Norm. Its instance norm has no parameters. It comes with a bias in every convolution, which the networks without a norm
-lack, so the bias tells the two apart; where other code gave a bias to a network without norm, say `norm="none"`.
-A bias right before an instance norm has no effect and is left out.
+Norm. Instance norms have no parameters. In the repository they follow convolutions with a bias, which networks without
+a norm do not have, so the bias distinguishes the two. For a network with biases and without norms, set `norm="none"`.
+A bias before an instance norm has no effect and is dropped.
 
-Dropout. It has no parameters either. In the ResNet blocks it moves the layers after it by one; in the U-Nets it leaves
-no trace: they get the paper's, which in eval mode does nothing.
+Dropout. It has no parameters. In ResNet blocks it shifts the numbers of the next layers by one; U-Nets get the dropout
+of the paper, which has no effect in eval mode.
 """
 
 from collections.abc import Collection
@@ -20,14 +20,14 @@ from genstab.errors import InputError
 from genstab.networks.resnet import ResNetGenerator
 from genstab.networks.unet import UNet
 
-WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")  # torch.compile around or inside of DataParallel
+WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")  # torch.compile outside or inside of DataParallel
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def unet_layers(keys: Collection[str]) -> dict[str, str]:
-    """Return for each layer of our U-Net its name in the file, where each level is nested in the one above it.
+    """Map the layers of `genstab.UNet` to their names in the file, in which each level is nested in the one above.
 
-    The first and the last one are the first and the last convolution.
+    The first and last entries are the first and last convolution.
 
     >>> list(unet_layers(["model.model.1.model.3.weight"]).values())
     ['model.model.0', 'model.model.1.model.1', 'model.model.1.model.3', 'model.model.1.model.4', 'model.model.3']
@@ -46,11 +46,11 @@ def unet_layers(keys: Collection[str]) -> dict[str, str]:
 
 
 def resnet_layers(keys: Collection[str]) -> dict[str, str]:
-    """Return for each layer of our ResNet generator its name in the file, where they are numbered in one sequence.
+    """Map the layers of `genstab.ResNetGenerator` to their names in the file, which are numbered in one sequence.
 
-    The first and the last one are the first and the last convolution.
+    The first and last entries are the first and last convolution.
 
-    >>> resnet_layers(["model.10.conv_block.1.weight"])["blocks.0.conv2"]  # 5 is no convolution: it is the dropout
+    >>> resnet_layers(["model.10.conv_block.1.weight"])["blocks.0.conv2"]  # 5 is the dropout
     'model.10.conv_block.6'
     """
     blocks = len({key.split(".")[1] for key in keys if ".conv_block." in key})
@@ -68,18 +68,18 @@ def resnet_layers(keys: Collection[str]) -> dict[str, str]:
 
 
 def is_norm(layer: str) -> bool:
-    """Say whether one of our layers is a norm; the others are convolutions."""
+    """Return whether a layer is a norm; the others are convolutions."""
     return "norm" in layer
 
 
 def which_norm(path: Path, weights: dict[str, Tensor], layers: dict[str, str], asked: str | None) -> str:
-    """Return the norm that the keys speak for, or the one asked for where they allow it."""
+    """Return the norm that the keys imply, or the requested one if they allow it."""
     conv = next(iter(layers.values()))
     norm = next(theirs for ours, theirs in layers.items() if is_norm(ours))
     if f"{norm}.weight" in weights:
         allowed = ["batch"]
     elif f"{norm}.running_mean" in weights:
-        allowed = ["instance"]  # of 2018: the repository itself ignores these statistics
+        allowed = ["instance"]  # files of 2018; the repository ignores these statistics, too
     else:
         allowed = ["instance", "none"] if f"{conv}.bias" in weights else ["none", "instance"]
     if asked not in (None, *allowed):
@@ -88,15 +88,15 @@ def which_norm(path: Path, weights: dict[str, Tensor], layers: dict[str, str], a
 
 
 def check_keys(path: Path, weights: dict[str, Tensor], layers: dict[str, str], norm: str, kind: str) -> None:
-    """Raise an `InputError` that names the missing and the unexpected keys, if there are any."""
+    """Raise an `InputError` that names missing and unexpected keys."""
     convs = [theirs for ours, theirs in layers.items() if not is_norm(ours)]
     norms = [theirs for ours, theirs in layers.items() if is_norm(ours)]
-    # The last convolution always has a bias; the others have one all together or not at all.
+    # The last convolution always has a bias; of the others either all have one or none.
     biased = convs if norm != "batch" and f"{convs[0]}.bias" in weights else convs[-1:]
     required = {f"{conv}.weight" for conv in convs} | {f"{conv}.bias" for conv in biased}
     if norm == "batch":
         required |= {f"{name}.{part}" for name in norms for part in ("weight", "bias", "running_mean", "running_var")}
-    # Files of 2018 have statistics also for instance norms, older ones do not count batches.
+    # Files of 2018 have statistics for instance norms, too; older ones have no num_batches_tracked.
     optional = {f"{name}.{part}" for name in norms for part in STATISTICS if norm != "none"}
     problems = []
     for what, wrong in (
@@ -111,15 +111,15 @@ def check_keys(path: Path, weights: dict[str, Tensor], layers: dict[str, str], n
 
 
 def foreign_generator(path: Path, checkpoint: object, norm: str | None = None) -> UNet | ResNetGenerator:
-    """Return the network that a plain state dict of the CycleGAN/pix2pix repository holds.
+    """Return the network of a plain state dict of the CycleGAN/pix2pix repository.
 
     Args:
-        path: the file it comes from, for the messages.
-        checkpoint: what the file holds.
-        norm: which of `instance` and `none` it is, where the keys allow both; None goes by the biases.
+        path: the file, for messages.
+        checkpoint: its content.
+        norm: `instance` or `none`, if the keys allow both; None infers it from the biases.
 
     Raises:
-        InputError: it is none of the repository's generators, keys are missing or left over, or shapes do not fit.
+        InputError: it is not a generator of the repository, keys are missing or unexpected, or shapes do not match.
     """
     weights = dict(checkpoint) if isinstance(checkpoint, dict) else {}
     weights.pop("_metadata", None)
@@ -130,7 +130,7 @@ def foreign_generator(path: Path, checkpoint: object, norm: str | None = None) -
     unet, resnet = any(key.startswith("model.model.") for key in keys), any(".conv_block." in key for key in keys)
     if not (unet or resnet) or not all(isinstance(value, Tensor) for value in weights.values()):
         holds = f"its first keys: {', '.join(keys[:3])}" if keys else f"it holds {type(checkpoint).__name__}"
-        what = "is no checkpoint of a genstab U-Net or ResNet and no generator of the CycleGAN/pix2pix repository"
+        what = "is not a checkpoint of a genstab U-Net or ResNet, nor a generator of the CycleGAN/pix2pix repository"
         raise InputError(f"{path} {what}; other weights need their network (model._target_=…); {holds}")
 
     kind = "a U-Net" if unet else "a ResNet generator"
@@ -140,7 +140,7 @@ def foreign_generator(path: Path, checkpoint: object, norm: str | None = None) -
     first, *_, last = layers.values()
     for name in (first, last):
         if weights[f"{name}.weight"].ndim != 4:
-            raise InputError(f"{path} does not fit {kind}: {name}.weight is no convolution")
+            raise InputError(f"{path} does not fit {kind}: {name}.weight is not a convolution")
     channels, in_channels = weights[f"{first}.weight"].shape[:2]
     out_channels = weights[f"{last}.bias"].numel()
     network: UNet | ResNetGenerator
@@ -157,9 +157,9 @@ def foreign_generator(path: Path, checkpoint: object, norm: str | None = None) -
         for part in ("weight", "bias", *STATISTICS):
             mine, key = f"{ours}.{part}", f"{theirs}.{part}"
             if mine not in state:
-                continue  # a bias or statistics that an instance norm makes idle
+                continue  # a bias or statistics without effect, because of an instance norm
             if key not in weights:
-                # Where the file has no bias, none is zero; a new network has counted no batches.
+                # A missing bias is zero, and so is a missing count of batches.
                 state[mine].zero_()
                 continue
             if weights[key].shape != state[mine].shape:

@@ -1,4 +1,4 @@
-"""Call a model as for a measurement, and leave no trace of it."""
+"""Call a model in eval mode and restore its state afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def submodule(module: nn.Module, name: str | None) -> nn.Module:
-    """Return the submodule called `name`, or the module itself for None.
+    """Return the submodule `name`, or the module itself for None.
 
     Raises:
         InputError: there is no such submodule.
@@ -31,15 +31,14 @@ def submodule(module: nn.Module, name: str | None) -> nn.Module:
 
 @contextmanager
 def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield `module` as a function of one image batch: eval mode, one precision (no autocast, no TF32), no gradients.
+    """Yield `module` as a function of a batch of images: in eval mode, without gradients, autocast or TF32.
 
-    The mode of every submodule and the random state are put back afterwards. Images are copied, cast to `dtype`, and a
-    module whose weights are of another one is called with copies of them in it. What comes out is float32, or float64
-    where that is the `dtype`.
+    The mode of every submodule and the random state are restored on exit. Images are copied and cast to `dtype`, and so
+    are weights of another type. The output is cast to float32, or to float64 if that is the `dtype`.
 
     Raises:
-        InputError: it is no module, or what it returns is no tensor; another `dtype` than float64, float32, bfloat16
-            or float16, or float64 on MPS, which has none.
+        InputError: `module` is not a module or does not return a tensor; `dtype` is not float64, float32, bfloat16 or
+            float16, or is float64 on MPS, which does not support it.
 
     >>> dropout = nn.Dropout(0.5)
     >>> with inference(dropout) as generator:
@@ -85,7 +84,7 @@ def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator
 
 @contextmanager
 def _ieee_float32() -> Iterator[None]:
-    """Turn off TF32, whose 10 bits of mantissa would limit how equivariant a generator can look."""
+    """Disable TF32: its 10 bits of mantissa limit the equivariance that can be measured."""
     switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]  # not in its stub
     before = [switch.fp32_precision for switch in switches]
     for switch in switches:
@@ -99,11 +98,11 @@ def _ieee_float32() -> Iterator[None]:
 
 @contextmanager
 def value_range(module: nn.Module, least: float, greatest: float) -> Iterator[None]:
-    """Let a module whose images go from `least` to `greatest` take and give images in [−1, 1]; by hooks, for a while.
+    """Convert between images in [−1, 1] and the value range of a module, by hooks that are removed on exit.
 
-    What a module gives that is no batch of images, such as logits, is left as it is.
+    Outputs that are not 4-D, such as logits, are not changed.
 
-    >>> brighter = nn.Threshold(0.5, 0.5)  # of images in [0, 1]: nothing is darker than grey
+    >>> brighter = nn.Threshold(0.5, 0.5)  # for images in [0, 1]: no pixel is darker than grey
     >>> with value_range(brighter, 0, 1):
     ...     brighter(torch.tensor([[[[-1.0, 0.5]]]])).tolist()
     [[[[0.0, 0.5]]]]

@@ -25,7 +25,7 @@ from genstab.inference.eval_mode import inference
 
 @dataclass
 class Predicted:
-    """Names below the folder: those written, those that were there already, and those left out, each with the reason.
+    """Relative names of the images that were written, existed already, or failed, with the reason.
 
     >>> Predicted(written=["a.png"], failed={"b.png": "cannot read b.png: the file is empty"}).summary("out")
     '1 image written to out, 0 there already, 1 left out'
@@ -36,7 +36,7 @@ class Predicted:
     failed: dict[str, str] = field(default_factory=dict)
 
     def summary(self, output: str | Path) -> str:
-        """Say in one line what was done."""
+        """Return a summary in one line."""
         count = len(self.written)
         counted = f"{count} image{'s' * (count != 1)} written to {output}, {len(self.present)} there already"
         return counted + (f", {len(self.failed)} left out" if self.failed else "")
@@ -62,28 +62,26 @@ def predict(
     on_error: str = "raise",
     device: str | torch.device = "cpu",
 ) -> Predicted:
-    """Write what the generator makes of each image below `source` under the same name below `output`.
+    """Apply a generator to the images in a folder, and write the results under the same names to another folder.
 
-    Each image goes the way that it goes in validation: `read_image`, `inference`, and then rounding to the depth of the
-    source, 8 or 16 bits (8 in formats that have no 16). Formats follow the names, see `write_image`. The number of
-    channels is the generator's; where an image's is another (say because of alpha) than it takes, that is an error,
-    as is a result whose size is neither the image's nor that times or divided by an integer. Palettes and CMYK count
-    as RGB; the orientation that EXIF asks for is applied; other metadata is not kept.
+    Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
+    formats without 16). Images with other channels than the generator takes raise an error, as does an output size that
+    is not the input size times or divided by an integer. The EXIF orientation is applied; other metadata is dropped.
 
     Args:
-        generator: on `device` already, see `genstab.inference.load_model.place`.
+        generator: a module on `device`, see `genstab.inference.load_model.place`.
         source: folder of the images.
-        output: folder of the results, made where it is missing; neither `source` nor, if recursive, within it.
-        batch_size: images of one size that go through the generator at once.
-        size: (height, width) to resize to before the generator; its output is resized back.
-        recursive: look into sub-folders, too.
-        overwrite: do images again that are there already.
-        on_error: `raise` at the first image that can't be done; before anything is written where its header tells. Or
-            `skip` such images.
-        device: where the generator is.
+        output: folder of the results, created if missing; not `source` or, if recursive, a folder in it.
+        batch_size: images of the same size in a forward pass.
+        size: (height, width) to resize images to; the outputs are resized back.
+        recursive: search sub-folders, too.
+        overwrite: process images again that exist in `output`.
+        on_error: `raise` at the first image that fails (before anything is written, if its header shows the problem),
+            or `skip` such images.
+        device: device of the generator.
 
     Raises:
-        InputError: a folder or an option is none of these, or an image can't be read, generated or written.
+        InputError: a folder or option is invalid, or an image cannot be read, processed or written.
     """
     source, output = Path(source).expanduser(), Path(output).expanduser()
     check_choice("on_error", on_error, ON_ERROR)
@@ -95,7 +93,7 @@ def predict(
     for path in paths:
         name = path.relative_to(source).as_posix()
         if (output / name).is_file() and not overwrite:
-            unfinished(output / name).unlink(missing_ok=True)  # of a run that was killed while overwriting
+            unfinished(output / name).unlink(missing_ok=True)  # left by a run that was killed while overwriting
             result.present.append(name)
             continue
         try:
@@ -126,13 +124,13 @@ def _check_output(source: Path, output: Path, recursive: bool) -> None:
         raise InputError(f"output={output} is the input folder: its images would be overwritten")
     if recursive and inside.is_relative_to(folder):
         raise InputError(
-            f"output={output} lies in input={source}: a second run would take its images for input; "
+            f"output={output} is inside input={source}, so that a second run would read its images; "
             "choose another folder or recursive=false"
         )
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterator[list[_Job]]:
-    """Group images of one shape; of one number of channels where they are resized."""
+    """Group images of the same shape, or of the same number of channels if they are resized."""
     groups: dict[tuple[int, ...], list[_Job]] = {}
     for job in jobs:
         groups.setdefault(job.shape if size is None else job.shape[:1], []).append(job)
@@ -157,12 +155,12 @@ def _generate(
             raise InputError(f"the generator returns {tuple(outputs.shape)}, not images (N, C, H, W)")
         if native and not _same_up_to_an_integer(outputs.shape[2:], images.shape[2:]):
             raise InputError(
-                f"the generator returns {hxw(outputs.shape[2:])} pixels: set size=[height,width] to resize before it, "
+                f"the generator returns {hxw(outputs.shape[2:])} pixels: set size=[height,width] to resize before it "
                 "and back after it"
             )
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory with {len(jobs)} images of {shape}: lower batch_size") from error
-    except (InputError, RuntimeError, AssertionError) as error:  # torch says with a RuntimeError that sizes do not fit
+    except (InputError, RuntimeError, AssertionError) as error:  # torch raises a RuntimeError if sizes do not match
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         for job in jobs:
             _fail(job.name, InputError(f"{job.source}, {shape}: {reason}"), result, on_error, error)
@@ -173,13 +171,13 @@ def _generate(
             write_image(job.target, image if native else resized(image, job.shape[1:]), job.depth)
             result.written.append(job.name)
         except OSError as error:
-            raise InputError(f"cannot make the folder {job.target.parent}: {error.strerror}") from error
+            raise InputError(f"cannot create the folder {job.target.parent}: {error.strerror}") from error
         except InputError as error:
             _fail(job.name, error, result, on_error)
 
 
 def _same_up_to_an_integer(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Say whether both sides of one are the same integer multiple of the other's."""
+    """Return whether both sides of one size are the same integer multiple of the other's."""
     small, large = sorted((tuple(size), tuple(other)))
     ratio = large[0] // small[0]
     return all(b == ratio * a for a, b in zip(small, large, strict=True))

@@ -1,8 +1,8 @@
-"""Noise that is anchored in the picture: what fixed random filters see of it, so that it moves when the picture moves.
+"""Noise that is anchored in the source: the responses of fixed random filters, which move with the image.
 
-A plain U-Net takes its fine texture from the grid of its resampling steps, where it stays when the picture moves on, as
-the noise inputs of StyleGAN do ("texture sticking", Karras 2021, arXiv 2106.12423). This texture comes from the source,
-at full resolution, and follows it exactly by whole pixels and nearly so by parts of one.
+A plain U-Net draws fine texture on the grid of its resampling steps, where it stays while the image moves, like the
+noise inputs of StyleGAN ("texture sticking", Karras 2021, arXiv 2106.12423). This noise is computed from the source at
+full resolution. It follows integer shifts exactly and fractional ones nearly so.
 """
 
 import torch
@@ -13,16 +13,16 @@ from genstab.errors import check_counts
 from genstab.layers.filters import taps
 from genstab.layers.padding import pad2d
 
-REACH = 4  # pixels from an edge of the source: further off, noise is none of a photo's detail, and costs SSIM
+REACH = 4  # pixels from an edge of the source; noise further away does not resemble detail and lowers SSIM
 WINDOW = REACH / 2.2  # standard deviation in pixels of the filters' Gaussian window
-NEAR, NEAR_WINDOW = 3, 2.0  # reach and standard deviation of the window over which contrast is measured
-FAINT = 0.05  # contrast below which the noise fades with the picture: what JPEG leaves in a plain region
+NEAR, NEAR_WINDOW = 3, 2.0  # reach and standard deviation in pixels of the window that measures contrast
+FAINT = 0.05  # contrast below which the noise fades, above that of JPEG artifacts in plain regions
 
 
 def noise_filters(in_channels: int, count: int) -> Tensor:
-    """Draw filters of 9×9 pixels, the same at each call: white noise, for the second half low-passed, under a window.
+    """Return random filters of 9×9 pixels, the same in each call: windowed white noise, low-passed for the second half.
 
-    Each sums to zero, has norm 1, and sees the channels with random weights.
+    Each filter sums to zero, has norm 1, and weighs the channels at random.
 
     Shape: (count, in_channels, 9, 9).
 
@@ -41,11 +41,11 @@ def noise_filters(in_channels: int, count: int) -> Tensor:
 
 
 def anchored_noise(source: Tensor, filters: Tensor, padding_mode: str = "replicate") -> Tensor:
-    """Filter a source and bring the result to about the same contrast everywhere but where the source has none.
+    """Filter a source, and normalize the local contrast of the responses.
 
-    Each value is divided by √(e + 0.05²), e being the mean square of all filters' values in a Gaussian window about it.
-    A plain region stays zero from four pixels off its border, and the noise near an edge does not depend on how strong
-    the edge is.
+    Each response is divided by √(e + 0.05²), where e is the mean square of all responses in a Gaussian window. The
+    noise is zero in plain regions, from four pixels off their border, and near an edge it does not depend on the
+    strength of the edge.
 
     Shape: (N, C, H, W) and (K, C, 9, 9) → (N, K, H, W).
 
@@ -69,17 +69,17 @@ def _gaussian(reach: int, deviation: float) -> Tensor:
 
 
 class AnchoredNoise(nn.Module):
-    """The channels of `anchored_noise` as a module; nothing in it is trained.
+    """Module of `anchored_noise`; it has no trainable parameters.
 
     Args:
-        in_channels: of the source.
-        count: of filters.
-        padding_mode: what lies around the source: `replicate`, `reflect`, `zeros` or `circular`.
+        in_channels: number of channels of the source.
+        count: number of filters.
+        padding_mode: `replicate`, `reflect`, `zeros` or `circular`.
 
     Shape: (N, in_channels, H, W) → (N, count, H, W).
 
     Raises:
-        InputError: a count below 1.
+        InputError: `in_channels` or `count` is below 1.
 
     >>> source = torch.rand(1, 3, 12, 16)
     >>> noise = AnchoredNoise(3, 8, "circular")
@@ -93,11 +93,11 @@ class AnchoredNoise(nn.Module):
         super().__init__()
         check_counts(in_channels=in_channels, count=count)
         self.padding_mode = padding_mode
-        # In checkpoints: what was trained with these filters needs them, whatever a later torch draws.
+        # Saved in checkpoints: another version of torch might draw other filters.
         self.register_buffer("filters", noise_filters(in_channels, count))
 
     def forward(self, source: Tensor) -> Tensor:
-        """(N, in_channels, H, W) → (N, count, H, W); in float32 under autocast, or plain regions would be noisy."""
+        """(N, in_channels, H, W) → (N, count, H, W); in float32 under autocast, to keep plain regions at zero."""
         if torch.is_autocast_enabled(source.device.type):
             with torch.autocast(source.device.type, enabled=False):
                 return anchored_noise(source.float(), self.filters, self.padding_mode)

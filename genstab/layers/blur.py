@@ -1,8 +1,7 @@
-"""Blur and blurred resampling of maps of any size (Zhang 2019, arXiv 1904.11486, section 3.2).
+"""Blur, and downsampling and upsampling with a blur (Zhang 2019, arXiv 1904.11486, section 3.2).
 
-The functions take taps, as `taps` gives them: one tensor, or a pair for rows and for columns. An empty
-tensor is the ideal low-pass of `ideal`, cut at the Nyquist frequency of the new grid, and where there is none
-(stride 1) at half of the old one.
+The functions take the taps of `genstab.layers.filters.taps`: one tensor, or a pair for rows and columns. The ideal
+low-pass filter cuts at the Nyquist frequency of the smaller grid, or with stride 1 at half the Nyquist frequency.
 """
 
 import torch
@@ -10,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice
-from genstab.layers.filters import PADDING_MODES, Filter, taps
+from genstab.layers.filters import PADDING_MODES, Filter, is_ideal, taps
 from genstab.layers.ideal import ideal_lowpass
 from genstab.layers.padding import pad2d
 
 
 def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:
-    """Return what (left, right, top, bottom) must be padded so that a blur keeps the size; taps of rows, of columns.
+    """Return the padding (left, right, top, bottom) with which a blur keeps the size, from taps of (rows, columns).
 
     >>> blur_padding((taps("tri3"), taps("bin4"))), blur_padding((taps("tri3"), taps("bin4")), mirrored=True)
     ((1, 2, 1, 1), (2, 1, 1, 1))
@@ -26,16 +25,16 @@ def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[i
 
 
 def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int] = 1) -> Tensor:
-    """Blur and subsample without padding: only where the filter, taps of rows and of columns, lies inside.
+    """Blur and subsample without padding, with taps for (rows, columns).
 
-    The ideal low-pass is never inside; the map is one period of what it blurs.
+    For the ideal low-pass filter, the images are periodic.
 
     Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
 
     >>> blur_valid2d(torch.tensor([[[[1., 2., 4.]]]]), (taps("none"), taps("tri3"))).item()
     2.25
     """
-    if not all(t.numel() for t in taps):
+    if any(map(is_ideal, taps)):
         return _with_ideal(images, taps, stride, "circular", mirrored=False)
     channels = images.shape[-3]
     kernel = torch.outer(*taps).to(images).expand(channels, 1, -1, -1)
@@ -45,32 +44,32 @@ def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tupl
 def _with_ideal(
     images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str, mirrored: bool
 ) -> Tensor:
-    """Blur one axis after the other, at least one of them with the ideal low-pass."""
+    """Blur one axis after the other, at least one of them with the ideal low-pass filter."""
     steps = stride if isinstance(stride, tuple) else (stride, stride)
     one = taps[0].new_ones(1)
     for dim, axis_taps, step, local_taps, local_step in (
         (-2, taps[0], steps[0], (taps[0], one), (steps[0], 1)),
         (-1, taps[1], steps[1], (one, taps[1]), (1, steps[1])),
     ):
-        if axis_taps.numel():
-            images = blur_downsample2d(images, local_taps, local_step, padding_mode, mirrored)
-        else:
+        if is_ideal(axis_taps):
             images = ideal_lowpass(images, dim, max(2, step), step, padding_mode=padding_mode)
+        else:
+            images = blur_downsample2d(images, local_taps, local_step, padding_mode, mirrored)
     return images
 
 
 def _pairs(
     images: Tensor, taps: Tensor | tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    """Check what the functions are given; return taps and strides of rows and of columns."""
+    """Check the arguments; return taps and strides of (rows, columns)."""
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     if not (images.is_floating_point() or images.is_complex()):
-        raise InputError(f"images of {images.dtype} cannot be blurred: make them floating-point numbers")
+        raise InputError(f"images of {images.dtype} cannot be blurred: convert them to floating point")
     pair = taps if isinstance(taps, tuple) else (taps, taps)
     if len(pair) != 2 or not all(isinstance(t, Tensor) and t.dim() == 1 for t in pair):
         got = f"a tensor of shape {tuple(taps.shape)}" if isinstance(taps, Tensor) else repr(taps)
         raise InputError(
-            f"taps={got} is not a 1-D tensor, as `genstab.layers.filters.taps` makes it, nor a pair of them"
+            f"taps={got} is not a 1-D tensor, as `genstab.layers.filters.taps` returns it, nor a pair of them"
         )
     return pair, _strides(stride)
 
@@ -88,10 +87,10 @@ def blur2d(
     padding_mode: str = "reflect",
     mirrored: bool = False,
 ) -> Tensor:
-    """Blur each channel with the outer product of `taps`; a pair of them blurs rows and columns each with its own.
+    """Blur each channel with the outer product of the taps; a pair of taps is for (rows, columns).
 
-    An even filter has no centre pixel and moves the picture by half a pixel to the left and up; `mirrored` moves it
-    to the right and down instead, so that a decoder undoes what its encoder did.
+    A filter with an even number of taps has no centre tap and moves the image by half a pixel to the left and up. With
+    `mirrored` it moves it to the right and down, so that the blur of a decoder undoes the motion of its encoder's.
 
     Shape: (N, C, H, W) or (C, H, W) → the same.
 
@@ -108,7 +107,7 @@ def blur_downsample2d(
     padding_mode: str = "reflect",
     mirrored: bool = False,
 ) -> Tensor:
-    """Blur as `blur2d`, and keep every `stride`-th pixel; a pair of strides is for rows and for columns.
+    """Blur as `blur2d`, then keep every `stride`-th pixel; a pair of strides is for (rows, columns).
 
     Shape: (N, C, H, W) or (C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
 
@@ -116,7 +115,7 @@ def blur_downsample2d(
     tensor([0.1250, 0.3750, 0.1250])
     """
     pair, strides = _pairs(images, taps, stride, padding_mode)
-    if not all(t.numel() for t in pair):
+    if any(map(is_ideal, pair)):
         return _with_ideal(images, pair, strides, padding_mode, mirrored)
     padding = blur_padding(pair, mirrored)
     if any(padding):
@@ -131,25 +130,25 @@ def blur_upsample2d(
     padding_mode: str = "reflect",
     mirrored: bool = True,
 ) -> Tensor:
-    """Put `stride` − 1 zeros after every pixel, then blur, with the gain that keeps a constant.
+    """Insert `stride` − 1 zeros after every pixel, then blur with a gain that preserves constants.
 
-    The way back from `blur_downsample2d`: pixel i goes to i · stride, and the half pixel by which an even filter moved
-    the picture there is taken back here (`mirrored`). The map is continued before the zeros come in. Each of the
-    `stride` sorts of new pixels sees every `stride`-th tap; these are divided by their own sum. Twice as large with
-    `tri3` is linear interpolation, with `ideal` the sum of the map's own waves.
+    The counterpart of `blur_downsample2d`: pixel i goes to i · stride, and with `mirrored` an even filter moves the
+    image back by half a pixel. The images are padded before the zeros are inserted. A new pixel is a weighted mean of
+    pixels under every `stride`-th tap, normalized by the sum of these taps. Upsampling by 2 with `tri3` is linear
+    interpolation.
 
     Shape: (N, C, H, W) or (C, H, W) → (N, C, stride · H, stride · W).
 
     Raises:
-        InputError: fewer taps than `stride`, which leaves some of the new pixels without light; taps, strides or
-            images that cannot be.
+        InputError: fewer taps than `stride`, so that some new pixels would have no weight; or invalid taps, strides or
+            images.
 
     >>> blur_upsample2d(torch.tensor([[[[0., 4.]]]]), taps("tri3").float())[0, 0, 0].tolist()
     [0.0, 2.0, 4.0, 2.0]
     """
     pair, steps = _pairs(images, taps, stride, padding_mode)
     for dim, axis_taps, step in zip((-2, -1), pair, steps, strict=True):
-        if not axis_taps.numel():
+        if is_ideal(axis_taps):
             images = ideal_lowpass(images, dim, step, up=step, padding_mode=padding_mode)
         elif step > 1:
             images = _upsample(images, dim, axis_taps, step, padding_mode, mirrored)
@@ -160,7 +159,7 @@ def blur_upsample2d(
 
 
 def phase_sums(taps: Tensor, stride: int) -> Tensor:
-    """Return for each tap the sum of the taps that are a multiple of `stride` away from it, itself included.
+    """Return for each tap the sum of the taps at a distance of a multiple of `stride`, itself included.
 
     >>> phase_sums(torch.tensor([1., 4., 6., 4., 1.]), 2).tolist()
     [8.0, 8.0, 8.0, 8.0, 8.0]
@@ -170,13 +169,13 @@ def phase_sums(taps: Tensor, stride: int) -> Tensor:
 
 
 def _upsample(images: Tensor, dim: int, taps: Tensor, stride: int, padding_mode: str, mirrored: bool) -> Tensor:
-    """Upsample rows (dim −2) or columns (−1)."""
+    """Upsample along one dimension, −2 (rows) or −1 (columns)."""
     size, channels = taps.numel(), images.shape[-3]
     if size < stride:
         raise InputError(f"stride={stride} is not an integer from 1 to {size}, the number of taps")
     before = size // 2 if mirrored else (size - 1) // 2
     after = size - 1 - before
-    # How many pixels beyond the border still reach a new pixel inside.
+    # The padding: pixels beyond the border that contribute to a new pixel inside.
     left, right = before // stride, (stride - 1 + after) // stride
     padding = (left, right, 0, 0) if dim == -1 else (0, 0, left, right)
     kernel = (taps / phase_sums(taps, stride)).flip(0).to(images).expand(channels, 1, -1)
@@ -186,13 +185,13 @@ def _upsample(images: Tensor, dim: int, taps: Tensor, stride: int, padding_mode:
 
 
 class BlurPool2d(nn.Module):
-    """Blur and subsample any number of channels; with `stride=1` only blur. Adds nothing to the state dict.
+    """Blur and subsample feature maps; with `stride=1` only blur. Has no parameters and no state.
 
     Args:
         filter: one of `genstab.layers.filters.FILTERS`, or taps of your own.
-        stride: keep every `stride`-th pixel of each axis; an integer or a pair, for rows and for columns.
+        stride: keep every `stride`-th pixel; an integer, or a pair for (rows, columns).
         padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
-        mirrored: which way an even filter moves the picture, see `blur2d`.
+        mirrored: direction in which an even filter moves the image, see `blur2d`.
 
     Shape: (N, C, H, W) → (N, C, ⌈H / stride⌉, ⌈W / stride⌉).
 
@@ -216,7 +215,7 @@ class BlurPool2d(nn.Module):
         check_choice("padding_mode", padding_mode, PADDING_MODES)
         _strides(stride)
         self.filter, self.stride, self.padding_mode, self.mirrored = filter, stride, padding_mode, mirrored
-        # Not persistent: plain and anti-aliased checkpoints share their keys.
+        # Not persistent, so that plain and anti-aliased networks have the same keys in checkpoints.
         self.register_buffer("taps", taps(filter).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -224,23 +223,23 @@ class BlurPool2d(nn.Module):
         return blur_downsample2d(images, self.taps, self.stride, self.padding_mode, self.mirrored)
 
     def extra_repr(self) -> str:
-        """Name the filter, for `print(model)`."""
+        """Return the arguments, for `print(model)`."""
         return f"{self.filter}, stride={self.stride}, padding_mode={self.padding_mode}"
 
 
 class BlurUnpool2d(BlurPool2d):
-    """The way back from `BlurPool2d`: zeros between the pixels, then a blur; see `blur_upsample2d`.
+    """Upsample feature maps with a blur, the counterpart of `BlurPool2d`; see `blur_upsample2d`.
 
     Args:
         filter: one of `genstab.layers.filters.FILTERS` with at least `stride` taps, or taps of your own.
-        stride: how many times as many pixels; an integer or a pair, for rows and for columns.
+        stride: upsampling factor; an integer, or a pair for (rows, columns).
         padding_mode: `reflect`, `replicate`, `zeros` or `circular`.
-        mirrored: which way an even filter moves the picture; the default takes back what `BlurPool2d` did.
+        mirrored: direction in which an even filter moves the image; the default undoes the motion of `BlurPool2d`.
 
     Shape: (N, C, H, W) → (N, C, stride · H, stride · W).
 
     Raises:
-        InputError: an unknown filter or padding mode, a stride below 1; a filter that leaves new pixels without light.
+        InputError: an unknown filter or padding mode, a stride below 1, or a filter that gives new pixels no weight.
 
     >>> BlurUnpool2d("bin5")(torch.ones(1, 3, 4, 5)).shape
     torch.Size([1, 3, 8, 10])
@@ -255,8 +254,10 @@ class BlurUnpool2d(BlurPool2d):
     ) -> None:
         super().__init__(filter, stride, padding_mode, mirrored)
         for step in _strides(stride):
-            if self.taps.numel() and (self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6):
-                raise InputError(f"stride={stride}: filter={filter!r} leaves some of the new pixels without light")
+            if is_ideal(self.taps):
+                continue
+            if self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6:
+                raise InputError(f"stride={stride}: filter={filter!r} gives some of the new pixels no weight")
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, stride · H, stride · W)."""

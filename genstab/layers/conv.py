@@ -1,12 +1,12 @@
-"""Resampling layers with a blur (Zhang 2019, arXiv 1904.11486): drop-in subclasses of the plain ones.
+"""Convolutions and upsampling with a blur (Zhang 2019, arXiv 1904.11486): drop-in subclasses of torch's layers.
 
-Each takes the plain layer's arguments and gives its output shape; state-dict keys are the plain layer's too. Only the
-axes that are resampled are blurred: one with stride 1 stays as it is. With the filter `none` the layer *is* the plain
-one. An odd filter keeps everything where the plain layer puts it; an even one moves the picture by half a pixel of the
-larger map, to the left and up in the subsampling layers, to the right and down in the upsampling ones.
+Each layer takes the arguments of the plain one and has the same output shape and state-dict keys. Only axes with a
+stride above 1 are blurred. With the filter `none` a layer computes what the plain one does. An odd filter does not move
+the image relative to the plain layer; an even one moves it by half a pixel of the larger map, to the left and up in
+downsampling layers, to the right and down in upsampling layers.
 
-Exported with dynamic axes a layer becomes one program for every batch size, H and W from 2 pixels on; a program of
-`torch.export`, and one with the filter `ideal`, takes no input whose output would shrink to one pixel.
+A layer exported with dynamic axes is one program for every batch size and for H and W from 2 pixels on. Programs of
+`torch.export`, and those with the filter `ideal`, need inputs whose output has more than one pixel.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from genstab.errors import InputError
 from genstab.layers.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d
-from genstab.layers.filters import AntiAlias, Filter, taps
+from genstab.layers.filters import AntiAlias, Filter, is_ideal, taps
 from genstab.layers.padding import pad2d
 
 Pair = tuple[int, int]
 
 
 def pair(value: Any) -> Pair:
-    """Return (rows, columns) of an integer or of a sequence of one or two, as torch's layers take them."""
+    """Return (rows, columns) from an integer or a sequence of one or two integers, as torch's layers take them."""
     rows, *rest = value if isinstance(value, tuple | list) else (value,)
     return rows, rest[0] if rest else rows
 
@@ -39,53 +39,54 @@ def periodic(
     filters: tuple[Tensor, Tensor],
     stride: Pair,
 ) -> Tensor:
-    """Run a layer of windows with stride 1 on a periodic picture, then blur and subsample its map; the plain shape.
+    """Apply a sliding-window layer with stride 1 to periodic images, then blur and subsample to the plain shape.
 
-    Its window reaches `reach` pixels beyond its first one; the plain layer pads by `padding`, and by `over` at the end.
+    A window extends `reach` pixels beyond its first one. The plain layer pads by `padding`, and by `over` more at the
+    end.
     """
     sides, sizes = [], []
     before = blur_padding(filters)
     for i in (1, 0):  # columns first, as pad2d has it
         left, right = before[2 - 2 * i : 4 - 2 * i]
         first, last = padding[i] + left, padding[i] + over[i] + right
-        if not filters[i].numel():  # the ideal low-pass wants one period of the map
+        if is_ideal(filters[i]):  # needs exactly one period of the map
             last = reach[i] - first
         sides += [first, last]
         sizes.append((input.shape[i - 2] + 2 * padding[i] + over[i] - reach[i] + stride[i] - 1) // stride[i])
     output = blur_valid2d(window_layer(wrapped(input, sides)), filters, stride)
-    if all(f.numel() for f in filters):
+    if not any(map(is_ideal, filters)):
         return output
-    height, width = output.shape[-2:]  # one period: a map larger than that goes on around, a smaller one ends
+    height, width = output.shape[-2:]  # one period, repeated or cropped to the plain layer's size
     return wrapped(output, (0, sizes[0] - width, 0, sizes[1] - height))
 
 
 def wrapped(images: Tensor, sides: Sequence[int]) -> Tensor:
-    """Continue images around by (left, right, top, bottom); cut off where that is negative."""
+    """Pad periodic images by (left, right, top, bottom); crop where these are negative."""
     left, right, top, bottom = (max(0, side) for side in sides)
     images = pad2d(images, (left, right, top, bottom), "circular")
     return F.pad(images, [min(0, side) for side in sides]) if min(sides) < 0 else images
 
 
 class Blurred(nn.Module):
-    """What the layers of this module have beside the plain one: an `AntiAlias` and its taps, not in the state dict."""
+    """Mixin of the layers with a blur: an `AntiAlias`, and its taps as a buffer that is not in the state dict."""
 
     antialias: AntiAlias
     taps: Tensor
 
     def set_blur(self, antialias: AntiAlias, device: torch.device | str | None = None) -> None:
-        """Choose the filter; `genstab.antialias` calls it on a layer that exists already."""
+        """Set the filter; `genstab.antialias` calls this on existing layers."""
         self.antialias = antialias
         self.register_buffer("taps", taps(antialias.filter).to(device, torch.float32), persistent=False)
 
     def taps_where(self, blurred: tuple[bool, bool]) -> tuple[Tensor, Tensor] | None:
-        """Return the taps of rows and of columns, the identity for an axis that is not blurred; None if neither is."""
+        """Return the taps of (rows, columns), the identity for an axis that is not blurred; None if neither is."""
         if self.antialias.filter == "none" or not any(blurred):
             return None
         identity = self.taps.new_ones(1)
         return self.taps if blurred[0] else identity, self.taps if blurred[1] else identity
 
     def extra_repr(self) -> str:
-        """Name the filter behind the plain layer's arguments, for `print(model)`."""
+        """Add the filter to the plain layer's arguments, for `print(model)`."""
         blur = f"filter={self.antialias.filter}, blur_padding_mode={self.antialias.padding_mode}"
         return f"{super().extra_repr()}, {blur}"
 
@@ -93,21 +94,21 @@ class Blurred(nn.Module):
 class BlurConv2d(Blurred, nn.Conv2d):
     """A strided convolution with a blur; arguments, weights and output shape of `nn.Conv2d`.
 
-    `pre` blurs the input, then convolves with the stride. `post` convolves with stride 1, then blurs and subsamples;
-    it costs stride² times the convolution. The two are equal away from the borders. This is not yet the paper's order,
-    which has the norm and the activation *between* convolution and blur: a single layer cannot know those.
+    `pre` blurs the input, then convolves with the stride. `post` convolves with stride 1, then blurs and subsamples,
+    which costs stride² times as many operations. The two agree away from the borders. The paper puts norm and
+    activation between convolution and blur, which a single layer cannot do.
 
-    With stride 1 the map has H₁ = H + 2 padding − dilation (kernel − 1) rows. The plain layer keeps ⌈H₁ / stride⌉ of
-    them and so does the blur: odd sizes need neither crop nor pad. With circular padding, and a size that the stride
-    divides, shifting the input around by the stride shifts the output around by one pixel.
+    With circular padding, and a size that is a multiple of the stride, a circular shift of the input by the stride
+    shifts the output by one pixel.
 
     Args:
-        *args: those of `nn.Conv2d`, as are the other keywords.
+        *args: positional arguments of `nn.Conv2d`.
         filter: one of `genstab.layers.filters.FILTERS`, or taps of your own.
         placement: `pre` or `post`.
-        blur_padding_mode: None takes the convolution's `padding_mode`, and `reflect` where that is `zeros`.
+        blur_padding_mode: padding of the blur; None takes the convolution's `padding_mode`, or `reflect` for `zeros`.
+        **kwargs: keyword arguments of `nn.Conv2d`.
 
-    Shape: (N, C, H, W) or (C, H, W) → the plain layer's.
+    Shape: (N, C, H, W) or (C, H, W) → that of the plain layer.
 
     Raises:
         InputError: an unknown filter, placement or padding mode.
@@ -130,7 +131,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
         self.set_blur(AntiAlias(filter, placement, mode), self.weight.device)
 
     def extra_repr(self) -> str:
-        """Name the placement too."""
+        """Add the placement, for `print(model)`."""
         return f"{super().extra_repr()}, placement={self.antialias.placement}"
 
     def forward(self, input: Tensor) -> Tensor:
@@ -141,8 +142,9 @@ class BlurConv2d(Blurred, nn.Conv2d):
             return super().forward(input)
         if self.antialias.placement == "pre":
             return super().forward(blur2d(input, filters, mode))
-        rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding  # with a stride only "valid" exists
-        # The map of the convolution need not have the input's period, so circular padding is done on the input.
+        # The only text that a strided convolution allows is "valid".
+        rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
+        # The output of the convolution may have another period than the input, so pad the input.
         wrap = mode == "circular" and (self.padding_mode == "circular" or rows == columns == 0)
         if wrap:
             reach = [self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
@@ -156,9 +158,9 @@ class BlurConv2d(Blurred, nn.Conv2d):
 
 
 class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
-    """A strided transposed convolution, then a blur of its output; arguments and shape of `nn.ConvTranspose2d`.
+    """A strided transposed convolution followed by a blur; arguments and output shape of `nn.ConvTranspose2d`.
 
-    Even filters are mirrored, so that they take back the half pixel by which an encoder's moved the picture.
+    Even filters are mirrored, so that they undo the motion by half a pixel of an encoder's.
 
     >>> layer = BlurConvTranspose2d(8, 3, 4, stride=2, padding=1)
     >>> layer(torch.zeros(1, 8, 5, 6)).shape, list(layer.state_dict())
@@ -177,7 +179,9 @@ class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
 
 
 class BlurUpsample2d(Blurred, nn.Upsample):
-    """Upsampling, then a blur of the axes that grew; arguments and shape of `nn.Upsample`, for (N, C, H, W) only.
+    """Upsampling followed by a blur; arguments and output shape of `nn.Upsample`, for (N, C, H, W) only.
+
+    Only axes that become larger are blurred.
 
     >>> BlurUpsample2d(scale_factor=2)(torch.tensor([[[[0., 4.]]]]))[0, 0, 0].tolist()
     [0.0, 1.0, 3.0, 4.0]

@@ -1,4 +1,4 @@
-"""The low-pass filters and their names (Zhang 2019, arXiv 1904.11486, section 3.2)."""
+"""Low-pass filters by name (Zhang 2019, arXiv 1904.11486, section 3.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ Filter = str | Sequence[float]
 
 
 def taps(filter: Filter) -> Tensor:
-    """Return the 1-D taps of a filter, shape (size,), float64, sum 1.
+    """Return the 1-D taps of a filter, shape (size,), float64, normalized to sum 1.
 
-    Binomial: taps[i] = C(size − 1, i) / 2^(size − 1). `none` is the identity [1]. `kaiser` is `kaiser_taps()`. `ideal`
-    reaches over the whole map and has no taps of its own: an empty tensor stands for it, see `ideal`. Numbers
-    instead of a name are taps already; they are divided by their sum.
+    Binomial filters have taps[i] = C(size − 1, i) / 2^(size − 1). `none` is the identity [1], `kaiser` is
+    `kaiser_taps()`. `ideal` has no taps, since its response is as long as the image; it is represented by an empty
+    tensor, see `is_ideal`. Taps of your own are divided by their sum.
 
     Raises:
-        InputError: the filter is unknown; numbers that do not make a low-pass.
+        InputError: the filter is unknown, or taps are not finite numbers or sum to zero.
 
     >>> taps("bin5") * 16
     tensor([1., 4., 6., 4., 1.], dtype=torch.float64)
@@ -45,23 +45,31 @@ def taps(filter: Filter) -> Tensor:
         raise InputError(f"filter={filter!r} is not one of {', '.join(FILTERS)}, nor a list of numbers")
     values = torch.tensor(list(filter), dtype=torch.float64)
     if values.sum().abs() <= 1e-6 * values.abs().sum():
-        raise InputError(f"filter={filter!r} sums to zero: it has no gain for a constant that could be made 1")
+        raise InputError(f"filter={filter!r} sums to zero, so that it cannot be normalized")
     return values / values.sum()
 
 
+def is_ideal(taps: Tensor) -> bool:
+    """Return whether taps represent the ideal low-pass filter, which is applied by `genstab.layers.ideal`.
+
+    >>> is_ideal(taps("ideal")), is_ideal(taps("tri3"))
+    (True, False)
+    """
+    return taps.numel() == 0
+
+
 def kaiser_taps(size: int = 13, cutoff: float = 0.25, half_width: float = (2**0.5 - 1) / 4) -> tuple[float, ...]:
-    """Return the taps of a sinc under a Kaiser window, sum 1 (Karras 2021, arXiv 2106.12423, section 3.1, appendix C).
+    """Return the taps of a Kaiser-windowed sinc, sum 1 (Karras 2021, arXiv 2106.12423, section 3.1, appendix C).
 
-    The gain is about 1/2 at `cutoff` (exactly at 1/4) and falls from pass band to stop band between
-    `cutoff − half_width` and `cutoff + half_width`, all in cycles per pixel of the larger map; the size and that width
-    determine the window.
-    The defaults halve the resolution: the new Nyquist frequency is 1/4. An odd size has a centre pixel.
+    The transition band lies between `cutoff − half_width` and `cutoff + half_width`; its width and `size` determine the
+    window. The gain at `cutoff` is about 1/2, and exactly 1/2 for a cutoff of 1/4. Frequencies are in cycles per pixel
+    of the larger map. The defaults are for halving the resolution, where the new Nyquist frequency is 1/4.
 
-    A departure from StyleGAN3: taps at even and at odd distances from the centre sum to 1/2 each. That changes each tap
-    by about what the gain at the Nyquist frequency would be, and makes that exactly 0.
+    Unlike in StyleGAN3, taps at even and at odd distances from the centre are normalized to sum 1/2 each, so that the
+    gain at the Nyquist frequency is exactly 0. This changes each tap by about that gain.
 
     Raises:
-        InputError: fewer than 2 taps or more than 1000; a transition band that does not lie within 0 to 0.5.
+        InputError: `size` is not from 2 to 1000, or the transition band does not lie within 0 to 0.5.
 
     >>> [round(tap, 3) for tap in kaiser_taps(7)]
     [-0.069, 0.0, 0.319, 0.5, 0.319, 0.0, -0.069]
@@ -74,7 +82,7 @@ def kaiser_taps(size: int = 13, cutoff: float = 0.25, half_width: float = (2**0.
         raise InputError(
             f"cutoff={cutoff}, half_width={half_width}: the band cutoff ± half_width does not lie within 0 to 0.5"
         )
-    # Kaiser's formulas: the attenuation in dB that this size and width allow, and the window that reaches it.
+    # Kaiser's formulas for the attenuation in dB and the window's beta.
     attenuation = 2.285 * (size - 1) * 4 * pi * half_width + 7.95
     if attenuation > 50:
         beta = 0.1102 * (attenuation - 8.7)
@@ -91,21 +99,20 @@ def kaiser_taps(size: int = 13, cutoff: float = 0.25, half_width: float = (2**0.
 
 @dataclass(frozen=True)
 class AntiAlias:
-    """Which filter goes to every resampling step of a network, and on which side of its strided convolution.
+    """The blur in every resampling step of a network, and its place relative to a strided convolution.
 
-    `pre` blurs, then convolves with stride 2: cheap, since blur and convolution commute; the activation runs at the
-    lower resolution. `post` is the paper's order: convolution with stride 1, norm, activation, blur and subsample.
+    `pre` blurs the input, then convolves with stride 2. It costs little; the activation runs at the lower resolution.
+    `post` is the paper's order: convolution with stride 1, norm, activation, then blur and subsample.
 
     Args:
         filter: one of `genstab.layers.filters.FILTERS`, or taps of your own, such as `kaiser_taps(cutoff=0.2)`.
         placement: `pre` or `post`.
-        padding_mode: how the blur continues the map beyond its border; `circular` makes the whole of a `genstab.UNet`
-            periodic, its convolutions too.
-        polyphase: subsample on a grid that follows the picture, see `polyphase`; only circular padding keeps
-            what it promises.
+        padding_mode: padding of the blur; `circular` makes the whole of a `genstab.UNet` periodic, its convolutions
+            too.
+        polyphase: subsample on a grid that follows the image, see `genstab.layers.polyphase`; needs circular padding.
 
     Raises:
-        InputError: an unknown filter, placement or padding mode; `polyphase` with one that is not circular.
+        InputError: an unknown filter, placement or padding mode, or `polyphase` without circular padding.
 
     >>> AntiAlias("bin5").placement
     'pre'

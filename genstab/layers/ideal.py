@@ -1,4 +1,4 @@
-"""The ideal low-pass: everything above a frequency is gone, everything below it stays as it is."""
+"""The ideal low-pass filter: it removes all frequencies above a cutoff and keeps all below."""
 
 import torch
 from torch import Tensor
@@ -10,16 +10,16 @@ from genstab.layers.filters import PADDING_MODES
 def dirichlet(distance: Tensor, period: int, highest: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return (1 + 2 Σ_k cos(2π k distance / period)) / period, k from 1 to `highest`; distances are integers.
 
-    It is the impulse response, on a circle of `period` pixels, that keeps the frequencies up to `highest`.
+    This is the impulse response, on a circle of `period` pixels, that keeps the frequencies up to `highest`.
 
     >>> dirichlet(torch.arange(4), period=4, highest=1)
     tensor([ 0.7500,  0.2500, -0.2500,  0.2500], dtype=torch.float64)
     """
-    # Tensors, not numbers: what ONNX can divide integers by.
+    # Tensors, not numbers, since ONNX can divide integers by these.
     turn, width = (torch.full((), number, device=distance.device) for number in (period, 2 * highest + 1))
-    # Reduced to one turn while they are integers: the sine of a large angle has no precision left in float32.
+    # Reduce the integers to one period: the sine of a large angle is not precise in float32.
     near, far = distance % turn, (distance * width) % (2 * turn)
-    flips = 1 - 2 * (((distance - near) // turn) % 2)  # sin(π x / period) has twice the period of its argument's rest
+    flips = 1 - 2 * (((distance - near) // turn) % 2)  # sin(π x / period) has the period 2 · period
     angle = torch.pi / turn.to(dtype)
     value = flips * torch.sin(far.to(dtype) * angle) / (turn * torch.sin(near.clamp(min=1).to(dtype) * angle))
     return torch.where(near == 0, width.to(dtype) / turn, value)
@@ -34,11 +34,11 @@ def lowpass_matrix(
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Return the matrix that low-passes a row of `size` pixels, shape (⌈up · size / stride⌉, size).
+    """Return the matrix, shape (⌈up · size / stride⌉, size), that low-passes and resamples a row of `size` pixels.
 
-    The row is continued to a periodic one: by itself (`circular`), by its mirror image (`reflect`), or by half its
-    size on each side (`zeros`, `replicate`). Frequencies of the row `up` times finer stay if they are below
-    1 / (2 factor) cycles per pixel.
+    The row is extended to a periodic one: as it is (`circular`), by its mirror image (`reflect`), or by padding of half
+    its size on each side (`zeros`, `replicate`). Frequencies below 1 / (2 factor) cycles per pixel are kept, counted
+    in pixels of the upsampled row.
 
     >>> lowpass_matrix(2, padding_mode="circular")
     tensor([[0.5000, 0.5000],
@@ -52,7 +52,7 @@ def lowpass_matrix(
     def response(source: Tensor) -> Tensor:
         return up * dirichlet(wanted - up * source, up * period, highest, dtype)
 
-    # Masks, not slices, which would tie an exported program to some sizes.
+    # Masks, not slices, which would fix the size of an exported program.
     matrix = response(pixel)
     if padding_mode == "reflect":
         inner = (pixel > 0) & (pixel < size - 1)  # pixel j has its mirror image at −j
@@ -68,15 +68,15 @@ def lowpass_matrix(
 def ideal_lowpass(
     images: Tensor, dim: int, factor: int = 2, stride: int = 1, up: int = 1, padding_mode: str = "reflect"
 ) -> Tensor:
-    """Keep along one dimension the frequencies below 1 / (2 factor) cycles per pixel; resample it by `up` / `stride`.
+    """Low-pass one dimension at 1 / (2 factor) cycles per pixel, and resample it by `up` / `stride`.
 
-    What a Fourier transform, a mask and its inverse do, as a product with a matrix: the same at every size, in every
-    precision and on every device, and as many multiplications a pixel as the row is long.
+    The result is that of a Fourier transform, a mask and the inverse transform. It is computed as a product with a
+    matrix, which works for every size, precision and device and costs `size` multiplications a pixel.
 
     Shape: (…, size, …) → (…, ⌈up · size / stride⌉, …).
 
     Raises:
-        InputError: a number below 1, an unknown padding mode.
+        InputError: a factor or stride is below 1, or the padding mode is unknown.
 
     >>> x = torch.tensor([1., 0., -1., 0.]).repeat(2)  # 1/4 cycles per pixel
     >>> [ideal_lowpass(x, 0, factor, padding_mode="circular").abs().max().item() > 0.5 for factor in (1, 2)]

@@ -1,4 +1,4 @@
-"""What lies around a map: reflected, replicated, continued periodically, or zeros; any width, however small the map."""
+"""Padding by any width, also wider than the map: reflect, replicate, circular or zeros."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,12 @@ from genstab.layers.filters import PADDING_MODES
 
 
 def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "reflect") -> Tensor:
-    """Pad (…, H, W) by (left, right, top, bottom); unlike `torch.nn.functional.pad`, also where the map is smaller.
+    """Pad by (left, right, top, bottom); unlike in `torch.nn.functional.pad`, by more than the size of the images, too.
 
-    Reflection goes back and forth as in `numpy.pad`; a row of one pixel repeats it. With
-    `torch.use_deterministic_algorithms` the gradient of every mode is the same at each run, on CUDA too.
+    Reflection goes back and forth as in `numpy.pad`; a single pixel is repeated. With
+    `torch.use_deterministic_algorithms`, the gradients of all modes are deterministic, on CUDA too.
+
+    Shape: (…, H, W) → (…, top + H + bottom, left + W + right).
 
     >>> pad2d(torch.tensor([[[[1., 2.]]]]), (3, 0, 0, 0)).tolist()
     [[[[2.0, 1.0, 2.0, 1.0, 2.0]]]]
@@ -26,7 +28,7 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     spare = 1 if mode == "circular" else 0
     room = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
     exporting = torch.compiler.is_exporting()
-    if exporting:  # one program for all sizes: what fits the example need not fit every map
+    if exporting:  # one program for all sizes: the padding may be wider than other maps
         room = (statically_known_true(room[0]), statically_known_true(room[1]))
     if mode == "replicate" or all(room):
         # For circular padding, torch's own loses the channels-last order, which costs more than the padding. For the

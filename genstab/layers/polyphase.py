@@ -1,13 +1,12 @@
-"""Adaptive polyphase sampling: subsample on the grid that the picture chooses, not on the one that the frame has.
+"""Adaptive polyphase sampling: subsample on a grid that is chosen by the content of the image.
 
 APS-D: A. Chaman and I. Dokmanić, Truly Shift-Invariant Convolutional Neural Networks, CVPR 2021, arXiv 2011.14214,
 section 3. APS-U: the same, Truly Shift-Equivariant Convolutional Neural Networks with Adaptive Polyphase Upsampling,
 2021, arXiv 2105.04040, section 3.
 
 The `stride²` polyphase components of a map are its pixels at rows p₀, p₀ + stride, … and columns p₁, p₁ + stride, …;
-a pair (p₀, p₁) is called a phase. Shift the map circularly and the same components come back, rolled, under other
-phases. So whoever keeps a component by what is in it, and later puts its pixels back where they came from, commutes
-with every integer circular shift.
+the pair (p₀, p₁) is the phase. A circular shift of the map permutes and rolls its components. Choosing a component by
+its content, and later putting its pixels back at its phase, therefore commutes with every integer circular shift.
 """
 
 import torch
@@ -17,44 +16,46 @@ from genstab.errors import InputError, check_counts
 from genstab.layers.blur import BlurPool2d
 from genstab.layers.filters import Filter
 
-# Components count as tied if their energies are as close as 2^-16: far above the rounding of a convolution.
+# Energies tie if they differ by at most 2^-16 of the largest, far above the rounding errors of a convolution.
 TIE = 16
 LAGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def check_stride(images: Tensor, stride: int) -> None:
-    """Raise an `InputError` unless these are (N, C, H, W), and their polyphase components all have one size."""
+    """Raise an `InputError` unless images are (N, C, H, W) and their polyphase components have the same size."""
     if images.dim() != 4:
         raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W)")
     height, width = images.shape[-2:]
     if height % stride or width % stride:
-        raise InputError(f"stride={stride} does not divide a map of {height}×{width}: its components differ in size")
+        raise InputError(
+            f"stride={stride} does not divide the image size {height}×{width}: the components would differ in size"
+        )
 
 
 def check_phases(images: Tensor, phases: Tensor) -> None:
-    """Raise an `InputError` unless there is a phase for each image."""
+    """Raise an `InputError` unless there is one phase per image."""
     if phases.dim() != 2 or phases.shape[0] != images.shape[0] or phases.shape[1] != 2:
         raise InputError(f"phases of shape {tuple(phases.shape)} are not (N, 2) for {images.shape[0]} images")
 
 
-def of_components(values: Tensor, stride: int) -> Tensor:
+def sum_components(values: Tensor, stride: int) -> Tensor:
     """Sum (N, H, W) over each polyphase component → (N, stride²), the phases row by row."""
     return values.unflatten(2, (-1, stride)).unflatten(1, (-1, stride)).sum((1, 3)).flatten(1)
 
 
-def picture_as_seen(images: Tensor) -> Tensor:
-    """Return for every pixel a number that depends on the whole picture as it lies to the right of and below the pixel.
+def context_hash(images: Tensor) -> Tensor:
+    """Return for every pixel a hash of the image to its right and below it.
 
-    The channels are mixed into one, from 0 at its minimum to 1 at its maximum, so that −1 and 1 differ. Then for
-    d = 1, 2, 4, … along the rows, and the same down the columns, each pixel a and the one that is d away, b, become
-    (own a + 2 b + (14 − own) a b) / 16: after k steps a pixel has seen 2^k, and as no step treats a and b alike, and
-    none is linear, two pixels that see different pictures get different numbers. `own` falls with d, so what is far
-    away counts less. After each step the largest number is 1 again, or a small thing in a large picture would fade
-    away. All of it is integer arithmetic in units of 2^-13, the same at every pixel.
+    The channels are mixed into one and scaled to 0 … 1. For d = 1, 2, 4, … along the rows, and then along the columns,
+    each pixel a is combined with the pixel b at distance d to (own a + 2 b + (14 − own) a b) / 16. After k steps a
+    value depends on 2^k pixels. The steps are asymmetric and nonlinear, so that pixels with different surroundings get
+    different values. `own` decreases with d, so that distant pixels count less. The values are rescaled to a maximum of
+    1 after each step, or small objects in a large image would fade. All is integer arithmetic in units of 2^-13, and
+    therefore exactly the same at every position.
 
     Shape: (N, C, H, W), values in [−1, 1] → (N, H, W), int32, up to 2^13.
 
-    >>> picture_as_seen(torch.tensor([[[[0., 0., 1., 1.]]]])).flatten().tolist()
+    >>> context_hash(torch.tensor([[[[0., 0., 1., 1.]]]])).flatten().tolist()
     [1638, 2432, 8192, 6118]
     """
     channels = images.shape[1]
@@ -66,7 +67,7 @@ def picture_as_seen(images: Tensor) -> Tensor:
     for dim in (-1, -2):
         for k, lag in enumerate(LAGS):
             if not exporting and lag >= seen.shape[dim]:
-                break  # it would go around
+                break  # it would wrap around
             far, own = torch.roll(seen, -lag, dim), 12 + dim - k
             mixed = torch.add(seen * (far * (14 - own) + (own << 13)), far, alpha=2 << 13) >> 17
             mixed = (mixed << 13) // mixed.amax((1, 2), keepdim=True).clamp_min(1)
@@ -78,20 +79,19 @@ def picture_as_seen(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def choose_phases(images: Tensor, stride: int = 2) -> Tensor:
-    """Return for each image the phase of its polyphase component with the largest l2 norm over channels and pixels.
+    """Return for each image the phase of the polyphase component with the largest l2 norm.
 
-    A circular shift of an image by d moves its phase to (phase + d) mod stride, exactly: the norms are sums of squares
-    that are rounded to fixed point first, so their order does not count. The paper (arXiv 2011.14214, equation 5) does
-    not say what becomes of ties, and pictures are full of them: of a rectangle of even width each component has the
-    same share, and where all pixels are −1 or 1 every component has the same norm. Here the tied ones are compared by
-    the norm of `picture_as_seen` at their pixels, which tells 1100 from 0110.
+    A circular shift of an image by d moves its phase to exactly (phase + d) mod stride: squares are rounded to fixed
+    point before they are summed, so that the order of the sum does not matter.
 
-    What is then still tied is a picture that shows the same after an odd shift (for stride 2): a constant one,
-    stripes of an odd period, a checkerboard. The first phase is taken. No rule can be equivariant there: the shifted
-    picture is the picture, but its grid is another.
+    The paper (arXiv 2011.14214, equation 5) does not define ties, which are common: a rectangle of even width has the
+    same share in each component, and all components of an image of −1 and 1 have the same norm. Here ties are broken by
+    the norm of `context_hash`, which distinguishes 1100 from 0110. The remaining ties are images that equal their own
+    odd shift (for stride 2), such as constants, checkerboards and stripes of odd period. For these no rule is
+    equivariant, and the first phase is returned.
 
-    Pixels that differ by rounding, as convolutions of a shifted map may compute them, can change the choice if two
-    energies differ by just about 2^-16 of the largest: not where they are tied, but where they are about to be.
+    Rounding errors, as in convolutions of a shifted map, can change the choice only if the difference of two energies
+    is close to the threshold of a tie, 2^-16 of the largest.
 
     Shape: (N, C, H, W), H and W multiples of `stride` → (N, 2), int64: row and column, each in 0 … stride − 1.
 
@@ -107,17 +107,17 @@ def choose_phases(images: Tensor, stride: int = 2) -> Tensor:
     if images.dtype not in (torch.float32, torch.float64):
         images = images.float()
     images = images / images.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(images.dtype).tiny)
-    # 28 bits, so that the largest map that fits into memory does not reach 2^63
-    energies = of_components((images.square() * 2**28).to(torch.int64).sum(1), stride)
+    # 28 bits, so that the sum over the largest map that fits into memory stays below 2^63
+    energies = sum_components((images.square() * 2**28).to(torch.int64).sum(1), stride)
     largest = energies.amax(1, keepdim=True)
     tied = energies >= largest - (largest >> TIE)
-    seen = of_components(picture_as_seen(images).square(), stride)
+    seen = sum_components(context_hash(images).square(), stride)
     best = torch.where(tied, seen, -1).argmax(1)
     return torch.stack((best // stride, best % stride), 1)
 
 
 def pick(choices: list[Tensor], indices: Tensor) -> Tensor:
-    """Return image n of choices[indices[n]]: what a gather would, but with a cheap and repeatable gradient."""
+    """Return image n of choices[indices[n]], like a gather but with a cheap and deterministic gradient."""
     picked = choices[0]
     for index, choice in enumerate(choices[1:], 1):
         picked = torch.where((indices == index)[:, None, None, None], choice, picked)
@@ -125,7 +125,7 @@ def pick(choices: list[Tensor], indices: Tensor) -> Tensor:
 
 
 def roll_phases(images: Tensor, phases: Tensor, stride: int = 2, back: bool = False) -> Tensor:
-    """Roll each image by its phase, down and to the right; `back`: up and to the left, so the phase comes to (0, 0).
+    """Roll each image by its phase, down and to the right; with `back`, up and to the left, from its phase to (0, 0).
 
     Shape: (N, C, H, W) and (N, 2) → (N, C, H, W).
 
@@ -139,7 +139,7 @@ def roll_phases(images: Tensor, phases: Tensor, stride: int = 2, back: bool = Fa
 
 
 def polyphase_downsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> Tensor:
-    """Keep of each image the polyphase component at its phase (arXiv 2011.14214, section 3.2).
+    """Keep the polyphase component of each image at its phase (arXiv 2011.14214, section 3.2).
 
     Shape: (N, C, H, W) and (N, 2) → (N, C, H / stride, W / stride).
 
@@ -157,7 +157,7 @@ def polyphase_downsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> T
 
 
 def polyphase_upsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> Tensor:
-    """Put the pixels back at their phases in a larger map, with zeros between them (arXiv 2105.04040, section 3.2).
+    """Insert zeros between the pixels of each image, and put the pixels at its phase (arXiv 2105.04040, section 3.2).
 
     Shape: (N, C, H, W) and (N, 2) → (N, C, H stride, W stride).
 
@@ -176,14 +176,14 @@ def polyphase_upsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> Ten
 
 
 class PolyphaseDown2d(nn.Module):
-    """Blur circularly, then keep of each image the polyphase component with the largest norm, see `choose_phases`.
+    """Blur circularly, then keep the polyphase component of each image with the largest norm, see `choose_phases`.
 
-    With `PolyphaseUp2d` it commutes with circular shifts. The choice is a hard one: the gradient flows through the
-    pixels that were kept. Nothing is learned and nothing goes into the state dict.
+    Together with `PolyphaseUp2d` it commutes with circular shifts. Gradients flow through the kept pixels only. The
+    layer has no parameters and no state.
 
     Args:
-        stride: how much smaller the map becomes; it must divide height and width.
-        filter: one of `genstab.layers.filters.FILTERS`; `none` keeps the pixels as they are.
+        stride: downsampling factor, a divisor of height and width.
+        filter: one of `genstab.layers.filters.FILTERS`; `none` does not blur.
 
     Shape: (N, C, H, W) → (N, C, H / stride, W / stride) and the phases (N, 2).
 
@@ -208,20 +208,20 @@ class PolyphaseDown2d(nn.Module):
         return polyphase_downsample2d(images, phases, self.stride), phases
 
     def extra_repr(self) -> str:
-        """Name the stride, for `print(model)`."""
+        """Return the stride, for `print(model)`."""
         return f"stride={self.stride}"
 
 
 class PolyphaseUp2d(nn.Module):
     """Put the pixels that `PolyphaseDown2d` kept back at their phases, then blur circularly.
 
-    Departure from the paper: a blur is followed by a gain of stride², which makes up for the zeros between the pixels.
-    So with stride 2 a constant stays, and `tri3` interpolates linearly. Even filters are mirrored, so that they take
-    back the half pixel by which those of `PolyphaseDown2d` moved the picture.
+    Unlike in the paper, a blur is followed by a gain of stride² to compensate for the inserted zeros: with stride 2,
+    constants are preserved and `tri3` is linear interpolation. Even filters are mirrored, so that they undo the motion
+    by half a pixel in `PolyphaseDown2d`.
 
     Args:
-        stride: how much larger the map becomes.
-        filter: one of `genstab.layers.filters.FILTERS`; `none` leaves the zeros.
+        stride: upsampling factor.
+        filter: one of `genstab.layers.filters.FILTERS`; `none` does not blur and leaves the zeros.
 
     Shape: (N, C, H, W) and the phases (N, 2) → (N, C, H stride, W stride).
 
@@ -244,5 +244,5 @@ class PolyphaseUp2d(nn.Module):
         return self.blur(polyphase_upsample2d(images, phases, self.stride)) * self.gain
 
     def extra_repr(self) -> str:
-        """Name the stride, for `print(model)`."""
+        """Return the stride, for `print(model)`."""
         return f"stride={self.stride}"

@@ -13,32 +13,32 @@ from genstab.layers.conv import Blurred, pair, periodic
 from genstab.layers.filters import AntiAlias, Filter
 
 
-def overhang(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Return how far `ceil_mode` lets the last window start beyond the last one that fits; torch's rule.
+def ceil_padding(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """Return by how many pixels `ceil_mode` extends the input at the end, as in torch.
 
-    >>> overhang(size=5, kernel=2, stride=2, padding=0), overhang(size=6, kernel=2, stride=2, padding=0)
+    >>> ceil_padding(size=5, kernel=2, stride=2, padding=0), ceil_padding(size=6, kernel=2, stride=2, padding=0)
     (1, 0)
     """
-    last = size + 2 * padding - dilation * (kernel - 1) - 1  # where the last window that fits starts
-    # The next multiple of the stride, unless that window would see nothing but padding. For the exporters: no branch on
-    # the size, and no division of a negative number, which ONNX rounds towards zero.
+    last = size + 2 * padding - dilation * (kernel - 1) - 1  # start of the last window that fits
+    # The next multiple of the stride, unless that window would see only padding. For the exporters, without a branch on
+    # the size and without division of a negative number, which ONNX rounds towards zero.
     start = torch.sym_min((last + stride - 1) // stride, (size + padding - 1) // stride) * stride
     return torch.sym_max(0, start - last)
 
 
-def hangs(over: list[int]) -> bool:
-    """Return whether a window hangs over the edge; in an exported program any may, depending on the size."""
+def is_padded(over: list[int]) -> bool:
+    """Return whether `ceil_mode` adds pixels; in an exported program it may, depending on the size."""
     return torch.compiler.is_exporting() or any(over)
 
 
 class MaxBlurPool2d(Blurred, nn.MaxPool2d):
-    """Max pooling with stride 1, then blur and subsample; arguments and shape of `nn.MaxPool2d`.
+    """Max pooling with stride 1, then blur and subsample; arguments and output shape of `nn.MaxPool2d`.
 
-    With `ceil_mode` the windows that hang over the edge see only the pixels that exist, as in the plain layer.
-    `padding_mode="circular"` also wraps the windows: the whole layer is then that of a periodic picture.
+    With `ceil_mode`, windows beyond the edge see only existing pixels, as in the plain layer. With
+    `padding_mode="circular"` the windows wrap around too.
 
     Raises:
-        InputError: `return_indices`, which a blurred maximum has none of; an unknown filter or padding mode.
+        InputError: `return_indices` is set, or the filter or padding mode is unknown.
 
     The example of the paper: a shift of the input by one pixel changes max pooling by up to 1, this by up to 1/4.
 
@@ -53,7 +53,7 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
     def __init__(self, *args: Any, filter: Filter = "tri3", padding_mode: str = "reflect", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.return_indices:
-            raise InputError("return_indices=True: a blurred maximum has no index; only False is possible")
+            raise InputError("return_indices=True is not supported: a blurred maximum has no index")
         self.set_blur(AntiAlias(filter, padding_mode=padding_mode))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -64,21 +64,21 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
             return super().forward(input)
         over = [0, 0]
         if self.ceil_mode:
-            over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
+            over = [ceil_padding(input.shape[i - 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
         if self.antialias.padding_mode == "circular":
             reach = [dilation[i] * (kernel[i] - 1) for i in (0, 1)]
             maximum = partial(F.max_pool2d, kernel_size=kernel, stride=1, dilation=dilation)
             return periodic(input, maximum, reach, padding, over, filters, stride)
-        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if self.ceil_mode and hangs(over) else input
+        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if self.ceil_mode and is_padded(over) else input
         x = F.max_pool2d(x, kernel, 1, padding, dilation)
         return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
 
 
 class BlurAvgPool2d(Blurred, nn.AvgPool2d):
-    """Average pooling with stride 1, then blur and subsample; arguments and shape of `nn.AvgPool2d`.
+    """Average pooling with stride 1, then blur and subsample; arguments and output shape of `nn.AvgPool2d`.
 
-    The average stays, rather than giving way to the blur: it holds the picture in its place (a window of 2 pixels has
-    its centre between them, where an odd filter has none) and suppresses what a wide stride would alias.
+    The average is not replaced by the blur, since it keeps the image in place (a window of 2 pixels is centred between
+    them, an odd filter on a pixel) and suppresses aliasing at large strides.
 
     >>> BlurAvgPool2d(2)(torch.tensor([0., 0., 8., 0., 0., 0.]).expand(1, 1, 2, -1)).flatten().tolist()
     [2.0, 3.0, 0.0]
@@ -97,14 +97,14 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
         divisor = self.divisor_override
         over = [0, 0]
         if self.ceil_mode:
-            over = [overhang(input.shape[i - 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
+            over = [ceil_padding(input.shape[i - 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
         if self.antialias.padding_mode == "circular":
             average = partial(F.avg_pool2d, kernel_size=kernel, stride=1)
             reach = [kernel[i] - 1 for i in (0, 1)]
             output = periodic(input, average, reach, padding, over, filters, stride)
             return output if divisor is None else output * (kernel[0] * kernel[1] / divisor)
-        if self.ceil_mode and hangs(over):
-            # Divide by how many pixels a window has: those of the padding count if told, those beyond it never.
+        if self.ceil_mode and is_padded(over):
+            # Divide by the number of pixels in a window: padding counts if `count_include_pad`, pixels beyond it never.
             around = (padding[1], padding[1], padding[0], padding[0])
             ones = F.pad(input.new_ones(1, *input.shape[-2:]), around, value=float(self.count_include_pad))
             x, count = (
@@ -114,5 +114,5 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
         else:
             x = F.avg_pool2d(input, kernel, 1, padding, False, self.count_include_pad or divisor is not None)
         output = blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
-        # Not by `divisor_override` above: torch 2.13's ONNX exporter leaves it out without a word.
+        # Not by `divisor_override` above, which torch 2.13's ONNX exporter silently drops.
         return output if divisor is None else output * (kernel[0] * kernel[1] / divisor)

@@ -1,6 +1,6 @@
-"""Put a blur into the resampling layers of a network that exists already, and take it out again.
+"""Add a blur to the resampling layers of an existing network, and remove it again.
 
-Only layers are found: what a `forward` calls itself (`F.interpolate`, `F.max_pool2d`, slicing) stays as it is.
+Only layers are replaced, not functions called in a `forward` (`F.interpolate`, `F.max_pool2d`, slicing).
 """
 
 import copy
@@ -26,7 +26,7 @@ BLURRED: dict[type[nn.Module], type[Blurred]] = {
     nn.UpsamplingNearest2d: BlurUpsample2d,
     nn.UpsamplingBilinear2d: BlurUpsample2d,
 }
-# Reversed, so that of the three kinds of upsampling the general one comes back.
+# Reversed, so that `BlurUpsample2d` maps to `nn.Upsample`.
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {blurred: plain for plain, blurred in reversed(BLURRED.items())}
 UPSAMPLE_MODES = ("nearest", "nearest-exact", "bilinear")
 WANTED = "strided Conv2d, ConvTranspose2d, MaxPool2d, AvgPool2d; nearest or bilinear Upsample"
@@ -36,7 +36,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def names_of(module: nn.Module) -> dict[nn.Module, list[str]]:
-    """Return every submodule with its qualified names: a shared one has several, the root ``""``."""
+    """Return the qualified names of every submodule: several if it is shared, ``""`` for the root."""
     names: dict[nn.Module, list[str]] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
         names.setdefault(layer, []).append(name)
@@ -44,7 +44,7 @@ def names_of(module: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def matches(names: list[str], patterns: Patterns, default: bool) -> bool:
-    """Return whether a glob pattern fits one of the names; `default` if there are no patterns."""
+    """Return whether a glob pattern matches one of the names; `default` if there are no patterns."""
     if patterns is None:
         return default
     patterns = [patterns] if isinstance(patterns, str) else patterns
@@ -52,22 +52,22 @@ def matches(names: list[str], patterns: Patterns, default: bool) -> bool:
 
 
 def resamples(layer: nn.Module) -> bool:
-    """Return whether a plain layer or a subclass of one changes the resolution in a way that a blur would help."""
+    """Return whether a layer, or a subclass of one, changes the resolution so that it needs a blur."""
     if isinstance(layer, nn.Upsample):
         return layer.mode in UPSAMPLE_MODES and (layer.size is not None or pair(layer.scale_factor) != (1, 1))
     return isinstance(layer, tuple(BLURRED)) and max(pair(layer.stride)) > 1
 
 
-def refuse_if_impossible(name: str, layer: nn.Module) -> None:
-    """Raise an `InputError` that names the layer if there is no blurred one for it."""
+def check_replaceable(name: str, layer: nn.Module) -> None:
+    """Raise an `InputError` that names the layer if there is no blurred version of it."""
     reason = ""
     if type(layer) not in BLURRED:
         plain = next(kind.__name__ for kind in BLURRED if isinstance(layer, kind))
-        reason = f"is a subclass of {plain}, whose forward may be its own"
+        reason = f"is a subclass of {plain}, which may have another forward"
     elif isinstance(layer, nn.MaxPool2d) and layer.return_indices:
-        reason = "has return_indices=True, and a blurred maximum has no index"
+        reason = "has return_indices=True, but a blurred maximum has no index"
     elif isinstance(layer, nn.Upsample) and layer.size is None and min(pair(layer.scale_factor)) < 1:
-        reason = f"shrinks, scale_factor={layer.scale_factor}; a blur would have to come before it"
+        reason = f"downsamples, scale_factor={layer.scale_factor}, and would need a blur before it"
     if reason:
         raise InputError(
             f"antialias: cannot handle {name or 'the module'} ({type(layer).__name__}): it {reason}; exclude it"
@@ -75,19 +75,18 @@ def refuse_if_impossible(name: str, layer: nn.Module) -> None:
 
 
 def recast(layer: nn.Module, kind: type[Module]) -> Module:
-    """Return a module of another class with the same attributes: the very same tensors, hooks, mode and settings."""
+    """Return a module of another class with the same attributes: parameters, buffers, hooks, mode and settings."""
     new = kind.__new__(kind)
-    # The containers are copied, so that a buffer added to one of the two is not in the other.
+    # Copy the containers, so that a buffer added to one module does not appear in the other.
     new.__dict__ = {k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in layer.__dict__.items()}
     return new
 
 
 def swap(module: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replace submodules wherever they are registered; return the module, or what replaces it."""
-    for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() leaves out a layer's second name
-            if child in new:
-                setattr(parent, name, new[child])
+    """Replace submodules under all of their names; return the module, or its own replacement."""
+    for name, child in list(module.named_modules(remove_duplicate=False)):
+        if name and child in new:
+            module.set_submodule(name, new[child])
     return new.get(module, module)
 
 
@@ -99,28 +98,30 @@ def antialias(
     exclude: Patterns = None,
     padding_mode: str | None = None,
 ) -> nn.Module:
-    """Replace the layers that alias by blurred ones, in place; the weights stay the very same tensors.
+    """Replace the layers that cause aliasing by layers with a blur, in place; the weights stay the same tensors.
 
     Strided `Conv2d`, `ConvTranspose2d`, `MaxPool2d` and `AvgPool2d`, and nearest or bilinear `Upsample`, become the
-    layers of `genstab.layers.conv`; all their settings and output shapes stay. Everything else is left alone, adaptive
-    pooling and layers of other dimensions too. A second call changes nothing, also with another filter: call
-    `remove_antialias` first. A layer registered twice is replaced by one object, and is chosen by any of its names. If
-    an error is raised, nothing has been replaced.
+    layers of `genstab.layers.conv` and `genstab.layers.pooling`, with the same settings and output shapes. Other layers
+    are not changed, nor are layers that have a blur already: to change the filter, call `remove_antialias` first. A
+    shared layer is replaced by one shared layer, and is matched by any of its names. If an error is raised, no layer
+    has been replaced.
 
     Args:
         module: any network, or a single layer.
         filter: one of `genstab.layers.filters.FILTERS`, or taps of your own.
-        placement: `pre` or `post`, of the convolutions; see `genstab.BlurConv2d`.
-        include: glob patterns of qualified names, as in `module.named_modules()`; `*` goes across dots. None is all.
-        exclude: the same; it wins over `include`.
-        padding_mode: of the blur; None takes the convolution's own, and `reflect` where that is zeros or there is none.
+        placement: `pre` or `post`, for convolutions; see `genstab.BlurConv2d`.
+        include: glob patterns of qualified names, as in `module.named_modules()`; `*` matches dots too. None matches
+            all.
+        exclude: glob patterns of layers to leave out; they take precedence over `include`.
+        padding_mode: padding of the blur; None takes that of the convolution, or `reflect` if it has zeros or none.
 
     Returns:
-        The module; if the module itself is such a layer, what replaces it.
+        The module, or its replacement if it is itself such a layer.
 
     Raises:
-        InputError: no such layer was found; one cannot be handled: a subclass of these classes, `return_indices`, a
-            shrinking `Upsample`; a `BlurPool2d` says that the network is anti-aliased by hand. Exclude those.
+        InputError: no layer was found, or one cannot be replaced and must be excluded: a subclass of these classes, a
+            layer with `return_indices`, an `Upsample` that downsamples, or a `BlurPool2d`, which shows that the network
+            has a blur already.
 
     >>> net = antialias(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2)), "bin5")
     >>> print(surgery_table(net))
@@ -136,13 +137,15 @@ def antialias(
         if not matches(names, include, True) or matches(names, exclude, False):
             continue
         if isinstance(layer, BlurPool2d):
-            raise InputError(f"antialias: {names[0] or 'the module'} is a BlurPool2d: anti-aliased by hand; exclude it")
-        if getattr(layer, "polyphase", False) is True:  # as the U-Net's `Down` says of itself
-            raise InputError(f"antialias: {names[0]} samples on the picture's own grid, which a blur would break")
+            raise InputError(
+                f"antialias: {names[0] or 'the module'} is a BlurPool2d, so it has a blur already; exclude it"
+            )
+        if getattr(layer, "polyphase", False) is True:  # as in the U-Net's `Down`
+            raise InputError(f"antialias: {names[0]} samples on an adaptive grid, which a blur would break")
         if isinstance(layer, Blurred):
             done = True
         elif resamples(layer):
-            refuse_if_impossible(names[0], layer)
+            check_replaceable(names[0], layer)
             new[layer] = blurred(layer, blur, padding_mode, device)
     if not new and not done:
         raise InputError(
@@ -153,7 +156,7 @@ def antialias(
 
 
 def blurred(layer: nn.Module, blur: AntiAlias, padding_mode: str | None, device: torch.device | None) -> nn.Module:
-    """Return the blurred layer with a plain one's tensors."""
+    """Return a layer with a blur that shares the tensors of a plain one."""
     new = recast(layer, BLURRED[type(layer)])
     own = getattr(layer, "padding_mode", "zeros")
     if padding_mode is None and own != "zeros":
@@ -163,17 +166,17 @@ def blurred(layer: nn.Module, blur: AntiAlias, padding_mode: str | None, device:
 
 
 def plain(layer: Blurred) -> nn.Module:
-    """Return the plain layer with a blurred one's tensors."""
+    """Return a plain layer that shares the tensors of one with a blur."""
     new: Any = recast(layer, next(PLAIN[kind] for kind in type(layer).__mro__ if kind in PLAIN))
     del new.antialias, new.taps
     return new
 
 
 def remove_antialias(module: nn.Module) -> nn.Module:
-    """Put the plain layers back, in place, with the same tensors; return the module, or what replaces it.
+    """Replace layers with a blur by the plain ones, in place; return the module, or its replacement.
 
     Raises:
-        InputError: the module has no layer of `conv`, or a subclass of one (a parametrisation makes one).
+        InputError: the module has no layer with a blur, or one is of a subclass (a parametrization makes one).
 
     >>> remove_antialias(antialias(nn.MaxPool2d(2)))
     MaxPool2d(kernel_size=2, stride=2, padding=0, dilation=1, ceil_mode=False)
@@ -185,12 +188,12 @@ def remove_antialias(module: nn.Module) -> nn.Module:
                 raise InputError(f"remove_antialias: {name or 'the module'} is a subclass, {type(layer).__name__}")
             new[layer] = plain(layer)
     if not new:
-        raise InputError(f"remove_antialias: {type(module).__name__} has no layer that antialias put there")
+        raise InputError(f"remove_antialias: {type(module).__name__} has no layers with a blur")
     return swap(module, new)
 
 
 def surgery_table(module: nn.Module) -> str:
-    """Return what was replaced as a table of text: qualified names, the plain layers and the blurred ones."""
+    """Return a table of the replaced layers: qualified names, plain layers and layers with a blur."""
     rows = [("name", "old", "new")]
     for layer, names in names_of(module).items():
         if isinstance(layer, Blurred):

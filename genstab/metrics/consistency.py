@@ -1,4 +1,4 @@
-"""Does a classifier name the same class when the image moves? (Zhang 2019, arXiv 1904.11486, section 4.2)."""
+"""Shift consistency of classifiers (Zhang 2019, arXiv 1904.11486, section 4.2)."""
 
 from typing import Any
 
@@ -10,10 +10,12 @@ from genstab.errors import InputError
 
 
 def classes(outputs: Tensor) -> Tensor:
-    """Return the class of each image: of logits (N, K) the largest, −1 if one is NaN; of classes (N,) themselves.
+    """Return the predicted classes: the argmax of logits, or −1 if one is NaN; classes are returned as they are.
+
+    Shape: (N, K) logits with K of at least 2, or (N,) integer classes → (N,).
 
     Raises:
-        InputError: the outputs are neither. One logit alone has no largest: K is at least 2.
+        InputError: the outputs have another shape or dtype.
 
     >>> classes(torch.tensor([[0.1, 2.0], [3.0, -1.0], [0.0, torch.nan]])).tolist()
     [1, 0, -1]
@@ -30,12 +32,12 @@ def classes(outputs: Tensor) -> Tensor:
 
 
 def same_class(outputs: Tensor, others: Tensor) -> Tensor:
-    """Return for each image whether the two outputs name the same class; no class (−1, or NaN) is never the same.
+    """Return whether two outputs predict the same class, for each image; the class −1 never equals another.
 
-    Shape: two (N, K) logits or (N,) classes → (N,), bool.
+    Shape: two of (N, K) logits or (N,) classes → (N,), bool.
 
     Raises:
-        InputError: they are neither, or not equally many.
+        InputError: the outputs are neither logits nor classes, or differ in number.
 
     >>> same_class(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])).tolist()
     [True, False]
@@ -47,9 +49,18 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
 
 
 class ShiftConsistency(Metric):
-    """Count how often a classifier names the same class for two shifts of one image; 1 is always.
+    """Compute the share of images for which a classifier predicts the same class at two shifts.
 
-    The same at any batch size and on any number of processes: the states are counts in float64.
+    As input to `update` the metric accepts:
+
+    - `outputs`: logits (N, K) or classes (N,) for one shift of the images
+    - `others`: the same for another shift
+
+    As output of `compute` the metric returns a float scalar from 0 to 1; NaN before the first update. The value does
+    not depend on the batch size or the number of processes.
+
+    Args:
+        kwargs: additional keyword arguments of `torchmetrics.Metric`.
 
     >>> metric = ShiftConsistency()
     >>> metric.update(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[2.0, 3.0], [2.0, 3.0]]))
@@ -70,11 +81,11 @@ class ShiftConsistency(Metric):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, outputs: Tensor, others: Tensor) -> None:
-        """Add a batch: logits (N, K), or classes (N,), of two shifts of the same images."""
+        """Update the state with logits (N, K) or classes (N,) of two shifts of the same images."""
         same = same_class(outputs, others)
         self.same += same.sum()
         self.pairs += len(same)
 
     def compute(self) -> Tensor:
-        """Return the share of equal pairs, float32; NaN before the first update."""
+        """Compute the share of images with the same class."""
         return (self.same / self.pairs).float()

@@ -1,17 +1,17 @@
 """Noise and common corruptions at five severities (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-The constants are those of the authors' public program for ImageNet-C (hendrycks/robustness, Apache-2.0), made for
-224 pixels; the operators are written anew, with kornia and Pillow. Lengths in pixels (the radius of a blur, the
-length of a motion) are multiplied by the shorter side / 224, so that a severity looks the same at every size; the
-authors' own constants for 32 pixels do roughly that. Noise stays per pixel, JPEG keeps its blocks of 8 pixels, and
-zoom_blur and pixelate are relative anyway. Results are not rounded to 8 bits, nor stored as JPEG, as ImageNet-C is.
+The constants are those of the authors' code for ImageNet-C (hendrycks/robustness, Apache-2.0), made for 224 pixels.
+The operators are implemented with kornia and Pillow. Lengths in pixels (the radius of a blur, the length of a motion)
+are scaled by the shorter side / 224, so that a severity looks the same at every size, roughly as with the authors'
+constants for 32 pixels. Results are not rounded to 8 bits or compressed as JPEG, unlike ImageNet-C.
 
-Here are 11 of the benchmark's 15 corruptions and 3 of the 4 extra ones. Left out: frost, snow and spatter, which paint
-new things that a generator may rightly redraw (and frost needs photographs); elastic_transform, which moves what the
-output should follow; glass_blur, which swaps pixels one after the other.
+There are 11 of the benchmark's 15 corruptions and 3 of the 4 extra ones. Not implemented: frost, snow and spatter,
+which add objects that a generator may redraw; elastic_transform, which moves parts of the image; and glass_blur, which
+swaps pixels one after the other.
 
-Severities grow in strength, but two constants of the authors turn: saturate takes colour away at 1 and 2 and adds it
-from 3 on, and fog at 4 is no denser than at 3, only rougher. Below 64 pixels the mildest blurs all but vanish.
+The strength grows with the severity, with two exceptions in the authors' constants: saturate reduces saturation at 1
+and 2 and increases it from 3 on, and fog at 4 is not denser than at 3, only rougher. Below 64 pixels the mildest blurs
+have almost no effect.
 """
 
 import hashlib
@@ -34,9 +34,9 @@ from genstab.errors import InputError, check_choice
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32
-"""Pixels of the shorter side; below, the lengths would shrink to nothing."""
+"""Pixels of the shorter side; the lengths would become too small below."""
 
-# Operators: (1, C, H, W) in [0, 1], a severity's constant, the random numbers → the same shape, clamped by `corrupt`.
+# Operators: (1, C, H, W) in [0, 1], the constant of a severity, a generator → the same shape; `corrupt` clamps it.
 
 
 def _gaussian_noise(image: Tensor, deviation: float, draw: Generator) -> Tensor:
@@ -66,7 +66,7 @@ def _splat(rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
 
 
 def _defocus_blur(image: Tensor, radius: float, draw: Generator) -> Tensor:
-    # Published: a jagged disc, smoothed by a narrow Gaussian.
+    # The authors' kernel is an aliased disc, smoothed by a narrow Gaussian.
     radius *= _pixel(image)
     count = math.ceil(4 * radius)
     span = torch.arange(-count, count + 1) * (radius / count)
@@ -76,8 +76,8 @@ def _defocus_blur(image: Tensor, radius: float, draw: Generator) -> Tensor:
 
 
 def _motion_blur(image: Tensor, constant: tuple[float, float], draw: Generator) -> Tensor:
-    # ImageMagick's: half a Gaussian that trails off to one side over 2 · radius pixels, −45° to 45° from the row; here
-    # a smooth line instead of one tap a pixel
+    # As in ImageMagick, half a Gaussian along a line of 2 · radius pixels, at −45° to 45° to the row; but sampled more
+    # finely than one tap a pixel.
     radius, sigma = (value * _pixel(image) for value in constant)
     angle = math.radians(90 * torch.rand((), generator=draw).item() - 45)
     count = math.ceil(8 * radius)
@@ -99,7 +99,7 @@ def _gaussian_blur(image: Tensor, sigma: float, draw: Generator) -> Tensor:
 
 
 def _fog(image: Tensor, constant: tuple[float, float], draw: Generator) -> Tensor:
-    # kornia's plasma mixes the levels where the published one adds them: the ratio of their weights is the same
+    # kornia's plasma mixes the levels, the authors' adds them; the ratio of their weights is the same
     height, width = image.shape[-2:]
     side, (strength, decay) = max(height, width), constant
     random = partial(torch.rand, generator=draw)
@@ -109,7 +109,7 @@ def _fog(image: Tensor, constant: tuple[float, float], draw: Generator) -> Tenso
 
 
 def _brightness(image: Tensor, gain: float, draw: Generator) -> Tensor:
-    # HSV's value is the largest channel: adding to it at the same hue and saturation scales all channels, however many
+    # Adding to the value of HSV, the largest channel, scales all channels; so this works for any number of them.
     value = image.amax(1, keepdim=True)
     brighter = (value + gain).clamp(max=1)
     return torch.where(value > 0, image * brighter / value.clamp(min=1e-6), brighter)
@@ -137,7 +137,7 @@ def _pixelate(image: Tensor, factor: float, draw: Generator) -> Tensor:
 
 def _jpeg_compression(image: Tensor, quality: int, draw: Generator) -> Tensor:
     levels = (image[0] * 255).round().to(torch.uint8).numpy()
-    # three channels are a colour picture, otherwise each is a grey one
+    # three channels are stored as RGB, other numbers as grey images
     planes = [levels.transpose(1, 2, 0)] if len(levels) == 3 else list(levels)
     decoded = []
     for plane in planes:
@@ -149,7 +149,7 @@ def _jpeg_compression(image: Tensor, quality: int, draw: Generator) -> Tensor:
 
 
 def _pixel(image: Tensor) -> float:
-    """A pixel of the published 224, in pixels of this image."""
+    """Return the factor from pixels at 224 to pixels of this image."""
     return min(image.shape[-2:]) / 224
 
 
@@ -174,7 +174,7 @@ CORRUPTIONS = tuple(_TABLE)
 
 
 def corruptions_for(channels: int) -> list[str]:
-    """Return the corruptions of images with so many channels: `saturate` is for 3 alone.
+    """Return the corruptions for a number of channels: `saturate` needs 3.
 
     >>> set(CORRUPTIONS) - set(corruptions_for(1))
     {'saturate'}
@@ -185,20 +185,19 @@ def corruptions_for(channels: int) -> list[str]:
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, indices: Sequence[int] | None = None) -> Tensor:
     """Corrupt images in [−1, 1]; the result is in [−1, 1] too.
 
-    The random numbers of an image depend on (seed, name, its index) alone: not on the batch, the device or the global
-    random state, nor on the severity, so that severities differ in strength and not in luck. Computed on the CPU,
-    image by image: every bit is the same at any batch size.
+    The random numbers of an image depend only on the seed, the name and the index of the image, not on the batch, the
+    device or the severity. The images are corrupted one by one on the CPU, with the same result at any batch size.
 
     Args:
-        images: (N, C, H, W), H and W at least 32.
+        images: (N, C, H, W), with H and W of at least 32.
         name: one of `CORRUPTIONS`.
         severity: 1 (mild) to 5.
-        seed: of the random numbers.
-        indices: the number of each image in its data set; 0 to N − 1 by default.
+        seed: seed of the random numbers.
+        indices: index of each image in its dataset; 0 to N − 1 by default.
 
     Raises:
-        InputError: an unknown name, a severity beyond 1 to 5, `saturate` for other than 3 channels, images of another
-            shape, or not one index an image.
+        InputError: an unknown name, a severity not from 1 to 5, `saturate` without 3 channels, images of another shape,
+            or a wrong number of indices.
 
     >>> grey = torch.zeros(1, 1, 32, 32)
     >>> corrupt(grey, "brightness", 2).unique()

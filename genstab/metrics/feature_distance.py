@@ -1,4 +1,4 @@
-"""Do feature maps move with the image? The internal feature distance of Zhang 2019 (arXiv 1904.11486), section 4.2."""
+"""Internal feature distance: do feature maps move with the image? (Zhang 2019, arXiv 1904.11486, section 4.2)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -11,10 +11,10 @@ from torchmetrics import Metric
 
 from genstab.errors import InputError, check_counts
 from genstab.inference.eval_mode import inference
-from genstab.metrics.layer_outputs import Forward, choose_layers, heard
+from genstab.metrics.layer_outputs import Forward, choose_layers, record
 from genstab.metrics.shift_ops import Shift, parse_shifts, roll
 
-OTHERWISE = "runs otherwise for a shifted image: its number of calls or a size differs; leave it out of the layers"
+DIFFERS = "runs differently for a shifted image, in its number of calls or sizes; leave it out of the layers"
 # Elements of one temporary tensor: a large map is compared image by image.
 _AT_ONCE = 2**22
 
@@ -22,31 +22,30 @@ _AT_ONCE = 2**22
 def feature_distance(
     features: Tensor, features_of_shifted: Tensor, shift: Sequence[int], image_size: Sequence[int]
 ) -> Tensor:
-    """Return the cosine distance between the shifted feature map and the feature map of the shifted image.
+    """Compute the cosine distance between the shifted feature map and the feature map of the shifted image.
 
-    1 − cos of the angle between the two vectors of channels at a place, averaged over the places: 0 where the map moved
-    with the image, 1 where it has nothing in common with it any more, at most 2. Two zero vectors have the distance 0,
-    a zero vector and another one 1. In a map of one channel only the sign counts.
+    The distance 1 − cos(u, v) of the channel vectors at each position is averaged over the positions: 0 for a map that
+    moves with the image, 1 for unrelated maps, and at most 2. Two zero vectors have the distance 0, one zero vector the
+    distance 1. For maps of one channel, only the sign counts.
 
-    The shift is circular, in pixels of the image. A map of lower resolution is compared as if enlarged to the image's
-    size by nearest neighbours (pixel y shows the row ⌊y h / H⌋) and then shifted; exactly so at any ratio of the sizes,
-    but without the enlarged map: of its pairs of rows only the different ones are looked at, weighted by how often they
-    occur. A map of higher resolution is compared at the least common multiple of both sizes. A vector (N, C) has no
-    place: it should stay the same.
+    The shift is circular, in pixels of the image. A map of lower resolution is compared as if it were upsampled to the
+    image size by nearest neighbours and then shifted; this is computed for the distinct pairs of rows and columns only,
+    weighted by how often they occur. A map of higher resolution is compared at the least common multiple of the sizes.
+    Vectors (N, C) have no position and should not change.
 
     Args:
-        features: of the image, (N, C, h, w) or (N, C).
-        features_of_shifted: of the shifted image, the same shape.
+        features: features of the image, (N, C, h, w) or (N, C).
+        features_of_shifted: features of the shifted image, of the same shape.
         shift: (dy, dx) in pixels of the image, not zero.
         image_size: (H, W) of the image.
 
     Shape: → (N,), float64.
 
     Raises:
-        InputError: the shapes differ, they are no feature maps, or the shift or the size is none.
+        InputError: the shapes differ or are not those of feature maps, or shift or image size is invalid.
 
-    Every second column of eight: a line that moves from the first to the second is not seen any more. The map enlarged
-    and moved has it in two of the eight columns.
+    A layer keeps every second of eight columns, so that a line that moves from the first column to the second one
+    vanishes. The upsampled and shifted map has it in two of the eight columns.
 
     >>> image = torch.zeros(1, 1, 8, 8)
     >>> image[..., 0] = 1
@@ -56,8 +55,8 @@ def feature_distance(
     """
     if features.shape != features_of_shifted.shape or features.ndim not in (2, 4) or 0 in features.shape[1:]:
         raise InputError(
-            f"features {tuple(features.shape)} and features_of_shifted {tuple(features_of_shifted.shape)} must have one"
-            " shape (N, C, h, w) or (N, C)"
+            f"features {tuple(features.shape)} and features_of_shifted {tuple(features_of_shifted.shape)} must have the"
+            " same shape (N, C, h, w) or (N, C)"
         )
     height, width = image_size
     check_counts(height=height, width=width)
@@ -65,15 +64,15 @@ def feature_distance(
 
 
 def _directions(features: Tensor) -> Tensor:
-    """Return unit vectors of channels and one channel more, which says whether there was a vector: (N, h, w, C + 1).
+    """Return normalized channel vectors with an extra channel that is 0 for zero vectors, else 1: (N, h, w, C + 1).
 
-    Half the squared distance of two of these is then the cosine distance: ½‖u − v‖² = 1 − u · v, with less rounding
-    near 0; ½ + ½ if only one of the vectors is zero; 0 if both are.
+    Half the squared distance of two of them is the cosine distance: ½‖u − v‖² = 1 − u · v, with smaller rounding errors
+    near 0; it is ½ + ½ if one of the vectors is zero, and 0 if both are.
     """
     vectors = features if features.dtype == torch.float64 else features.float()
     vectors = vectors[:, None, None] if vectors.ndim == 2 else vectors.movedim(1, -1).contiguous()
     largest = vectors.abs().amax(-1, keepdim=True)
-    vectors = vectors / torch.where(largest > 0, largest, 1)  # or the squares of small numbers would be zero
+    vectors = vectors / torch.where(largest > 0, largest, 1)  # or the squares of small numbers would underflow
     length = vectors.square().sum(-1, keepdim=True).sqrt_()
     return torch.cat((vectors / torch.where(largest > 0, length, 1), (largest > 0).to(vectors)), dim=-1)
 
@@ -95,7 +94,7 @@ def _distance(shifted: Tensor, of_shifted: Tensor, shift: Shift, image_size: tup
 
 @lru_cache(4096)
 def _row_pairs(rows: int, height: int, shift: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which row of the shifted map meets which one of the other, as (first, second, share of the height)."""
+    """Return the pairs of rows that are compared, as (shifted map, other map, share of the height)."""
     fine = height if rows <= height else lcm(rows, height)
     y = torch.arange(fine)
     first = (y - shift * (fine // height)) % fine * rows // fine
@@ -104,9 +103,15 @@ def _row_pairs(rows: int, height: int, shift: int) -> tuple[Tensor, Tensor, Tens
 
 
 class FeatureDistance(Metric):
-    """Average the feature distance of one layer over images and shifts; 0 is perfect equivariance.
+    """Compute the mean `feature_distance` of a layer over images and shifts; 0 is perfect equivariance.
 
-    The same at any batch size and on any number of processes: the states are a sum and a count in float64.
+    As input to `update` the metric accepts the arguments of `feature_distance`.
+
+    As output of `compute` the metric returns a float scalar; NaN before the first update. The value does not depend on
+    the batch size or the number of processes.
+
+    Args:
+        kwargs: additional keyword arguments of `torchmetrics.Metric`.
 
     >>> metric = FeatureDistance()
     >>> features = torch.tensor([[1., 0.], [0., 1.]]).view(1, 2, 1, 2)  # two columns with different directions
@@ -131,13 +136,13 @@ class FeatureDistance(Metric):
     def update(
         self, features: Tensor, features_of_shifted: Tensor, shift: Sequence[int], image_size: Sequence[int]
     ) -> None:
-        """Add a batch; the arguments are those of `feature_distance`."""
+        """Update the state; the arguments are those of `feature_distance`."""
         distances = feature_distance(features, features_of_shifted, shift, image_size)
         self.distance += distances.sum()
         self.images += len(distances)
 
     def compute(self) -> Tensor:
-        """Return the mean, float32; NaN before the first update."""
+        """Compute the mean distance."""
         return (self.distance / self.images).float()
 
 
@@ -151,33 +156,33 @@ def feature_maps(
     dtype: torch.dtype = torch.float32,
     outputs: Callable[[Shift, Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Measure the feature distance of layers inside a model, for each shift and each image.
+    """Measure the feature distance of layers inside a model, for each shift and image.
 
-    The model is called in eval mode and is left as it was. A layer that gives a tuple counts by its first
-    item; one that is called several times by the mean over its calls, the n-th compared with the n-th; one whose output
-    is changed in place afterwards by what it gave itself. Features of padded images are taken for features of
-    the image: the padding shows up as a distance. A layer of adaptive polyphase sampling has its map on a grid that
-    follows the picture, so the distance inside is not zero though the whole network moves exactly.
+    The model is called in eval mode and its mode restored. For a layer that returns a tuple, the first item is
+    compared; for one that is called several times, the mean over its calls. If a network pads its input, the padding
+    contributes to the distance. In networks with adaptive polyphase sampling, feature maps lie on a grid that follows
+    the image, so that their distance is not zero although the whole network is equivariant.
 
-    Memory: the feature maps of `forward_batch` images and one map of as many moved ones.
+    The memory holds the feature maps of `forward_batch` images, and one map of as many shifted images.
 
     Args:
-        model: any network; what it returns must be a tensor.
-        images: (N, C, H, W), on the model's device.
-        shifts: pairs (dy, dx) in pixels, none of them zero.
-        layers: names or glob patterns (`*` goes across dots), as in `model.named_modules()`; of what a pattern matches,
-            what gives no feature map is left out. None: see `genstab.metrics.layer_outputs.default_layers`.
-        forward_batch: images a forward pass; several shifts share one.
-        progress: is called with how many moved images have been done since its last call, as `tqdm.update` wants.
-        dtype: the precision that the model is called in, see `genstab.inference.eval_mode.inference`.
-        outputs: is called with each shift and what the model returns for the images moved by it, (N, …); once for each
+        model: any network that returns a tensor.
+        images: (N, C, H, W), on the device of the model.
+        shifts: pairs (dy, dx) in pixels, not zero.
+        layers: names or glob patterns (`*` matches dots too), as in `model.named_modules()`; matches without a feature
+            map are left out. None: see `genstab.metrics.layer_outputs.default_layers`.
+        forward_batch: images in a forward pass; several shifts may share one.
+        progress: called with the number of shifted images done since the last call, like `tqdm.update`.
+        dtype: precision of the forward pass, see `genstab.inference.eval_mode.inference`.
+        outputs: called with each shift and the model's outputs (N, …) for the shifted images, once for each
             `forward_batch` images.
 
     Returns:
-        Distances by the layer's name, in the order in which the layers end; float64, shape (len(shifts), len(images)).
+        Distances by the name of the layer, in the order of execution; float64, shape (len(shifts), len(images)).
 
     Raises:
-        InputError: a layer is not there, never runs or gives no feature map; a bad shift; features that are not finite.
+        InputError: a layer does not exist, does not run or returns no feature map, a shift is invalid, or features are
+            not finite.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.MaxPool2d(2))
     >>> distances = feature_maps(model, torch.rand(5, 3, 8, 8), [(0, 1), (0, 2)])
@@ -202,7 +207,7 @@ def feature_maps(
     for name, values in distances.items():
         if not values.isfinite().all():
             row, image = (~values.isfinite()).nonzero()[0].tolist()
-            raise InputError(f"layer {name} gives NaN or infinity for image {image}, shift={pairs[row]}")
+            raise InputError(f"layer {name} returns NaN or infinity for image {image}, shift={pairs[row]}")
     return distances
 
 
@@ -215,8 +220,8 @@ def _distances(
     progress: Callable[[int], object],
     outputs: Callable[[Shift, Tensor], object] | None,
 ) -> dict[str, Tensor]:
-    """Return the distances of as many images as go into one forward pass, (len(shifts), N) a layer."""
-    reference = heard(forward, layers, images, lambda name, call, features: _directions(features))
+    """Return the distances of one chunk of images, (len(shifts), N) for each layer."""
+    reference = record(forward, layers, images, lambda name, call, features: _directions(features))
     rows = []
     at_once = max(1, forward_batch // len(images))
     for start in range(0, len(shifts), at_once):
@@ -240,7 +245,7 @@ def _distances_at_once(
         directions = _directions(features)
         before = reference[name][call : call + 1] or [directions[:0]]
         if before[0].shape != directions[: len(images)].shape:
-            raise InputError(f"layer {name} {OTHERWISE}")
+            raise InputError(f"layer {name} {DIFFERS}")
         pairs = zip(shifts, directions.split(len(images)), strict=True)
         return torch.stack([_distance(before[0], of_moved, shift, size) for shift, of_moved in pairs])
 
@@ -251,8 +256,8 @@ def _distances_at_once(
                 outputs(shift, output_of_moved)
         return output
 
-    calls = heard(observed, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
+    calls = record(observed, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
     for name, distances in calls.items():
         if len(distances) != len(reference[name]):
-            raise InputError(f"layer {name} {OTHERWISE}")
+            raise InputError(f"layer {name} {DIFFERS}")
     return {name: torch.stack(distances).mean(0) for name, distances in calls.items()}

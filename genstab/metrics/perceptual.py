@@ -1,4 +1,4 @@
-"""FID and LPIPS: distances in the features of networks whose weights have to be downloaded, by torchmetrics."""
+"""FID and LPIPS of torchmetrics, with networks that are downloaded."""
 
 from collections.abc import Iterable
 from http.client import HTTPException
@@ -14,22 +14,22 @@ from genstab.runtime.random_state import random_states, set_random_states
 
 METRICS = ("fid", "lpips")
 NEEDED = "torch-fidelity, torchvision and their weights"
-SMALLEST = 31  # pixels of a side, for AlexNet's three poolings
+SMALLEST = 31  # pixels; AlexNet pools three times
 
 
 class Perceptual:
-    """The Fréchet distance of outputs and targets as sets (FID), and the perceptual distance of each pair (LPIPS).
+    """Compute the Fréchet inception distance (FID) and the perceptual distance LPIPS; lower is better for both.
 
-    FID (Heusel 2017, arXiv 1706.08500, equation 6) by the Inception network of the paper, of the images as they would
-    be saved, in 8 bit, resized to 299×299; it falls with the number of images, and is noise for a few dozen. LPIPS
-    (Zhang 2018, arXiv 1801.03924, equation 1) by AlexNet, at the images' own size. Lower is better in both.
+    FID (Heusel 2017, arXiv 1706.08500, equation 6) compares outputs and targets as sets, with the Inception network of
+    the paper, in 8 bits and resized to 299×299. It decreases with the number of images, and is too noisy for a few
+    dozen. LPIPS (Zhang 2018, arXiv 1801.03924, equation 1) compares each pair, with AlexNet, at their own size.
 
     Args:
-        names: of `fid` and `lpips`; the weights are loaded, and the first time downloaded.
-        device: where the networks run (on an Apple GPU's CPU: FID needs float64).
+        names: `fid`, `lpips` or both; the weights are downloaded when they are first used.
+        device: device of the networks; the CPU instead of `mps`, since FID needs float64.
 
     Raises:
-        InputError: there is no such name; a package or the weights cannot be had.
+        InputError: a name is unknown, a package is missing, or the weights cannot be downloaded or read.
 
     >>> Perceptual(["lpip"])
     Traceback (most recent call last):
@@ -42,7 +42,7 @@ class Perceptual:
         self.device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
         for name in self.names:
             check_choice("perceptual", name, METRICS)
-        before = random_states(self.device)  # a network draws weights before it reads its own
+        before = random_states(self.device)  # building a network draws random weights
         try:
             self.fid = FrechetInceptionDistance().to(self.device) if "fid" in self.names else None
             self.lpips = (
@@ -53,16 +53,16 @@ class Perceptual:
         except ImportError as error:
             text = f"perceptual=[{','.join(self.names)}] needs {NEEDED}: pip install 'genstab[perceptual]'"
             raise InputError(text) from error
-        except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # not reached; damaged
+        except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # no network; damaged
             text = f"perceptual=[{','.join(self.names)}]: the networks' weights cannot be downloaded or read: {error}"
             raise InputError(text) from error
         finally:
             set_random_states(before, self.device)
 
     def add(self, output: Tensor, target: Tensor | None, notes: list[str]) -> Tensor | None:
-        """Add a batch, each (N, C, H, W) in [−1, 1]; return the LPIPS of each image, (N,), or None without it.
+        """Add outputs and targets, each (N, C, H, W) in [−1, 1]; return the LPIPS of each pair, (N,), or None.
 
-        What cannot be measured is NaN, or left out of FID, and the reason is added to the notes.
+        Images that cannot be measured are NaN and left out of FID; the reason is appended to `notes`.
         """
         if not self.names:
             return None
@@ -81,7 +81,7 @@ class Perceptual:
             _note(notes, f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
             return unknown
         distances = self.lpips(*pair).reshape(-1).cpu()
-        self.lpips.reset()  # it would keep them all
+        self.lpips.reset()  # it would keep all distances
         return distances
 
     def _refused(self, output: Tensor, target: Tensor | None) -> str:
@@ -92,7 +92,7 @@ class Perceptual:
         return "" if output.shape[1] in (1, 3) else f"images of {output.shape[1]} channels, neither 1 nor 3"
 
     def summary(self, notes: list[str]) -> dict[str, float]:
-        """Return `val/fid`; nothing, and a note, of fewer than two images."""
+        """Return `val/fid`, or append a note if there are fewer than two images."""
         if self.fid is None or not self.fid.fake_features_num_samples:
             return {}
         if self.fid.fake_features_num_samples < 2:

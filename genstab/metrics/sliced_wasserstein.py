@@ -11,19 +11,20 @@ from genstab.errors import InputError
 from genstab.layers.blur import blur_downsample2d, blur_upsample2d
 from genstab.layers.filters import taps
 
-PATCH = 7  # pixels of a side
-PATCHES = 128  # an image and level
+PATCH = 7  # height and width of a patch
+PATCHES = 128  # per image and level
 DIRECTIONS = 128
-MOST_PATCHED = 256  # images of which a validation compares patches: they stay in memory, 0.75 MB of each at 256 pixels
-COARSEST = 16  # pixels of the smallest level's shorter side
+MOST_PATCHED = 256  # images that a validation compares; their patches stay in memory, 0.75 MB each at 256 pixels
+COARSEST = 16  # pixels of the shorter side of the smallest level
 
 
 def laplacian_pyramid(images: Tensor, coarsest: int = COARSEST) -> list[Tensor]:
-    """Split images into bands of detail, the finest first; what remains is the last (Burt and Adelson 1983).
+    """Build the Laplacian pyramid of images, the finest level first (Burt and Adelson 1983).
 
-    Each band is the image less its blurred half-size version enlarged again, by the filter [1, 4, 6, 4, 1] / 16.
+    Each level is the difference between an image and its downsampled and upsampled version, with the filter
+    [1, 4, 6, 4, 1] / 16. The last level is the smallest image itself.
 
-    Shape: (N, C, H, W) → (N, C, H, W), (N, C, ⌈H / 2⌉, ⌈W / 2⌉), … as long as no side is below `coarsest`.
+    Shape: (N, C, H, W) → (N, C, H, W), (N, C, ⌈H / 2⌉, ⌈W / 2⌉), … until a side would be below `coarsest`.
 
     >>> [tuple(band.shape[2:]) for band in laplacian_pyramid(torch.zeros(1, 3, 64, 96))]
     [(64, 96), (32, 48), (16, 24)]
@@ -38,7 +39,7 @@ def laplacian_pyramid(images: Tensor, coarsest: int = COARSEST) -> list[Tensor]:
 
 
 def patches(band: Tensor) -> Tensor:
-    """Cut the same 128 patches of 7×7 out of every image, at places drawn once for all; smaller ones of smaller images.
+    """Extract 128 patches of 7×7 (or the size of smaller images) from every image, at the same fixed random positions.
 
     Shape: (N, C, H, W) → (N, 128, C, 49).
     """
@@ -51,10 +52,10 @@ def patches(band: Tensor) -> Tensor:
 
 
 def sliced_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Return the mean 1-D Wasserstein distance of two sets of patches over 128 random directions, times 1000.
+    """Compute 1000 times the mean 1-D Wasserstein distance between two sets of patches over 128 random directions.
 
-    Both sets are first brought to where `theirs` has mean 0 and standard deviation 1 in each channel. Departure from
-    the paper's code, which gives each set its own: so a band that lost its contrast is far from one that kept it.
+    Both sets are normalized with the mean and the standard deviation of `theirs` in each channel. The paper's code
+    normalizes each set by its own, which hides a loss of contrast.
 
     Shape: two (P, C, D) → scalar.
     """
@@ -67,11 +68,18 @@ def sliced_distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 class SlicedWasserstein(Metric):
-    """Whether outputs, as a set, look like the targets in every patch, at every size of detail; lower is better.
+    """Compute the sliced Wasserstein distance between the patches of outputs and targets; lower is better.
 
-    The mean over the levels of a Laplacian pyramid of `sliced_distance` between 128 patches an image. Unlike L1 it does
-    not ask for the target's own colours and details, only for such as the targets have. It depends on the number of
-    images (few of them are never alike): compare only what was measured on the same.
+    This is the mean of `sliced_distance` over the levels of a Laplacian pyramid, with 128 patches per image and level.
+    It compares sets of patches: unlike L1 it does not require the details of each target, only details like those of
+    the targets. It decreases with the number of images; compare only values for the same number.
+
+    As input to `update` the metric accepts `output` and `target`, each of shape (N, C, H, W).
+
+    As output of `compute` the metric returns a float scalar; NaN before the first update.
+
+    Args:
+        kwargs: additional keyword arguments of `torchmetrics.Metric`.
 
     >>> metric = SlicedWasserstein()
     >>> images = torch.rand(2, 3, 32, 32)
@@ -91,18 +99,18 @@ class SlicedWasserstein(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in ("ours", "theirs"):
-            self.add_state(name, [], dist_reduce_fx="cat")  # without dimensions: a process may have none to gather
+            self.add_state(name, [], dist_reduce_fx="cat")  # 1-D, so that a process without images can gather too
         self.add_state("shape", torch.zeros(3, dtype=torch.long), dist_reduce_fx="max")  # levels, channels, pixels
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add a batch of outputs and targets, each (N, C, H, W).
+        """Update the state with outputs and targets, each (N, C, H, W).
 
         Raises:
-            InputError: the shapes differ, or images have other levels or channels than those before.
+            InputError: the shapes differ, or the images have other levels or channels than the ones before.
         """
         if output.shape != target.shape or output.ndim != 4:
             raise InputError(
-                f"output {tuple(output.shape)} and target {tuple(target.shape)} must have one shape (N, C, H, W)"
+                f"output {tuple(output.shape)} and target {tuple(target.shape)} must have the same shape (N, C, H, W)"
             )
         if not len(output):
             return
@@ -110,7 +118,9 @@ class SlicedWasserstein(Metric):
             cut = torch.stack([patches(band) for band in laplacian_pyramid(images.float())], dim=1)
             shape = self.shape.new_tensor((cut.shape[1], *cut.shape[3:]))
             if self.shape.any() and not shape.equal(self.shape):
-                raise InputError(f"images of {tuple(output.shape[1:])} have other levels or channels than those before")
+                raise InputError(
+                    f"images of {tuple(output.shape[1:])} have other levels or channels than the ones before"
+                )
             self.shape.copy_(shape)
             rows.append(cut.flatten())
 
@@ -122,5 +132,5 @@ class SlicedWasserstein(Metric):
         return torch.stack([sliced_distance(ours.flatten(0, 1), theirs.flatten(0, 1)) for ours, theirs in pairs])
 
     def compute(self) -> Tensor:
-        """Return the mean over the levels; NaN before the first update."""
+        """Compute the mean over the levels."""
         return self.levels().mean() if self.shape.any() else torch.tensor(torch.nan)

@@ -1,4 +1,4 @@
-"""Radial power spectra: how much detail of each size images hold, beside their targets."""
+"""Radial power spectra of images, and the distance between those of outputs and targets."""
 
 from typing import Any
 
@@ -10,25 +10,24 @@ from torchmetrics import Metric
 from genstab.errors import InputError, check_counts
 
 RINGS = 16
-LEAST = 1e-10  # of the target's power; a constant output has none, and is then off by 100 dB
+MIN_RATIO = 1e-10  # of the powers, −100 dB, for outputs without any power
 
 
 def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
-    """Return the mean power of an image at each spatial frequency, whatever its direction.
+    """Compute the radially averaged power spectrum of each image.
 
-    Ring k of K holds the frequencies from k / 2K to (k + 1) / 2K cycles a pixel; the corners of the spectrum, beyond
-    the Nyquist frequency of an axis, belong to none. The image loses its mean and is faded out towards its border (Hann
-    window), or the jump there would look like detail. White noise of variance v has the power v in every ring, less
-    in the first, which lost the mean.
+    Ring k of K covers the frequencies from k / 2K to (k + 1) / 2K cycles per pixel; the corners of the spectrum, beyond
+    the Nyquist frequency, are left out. The mean is subtracted and a Hann window applied, so that the border does not
+    count as detail. The power is normalized: white noise of variance v has the power v in every ring but the first.
 
-    Shape: (N, C, H, W) → (N, rings), float64; averaged over the channels. A ring without a frequency, which images
-    below 2K pixels may have, has no power.
+    Shape: (N, C, H, W) → (N, rings), float64, the mean over the channels. Rings without a frequency, in images smaller
+    than 2K pixels, are 0.
 
     Raises:
-        InputError: images of another shape.
+        InputError: the images have another shape.
 
     >>> y = torch.arange(32.0)
-    >>> stripes = torch.cos(2 * torch.pi * y / 4).expand(1, 1, 32, 32)  # 1/4 cycle a pixel: at the edge of ring 8 of 16
+    >>> stripes = torch.cos(2 * torch.pi * y / 4).expand(1, 1, 32, 32)  # 1/4 cycle a pixel: between rings 7 and 8
     >>> radial_power(stripes).argmax().item() in (7, 8)
     True
     """
@@ -42,19 +41,25 @@ def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
     power = torch.fft.fft2(faded).abs().square().mean(1) / window.square().sum()
     down, right = (torch.fft.fftfreq(n, dtype=torch.float64, device=images.device) for n in (height, width))
     ring = (torch.hypot(down[:, None], right) * 2 * rings).floor().long().clamp(max=rings)
-    # a product, not `bincount` and `index_add_`, which CUDA does not repeat to the last bit
+    # a matrix product, since `bincount` and `index_add_` are not deterministic on CUDA
     members = F.one_hot(ring.flatten(), rings + 1)[:, :rings].to(power)
     return power.flatten(1) @ members / members.sum(0).clamp(min=1)
 
 
 class SpectrumError(Metric):
-    """How far the mean power spectrum of outputs is from their targets', in dB: large for blurry and for noisy ones.
+    """Compute the mean absolute difference in dB between the power spectra of outputs and targets.
 
-    The absolute difference of both spectra in dB, averaged over the rings of `radial_power`. The phases play no part:
-    detail in a wrong place counts as detail. (Durall 2020, arXiv 2003.01826, compares generators by such spectra.)
+    The spectra of `radial_power` are averaged over the images, and the difference over the rings. It is large for
+    blurry and for noisy outputs. Phases are ignored: detail in the wrong place counts as detail. (Durall 2020, arXiv
+    2003.01826, compares generators by such spectra.)
+
+    As input to `update` the metric accepts `output` and `target`, each of shape (N, C, H, W).
+
+    As output of `compute` the metric returns a float scalar in dB; NaN before the first update.
 
     Args:
-        rings: how many frequencies are told apart.
+        rings: number of frequency bands.
+        kwargs: additional keyword arguments of `torchmetrics.Metric`.
 
     >>> noise = torch.rand(4, 3, 32, 32)
     >>> metric = SpectrumError()
@@ -78,19 +83,19 @@ class SpectrumError(Metric):
             self.add_state(name, torch.zeros(rings), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add a batch of outputs and targets, each (N, C, H, W)."""
+        """Update the state with outputs and targets, each (N, C, H, W)."""
         if not len(output):
             return
         self.output_power += radial_power(output, self.rings).sum(0).to(self.output_power)
         self.target_power += radial_power(target, self.rings).sum(0).to(self.target_power)
 
     def decibels(self) -> Tensor:
-        """Return the outputs' power over the targets' in each ring, in dB, (rings,): below 0 is too blurry.
+        """Return the ratio of the powers of outputs and targets in each ring, in dB, shape (rings,).
 
-        NaN where neither has any: in rings without a frequency.
+        It is negative where outputs are too blurry, and NaN in rings without a frequency.
         """
-        return 10 * torch.log10((self.output_power / self.target_power).clamp(LEAST, 1 / LEAST))
+        return 10 * torch.log10((self.output_power / self.target_power).clamp(MIN_RATIO, 1 / MIN_RATIO))
 
     def compute(self) -> Tensor:
-        """Return the number in dB, float32; NaN before the first update."""
+        """Compute the mean absolute difference in dB."""
         return self.decibels().abs().nanmean()

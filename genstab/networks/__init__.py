@@ -1,1 +1,1 @@
-"""Generators and the discriminator, each with a blur at every resampling step."""
+"""Generators with a blur at every resampling step, and the discriminator."""

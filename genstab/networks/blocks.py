@@ -1,4 +1,4 @@
-"""What the networks share: normalisation by name, initial weights, padding to a multiple and its crop."""
+"""Building blocks of the networks: normalization by name, initial weights, padding to a multiple, cropping."""
 
 from math import gcd
 
@@ -13,7 +13,7 @@ NORMS = ("batch", "instance", "group", "none")
 
 
 def norm2d(norm: str, channels: int) -> nn.Module:
-    """Return the normalisation named by `norm`, one of `NORMS`, for maps of that many channels."""
+    """Return the normalization layer `norm`, one of `NORMS`."""
     check_choice("norm", norm, NORMS)
     if norm == "batch":
         return nn.BatchNorm2d(channels)
@@ -37,16 +37,16 @@ def init_normal(module: nn.Module) -> None:
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pad (N, C, H, W) by reflection at the right and at the bottom, so that `multiple` divides H and W."""
     height, width = images.shape[-2:]
-    # An exported program has no branch on the size: it pads by nothing where nothing is to pad.
+    # An exported program has no branch on the size, and may pad by 0.
     if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0:
         return images
-    # Not −size % multiple: of multiple · n the exporters know the half, and that the decoder's maps fit the encoder's.
+    # Not −size % multiple: the exporters can halve multiple · n, and see that the maps of decoder and encoder fit.
     bottom, right = ((size + multiple - 1) // multiple * multiple - size for size in (height, width))
     return pad2d(images, (0, right, 0, bottom), "reflect")
 
 
 def crop(images: Tensor, height: int, width: int) -> Tensor:
     """Take the upper left (N, C, height, width) of larger images."""
-    if torch.compiler.is_exporting():  # would guard on whether the slice is the whole image; not so a negative pad
+    if torch.compiler.is_exporting():  # a slice would guard on the size, a negative pad does not
         return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
     return images[..., :height, :width]

@@ -14,7 +14,7 @@ from genstab.networks.blocks import crop, init_normal, norm2d, pad_to_multiple
 
 
 def reflected(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve a map padded by reflection, however small it is; the size stays."""
+    """Convolve with reflection padding, also of maps smaller than the kernel; the size is kept."""
     before = conv.kernel_size[0] // 2
     return conv(pad2d(x, (before, before, before, before), "reflect"))
 
@@ -29,7 +29,7 @@ class Shrink(nn.Module):
         if antialias.filter != "none":
             blur = BlurPool2d(antialias.filter, 2 if post else 1, antialias.padding_mode)
         self.before = nn.Identity() if post else blur
-        # Output i is centred at input 2i, wherever the stride is.
+        # Output i is centred at input 2i for both placements.
         self.conv = nn.Conv2d(*channels, 3, stride=1 if post else 2, padding=1, bias=norm == "none")
         self.norm = norm2d(norm, channels[1])
         self.after = blur if post else nn.Identity()
@@ -56,7 +56,7 @@ class Grow(nn.Module):
 
 
 class Residual(nn.Module):
-    """Add to the map what two 3×3 convolutions make of it; reflected borders, dropout between the two."""
+    """Residual block of two 3×3 convolutions with reflection padding, and dropout between the two."""
 
     def __init__(self, channels: int, norm: str, dropout: float) -> None:
         super().__init__()
@@ -83,15 +83,15 @@ class ResNetGenerator(nn.Module):
         in_channels: channels of the source.
         out_channels: channels of the output.
         channels: width of the first layer; the residual blocks have 4 times as many.
-        blocks: how many residual blocks; 9 in the paper from 256 pixels on, 6 below.
+        blocks: number of residual blocks; in the paper 9 from 256 pixels on, 6 below.
         norm: `instance` (the paper's), `batch`, `group` or `none`.
-        dropout: probability inside the residual blocks, on as long as the module is in training mode; 0 in the paper.
+        dropout: dropout probability in the residual blocks, in training mode; 0 in the paper.
         antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
 
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
     Raises:
-        InputError: a count below 1, an unknown norm or filter, an `antialias` that is polyphase.
+        InputError: a count below 1, an unknown norm or filter, or `antialias` with polyphase.
 
     >>> ResNetGenerator(1, 3, channels=4, blocks=2, antialias="tri3")(torch.zeros(2, 1, 17, 30)).shape
     torch.Size([2, 3, 17, 30])
@@ -120,8 +120,8 @@ class ResNetGenerator(nn.Module):
         if not isinstance(antialias, AntiAlias):
             antialias = AntiAlias(filter=antialias or "none")
         if antialias.polyphase:
-            raise InputError("polyphase=True: ResNetGenerator has reflected borders; only False is possible")
-        # What builds this network again from a checkpoint: plain numbers and strings only.
+            raise InputError("polyphase=True is not supported: ResNetGenerator pads by reflection")
+        # The arguments, with which a checkpoint rebuilds this network: plain numbers and strings only.
         self.config: dict[str, Any] = {
             **counts,
             "norm": norm,

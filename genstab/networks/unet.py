@@ -18,13 +18,13 @@ MOST_LEVELS = 16
 
 
 class Down(nn.Module):
-    """Halve the map: 4×4 convolution, norm, LeakyReLU, and before or after them the blur and the choice of a grid."""
+    """Halve the map: 4×4 convolution, norm, LeakyReLU, with blur and polyphase sampling before or after them."""
 
     def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
         super().__init__()
         mode, blurs = antialias.padding_mode, antialias.filter != "none"
         post = antialias.placement == "post" and (blurs or antialias.polyphase)
-        # The padding keeps output i centred at input 2i + 0.5, as the plain layer has it.
+        # With this padding output i is centred at input 2i + 0.5, as in the plain layer.
         wrap = mode == "circular"
         self.padding = (1, 2, 1, 2) if post else (1, 1, 1, 1) if wrap else (0, 0, 0, 0)
         self.padding_mode = "circular" if wrap else "zeros"
@@ -57,7 +57,7 @@ class Up(nn.Module):
 
     def __init__(self, channels: tuple[int, int], norm: str, dropout: float, antialias: AntiAlias) -> None:
         super().__init__()
-        # Around a transposed convolution there are zeros; to wrap, it gets a border that its padding crops.
+        # A transposed convolution has no circular padding: its input is padded, and its output cropped by `padding`.
         self.wrap = int(antialias.padding_mode == "circular")
         padding = 1 + 2 * self.wrap
         self.conv = nn.ConvTranspose2d(*channels, 4, stride=2, padding=padding, bias=norm == "none")
@@ -68,7 +68,7 @@ class Up(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, phases: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) → (N, C', 2H, 2W), on the grid that the phases (N, 2) of the encoder say."""
+        """(N, C, H, W) → (N, C', 2H, 2W), on the grid of the encoder's phases (N, 2)."""
         x = F.relu(x)
         if self.wrap:
             x = pad2d(x, (1, 1, 1, 1), "circular")
@@ -79,10 +79,10 @@ class Up(nn.Module):
 
 
 class Head(nn.Module):
-    """Draw the detail that the blurs took, at full resolution, where nothing subsamples and so nothing aliases.
+    """Add the detail that the blurs removed, at full resolution and so without aliasing.
 
-    The decoder's map holds the picture, and how strong each channel of the source and of `AnchoredNoise` is at each
-    pixel; a 3×3 convolution puts them together.
+    The decoder's map holds the image and a gain for each channel of the source and of `AnchoredNoise` at each pixel; a
+    3×3 convolution combines them.
     """
 
     def __init__(self, in_channels: int, noise: int, out_channels: int, wrap: bool) -> None:
@@ -92,7 +92,7 @@ class Head(nn.Module):
         self.draw = nn.Conv2d(out_channels + in_channels + noise, out_channels, 3, padding=1, padding_mode=mode)
 
     def init(self) -> None:
-        """Begin with the picture as it is and some of the rest: N(0, 0.02) would nearly close the head."""
+        """Initialize with the identity for the image and N(0, 0.1) for the rest: N(0, 0.02) would almost remove it."""
         out_channels = len(self.draw.weight)
         with torch.no_grad():
             self.draw.weight.normal_(0.0, 0.1)
@@ -101,7 +101,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(N, out_channels + in_channels + noise, H, W) and the source → (N, out_channels, H, W)."""
-        picture = torch.ones_like(x[:, : len(self.draw.weight)])  # in the order in memory of x, or all would lose it
+        picture = torch.ones_like(x[:, : len(self.draw.weight)])  # keeps the memory format of x
         return self.draw(x * torch.cat((picture, source, self.noise(source)), dim=1))
 
 
@@ -114,25 +114,23 @@ class UNet(nn.Module):
 
     With the padding mode `circular` every convolution is periodic too, and in eval mode the network commutes with
     circular shifts by multiples of 2^levels. With `polyphase` (Chaman and Dokmanić 2021, arXiv 2105.04040) it commutes
-    with every integer circular shift, up to rounding, if H and W are multiples of 2^levels: padded by reflection they
-    are no longer periodic. Pictures that equal their own shift by an odd number of pixels are excepted, see
-    `choose_phases`. Departure from the paper: with the placement `pre` the grid is chosen on the
-    input of each convolution, which then runs with stride 2.
+    with every integer circular shift, up to rounding, if H and W are multiples of 2^levels, so that no reflection
+    padding is needed, and the image does not equal its own odd shift, see `choose_phases`. Unlike in the paper, the
+    placement `pre` chooses the grid on the input of each convolution, which then has stride 2.
 
-    Exported with dynamic axes it becomes one program for every batch size and for every H and W from 2 pixels on. In a
-    program of `torch.export`, unlike in ONNX, a map of one pixel stays one of one pixel and the others get no smaller
-    than two: give it an example of more than 2^levels pixels each way, and then the same for its inputs.
+    Exported with dynamic axes it is one program for every batch size and for every H and W from 2 pixels on. For
+    `torch.export`, unlike ONNX, the example and all inputs must have more than 2^levels pixels in height and width.
 
     Args:
         in_channels: channels of the source.
         out_channels: channels of the output.
         channels: width of the first layer; deeper layers have up to 8 times as many.
-        levels: how often the map is halved; 8 in the paper.
+        levels: number of downsampling layers; 8 in the paper.
         norm: `batch`, `instance`, `group` or `none`.
-        dropout: probability, on as long as the module is in training mode.
+        dropout: dropout probability, in training mode.
         antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
-        head: channels of `anchored_noise` with which a `Head` draws detail after the last layer of the decoder;
-            0: no head, as in the paper.
+        head: number of channels of `AnchoredNoise` in a `Head` after the decoder, which adds detail; 0: no head, as in
+            the paper.
 
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
@@ -170,7 +168,7 @@ class UNet(nn.Module):
             raise InputError(f"dropout={dropout} is not in [0, 1)")
         if not isinstance(antialias, AntiAlias):
             antialias = AntiAlias(filter=antialias or "none")
-        # What builds this network again from a checkpoint: plain numbers and strings only.
+        # The arguments, with which a checkpoint rebuilds this network: plain numbers and strings only.
         self.config: dict[str, Any] = {
             **counts,
             "norm": norm,
@@ -187,7 +185,7 @@ class UNet(nn.Module):
         drawn = out_channels + in_channels + head if head else out_channels
         self.decoder = nn.ModuleList()
         for i in reversed(range(levels)):
-            width_in = widths[i + 1] * (1 if i == innermost else 2)  # the skip connection doubles it
+            width_in = widths[i + 1] * (1 if i == innermost else 2)  # doubled by the skip connection
             width_out = widths[i] if i else drawn
             drop = dropout if innermost - i < levels - 5 else 0.0
             self.decoder.append(Up((width_in, width_out), norm if i else "none", drop, antialias))
@@ -209,7 +207,7 @@ class UNet(nn.Module):
             grids.append(phases)
         x = self.decoder[0](skips.pop(), grids.pop())
         for up in self.decoder[1:]:
-            # The same grid for both: `up` before put its output where the input of the level below it was.
+            # Both have the same grid: the `up` before has put its output where the input of the level below was.
             x = up(torch.cat((skips.pop(), x), dim=1), grids.pop())
         if self.head is not None:
             x = self.head(x, padded)

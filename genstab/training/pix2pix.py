@@ -26,29 +26,29 @@ QUALITY = ("l1", "psnr", "ssim", "tv", "tv_target")
 
 
 class Pix2Pix(LightningModule):
-    """Train a generator against a discriminator on pairs: adversarial loss + λ · L1.
+    """Train a generator and a discriminator on pairs with an adversarial loss + λ · L1.
 
-    One generator forward a step serves both updates. `global_step` and every logged step count batches.
+    One forward pass of the generator per step serves both updates. `global_step` and all logged steps count batches.
     Logs `train/loss_d`, `train/loss_g` and its parts `train/loss_g_gan`, `train/loss_g_l1` and, where they have a
     weight, `train/loss_g_shift` and `train/loss_g_detail`; in validation the per-image means `val/l1`, `val/psnr`,
-    `val/ssim`, `val/tv`, `val/tv_target`, and of the outputs as a set `val/spectrum_error` (dB) and `val/swd` (of the
-    first 256 images); each image counted once on any number of processes.
+    `val/ssim`, `val/tv`, `val/tv_target`, and for the outputs as a set `val/spectrum_error` (dB) and `val/swd` (for the
+    first 256 images). Each image counts once on any number of processes.
 
     Args:
         generator: source (N, C, H, W) in [−1, 1] → output (N, C', H, W) in [−1, 1].
         discriminator: (source, image) → logits of any shape.
         gan_loss: `bce` or `lsgan`.
         l1_weight: λ, 100 in the paper.
-        equivariance_weight: of a third loss, `train/loss_g_shift`: how far the outputs for the `overlapping_crops` of a
-            batch differ where they overlap.
-        detail_weight: of a fourth, `train/loss_g_detail`, see `genstab.training.losses.detail_loss`.
-        lr: learning rate of both Adam optimizers, constant for the first half and falling linearly to 0 in the second.
-        betas: Adam's.
-        channels_last: keep images channel by channel in memory; faster on CPUs and on GPUs with half precision.
-        compile: run both networks through `torch.compile`.
+        equivariance_weight: weight of `genstab.data.overlapping_crops.equivariance_loss`, the difference between the
+            outputs for overlapping crops.
+        detail_weight: weight of `genstab.training.losses.detail_loss`.
+        lr: learning rate of both Adam optimizers, constant in the first half and decaying linearly to 0 in the second.
+        betas: betas of both Adam optimizers.
+        channels_last: use the channels-last memory format, faster on CPUs and on GPUs with half precision.
+        compile: compile both networks with `torch.compile`.
 
     Raises:
-        InputError: an unknown loss, a negative weight or learning rate, betas that are none.
+        InputError: an unknown loss, a negative weight or learning rate, or invalid betas.
 
     >>> from genstab import PatchGAN, UNet
     >>> Pix2Pix(UNet(channels=4, levels=3), PatchGAN(channels=4))(torch.zeros(1, 3, 32, 32)).shape
@@ -77,9 +77,9 @@ class Pix2Pix(LightningModule):
         }
         for name, value in weights.items():
             if not 0 <= value < math.inf:
-                raise InputError(f"{name}={value} must not be negative, and finite")
+                raise InputError(f"{name}={value} is not a finite number of at least 0")
         if not 0 < lr < math.inf:
-            raise InputError(f"lr={lr} must be positive and finite")
+            raise InputError(f"lr={lr} is not a positive finite number")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise InputError(f"betas={list(betas)} are not two numbers from 0 to below 1")
         self.automatic_optimization = False
@@ -88,7 +88,7 @@ class Pix2Pix(LightningModule):
         self.equivariance_weight, self.detail_weight = equivariance_weight, detail_weight
         self.betas = (betas[0], betas[1])  # a tuple, also where a config gives a list
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.validated = 0  # images of this validation that this process has seen
+        self.validated = 0  # images that this process has seen in this validation
         self.quality = nn.ModuleDict({key: MeanMetric(nan_strategy="disable") for key in QUALITY})
         self.quality.update({"spectrum_error": SpectrumError(), "swd": SlicedWasserstein()})
         for network in (generator, discriminator):
@@ -101,7 +101,7 @@ class Pix2Pix(LightningModule):
         return self.generator(source.contiguous(memory_format=self.memory_format))
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Adam], list[LambdaLR]]:
-        """Return an Adam each for discriminator and generator, with the linear decay over the second half."""
+        """Return Adam for the discriminator and the generator, with a linear decay over the second half."""
         total = float(self.trainer.estimated_stepping_batches) or 1.0  # none at all with max_steps=0
 
         def decay(step: int) -> float:
@@ -119,17 +119,18 @@ class Pix2Pix(LightningModule):
         return adam_d, adam_g
 
     def on_fit_start(self) -> None:
-        """Let every process draw other dropout masks, crops and flips: Lightning seeds all of them alike."""
+        """Give each process its own random numbers for dropout, crops and flips: Lightning seeds all alike."""
         if self.trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + self.trainer.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Update the discriminator, then the generator, on one batch of `source` and `target`.
 
-        The losses that it returns are those of this process; the mean over all is logged.
+        It returns the losses of this process, and logs their mean over all processes.
         """
         optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
-        # Lightning counts every optimizer step in global_step; counting only the generator's makes it count batches.
+        # Lightning counts every optimizer step in global_step; count only the generator's, so that it counts batches.
+        # It has no public way to do so: `optimizer.optimizer.step()` would also skip the scaler of mixed precision.
         optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
         batch, weight = self._share(batch, batch_idx)
         losses = self.update(batch, optimizer_d, optimizer_g, lambda loss: self.manual_backward(weight * loss))
@@ -140,7 +141,7 @@ class Pix2Pix(LightningModule):
         return losses
 
     def _share(self, batch: Batch, batch_idx: int) -> tuple[Batch, float]:
-        """Leave out repeated images; weigh what is left so that several processes train as one would on all of it."""
+        """Leave out repeated images; return the weight with which several processes train like a single one."""
         trainer, length = self.trainer, len(batch["source"])
         counted, weight = share(trainer.train_dataloader, batch_idx, length, trainer.world_size, trainer.global_rank)
         if not counted.all():
@@ -155,7 +156,7 @@ class Pix2Pix(LightningModule):
         optimizer_g: Optimizer,
         backward: Callable[[Tensor], None] = Tensor.backward,
     ) -> dict[str, Tensor]:
-        """Do what a training step does, without a trainer; return the losses `loss_d`, `loss_g` and its parts.
+        """Do a training step without a trainer; return the losses `loss_d`, `loss_g` and its parts.
 
         Raises:
             InputError: an `equivariance_weight`, but a batch without overlapping crops.
@@ -189,9 +190,9 @@ class Pix2Pix(LightningModule):
         return {key: loss.detach() for key, loss in losses.items()}
 
     def on_validation_start(self) -> None:
-        """Begin to count; give every process the BatchNorm statistics of rank 0, which its checkpoint holds.
+        """Broadcast the BatchNorm statistics of rank 0, which are the ones in the checkpoint.
 
-        DDP would broadcast them in each training forward; under manual optimisation it never does.
+        DDP does not do it here, because of manual optimization.
         """
         self.validated = 0
         if self.trainer.world_size > 1:
@@ -199,7 +200,7 @@ class Pix2Pix(LightningModule):
                 torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add the quality of one batch to the per-image means; return the outputs (N, C, H, W)."""
+        """Update the metrics with a batch; return the outputs (N, C, H, W)."""
         trainer = self.trainer
         positions = dataset_positions(
             trainer.val_dataloaders, self.validated, len(batch["source"]), trainer.world_size, trainer.global_rank
@@ -213,16 +214,16 @@ class Pix2Pix(LightningModule):
             for key, values in image_quality(shown, target).items():
                 self.quality[key].update(values)  # type: ignore[operator]  # a Metric
             self.quality["spectrum_error"].update(shown, target)  # type: ignore[operator]
-            if patched := int((positions[positions >= 0] < MOST_PATCHED).sum()):  # they come in order
+            if patched := int((positions[positions >= 0] < MOST_PATCHED).sum()):  # positions are sorted
                 self.quality["swd"].update(shown[:patched], target[:patched])  # type: ignore[operator]
         return output
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means, over all processes."""
+        """Log the metrics, over all processes."""
         self.log_dict({f"val/{key}": metric for key, metric in self.quality.items()})  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what builds the generator again, for `genstab.load_generator`."""
+        """Save the configuration of the generator, for `genstab.load_generator`."""
         checkpoint["generator"] = getattr(self.generator, "config", None)
 
 
@@ -234,7 +235,7 @@ def _shift_of(batch: Batch) -> tuple[int, int] | None:
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Compute no gradients of a network's parameters for a while."""
+    """Disable the gradients of a network's parameters inside the context."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -246,11 +247,11 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _means_of_all(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Return the weighted means over all processes, by one message of a few bytes."""
+    """Return the weighted means over all processes, in one all-reduce."""
     means = torch.stack(list(losses.values())) * (weight / torch.distributed.get_world_size())
     torch.distributed.all_reduce(means)
     return dict(zip(losses, means.unbind(), strict=True))
 
 
 def _uncounted() -> None:
-    """Do nothing, where Lightning would count a step."""
+    """Do nothing, instead of counting a step."""

@@ -166,11 +166,11 @@ def float_tiff(dtype, value=math.nan) -> Callable[[Path], object]:
     return lambda path: tifffile.imwrite(path, np.full((32, 40, 3), value, dtype), photometric="rgb")
 
 
-NONE = "no PNG, JPEG, BMP, WebP or TIFF image"
+NONE = "not a PNG, JPEG, BMP, WebP or TIFF image"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 # What becomes of trainA/2.png, and what is said of it.
 MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a pointer of Git LFS": (write(POINTER), "a pointer of Git LFS; git lfs pull fetches the image"),
+    "a pointer of Git LFS": (write(POINTER), "a pointer of Git LFS: fetch the image with git lfs pull"),
     "SVG": (write(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), NONE),
     "JSON of an error": (write(b'{"error": 404}'), NONE),
     "an array of NumPy": (write(array(np.zeros((32, 40, 3), np.uint8))), NONE),
@@ -197,8 +197,8 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "PNG of no width": (write(header(0, 32, 8, 2, idat(32))), NONE),
     "PNG of 3 bits": (write(header(40, 32, 3, 2, idat(5000))), NONE),
     "PNG of an unknown colour type": (write(header(40, 32, 8, 5, idat(5000))), NONE),
-    "PNG with a palette of 16 bits": (write(header(40, 32, 16, 3, idat(5000))), "palette, which it does not have"),
-    "PNG without its palette": (write(header(40, 32, 8, 3, idat(41 * 32))), "palette, which it does not have"),
+    "PNG with a palette of 16 bits": (write(header(40, 32, 16, 3, idat(5000))), "it needs a palette, which is missing"),
+    "PNG without its palette": (write(header(40, 32, 8, 3, idat(41 * 32))), "it needs a palette, which is missing"),
     "PNG with too few pixels": (write(header(40, 32, 8, 2, idat(50))), "truncated"),
     "PNG of 16 bits with too few pixels": (write(header(40, 32, 16, 2, idat(50))), "cannot read .*2.png"),
     "PNG whose pixels are no stream": (write(header(40, 32, 8, 2, chunk(b"IDAT", b"no"))), "cannot read .*2.png"),
@@ -207,19 +207,22 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot read .*2.png",
     ),
     "PNG with rubbish for EXIF": (save(noise, "PNG", exif=b"Exif\0\0" + b"\xff" * 99), "not a TIFF file"),
-    "TIFF without tags": (write(b"II*\0\x08\0\0\0" + bytes(6)), "truncated, its pixels end after the file"),
-    "TIFF whose tags lie beyond its end": (write(b"II*\0\xff\xff\xff\x7f"), "it holds 0 pictures, one is wanted"),
+    "TIFF without tags": (
+        write(b"II*\0\x08\0\0\0" + bytes(6)),
+        "truncated, its pixels reach beyond the end of the file",
+    ),
+    "TIFF whose tags lie beyond its end": (write(b"II*\0\xff\xff\xff\x7f"), "it holds 0 images, not one"),
     "TIFF of NaN": (float_tiff(np.float32), "pixels of float32, 32 bits, are not uint8 or uint16"),
     "TIFF of half precision": (float_tiff(np.float16), "pixels of float16"),
     "TIFF of double precision": (float_tiff(np.float64), "pixels of float64"),
     "TIFF of complex numbers": (float_tiff(np.complex64, 1j), "pixels of complex64"),
     "TIFF of signed bytes": (float_tiff(np.int8, 1), "pixels of int8"),
-    "TIFF of a fax": (save(lambda: noise("1"), "TIFF", compression="group4"), "has 1 channels, side A wants 3"),
+    "TIFF of a fax": (save(lambda: noise("1"), "TIFF", compression="group4"), "has 1 channels, side A needs 3"),
     "a bomb": (write(png(30_000, 8, zlib.compress(bytes(1 << 20)))), "exceeds limit"),
-    "a socket": (bound, "it is no file but a device or a pipe"),
+    "a socket": (bound, "it is not a file but a device or a pipe"),
     "a device of its own": (
         known.instead(lambda path: os.mknod(path, 0o600 | 0x2000, os.makedev(1, 5))),
-        "it is no file but a device or a pipe",
+        "it is not a file but a device or a pipe",
     ),
     "nothing at all": (known.instead(lambda path: path.symlink_to("/dev/null")), "no file but a device or a pipe"),
 }
@@ -482,7 +485,7 @@ MORE_FOLDERS = {
     "an empty validation": (lambda root: [emptied(root / f"val{side}") for side in "AB"], "valA has no images"),
     "a file for trainA": (
         lambda root: (shutil.rmtree(root / "trainA"), (root / "trainA").touch()),
-        "trainB is there but .*trainA is missing",
+        "trainB exists but .*trainA is missing",
     ),
     "lists only": (
         lambda root: (shutil.rmtree(root), root.mkdir(), (root / "train.txt").touch()),
@@ -626,9 +629,9 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "odd loops": (changed(loops={}), f"{ON}: it has an odd loops", None),
     "odd callbacks": (changed(callbacks=3), f"{ON}: it has an odd callbacks", None),
     "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: it has an odd pytorch-l", None),
-    "odd weights": (changed(state_dict=[1]), f"{ON}: it has an odd state_dict", "is no checkpoint of a genstab"),
+    "odd weights": (changed(state_dict=[1]), f"{ON}: it has an odd state_dict", "is not a checkpoint of a genstab"),
     "no weights": (changed(state_dict={}), "does not fit this training: no ", "does not fit the generator"),
-    "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image has NaN in it"),
+    "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
 }
 
 

@@ -107,40 +107,40 @@ class Bad(NamedTuple):
 
 FILES = [
     Bad("zero bytes", write(b""), "the file is empty"),
-    Bad("text", write(b"I am a picture"), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("a web page", write(b"<!DOCTYPE html><html>404</html>"), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("an archive", write(b"PK\3\4" + bytes(100)), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("zeros", write(bytes(5000)), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("one byte", write(b"\x89"), "no PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("text", write(b"I am a picture"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("a web page", write(b"<!DOCTYPE html><html>404</html>"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("an archive", write(b"PK\3\4" + bytes(100)), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("zeros", write(bytes(5000)), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("one byte", write(b"\x89"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
     Bad("a signature alone", write(b"\x89PNG\r\n\x1a\n"), "truncated, it ends before its IEND chunk"),
-    Bad("GIF", save(noise, "GIF"), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("ICO", save(noise, "ICO"), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("JPEG 2000", save(noise, "JPEG2000"), "no PNG, JPEG, BMP, WebP or TIFF image"),
-    Bad("PDF", save(noise, "PDF"), "no PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("GIF", save(noise, "GIF"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("ICO", save(noise, "ICO"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("JPEG 2000", save(noise, "JPEG2000"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
+    Bad("PDF", save(noise, "PDF"), "not a PNG, JPEG, BMP, WebP or TIFF image"),
     Bad("truncated PNG", cut("PNG"), "truncated, it ends before its IEND chunk"),
     Bad("truncated 16-bit PNG", write(png16(np.ones((32, 40, 3), np.uint16))[:-40]), "truncated"),
-    Bad("truncated TIFF", cut("TIFF"), "truncated, its pixels end after the file does"),
+    Bad("truncated TIFF", cut("TIFF"), "truncated, its pixels reach beyond the end of the file"),
     Bad("truncated JPEG", cut("JPEG"), "truncated", header=False),
     Bad("truncated WebP", cut("WEBP"), "could not create decoder object"),
     Bad("truncated BMP", cut("BMP"), "truncated", header=False),
     Bad("a flipped bit", flipped, "broken data stream", header=False),
-    Bad("animated WebP", save(noise, "WEBP", save_all=True, append_images=[noise()]), "several pictures"),
-    Bad("animated PNG", save(noise, "PNG", save_all=True, append_images=[noise()]), "several pictures"),
+    Bad("animated WebP", save(noise, "WEBP", save_all=True, append_images=[noise()]), "several images"),
+    Bad("animated PNG", save(noise, "PNG", save_all=True, append_images=[noise()]), "several images"),
     Bad("pages", tiff((5, 32, 40), photometric="minisblack"), "is a stack of pages"),
     Bad("floating point", tiff((32, 40), "float32"), "pixels of float32, 32 bits, are not uint8 or uint16"),
     Bad("32 bits", tiff((32, 40), "int32"), "pixels of int32, 32 bits, are not uint8 or uint16"),
     Bad("inks at 16 bits", tiff((32, 40, 4), "uint16", photometric="separated"), "save it as grey or RGB"),
     Bad("a header's bomb", write(png(60_000)), "exceeds limit"),
     Bad("a file of 64 GB", sparse, "bytes exceed the limit"),
-    Bad("a pipe", instead(os.mkfifo), "no file but a device or a pipe"),
-    Bad("a device", instead(lambda path: path.symlink_to("/dev/zero")), "no file but a device or a pipe"),
+    Bad("a pipe", instead(os.mkfifo), "not a file but a device or a pipe"),
+    Bad("a device", instead(lambda path: path.symlink_to("/dev/zero")), "not a file but a device or a pipe"),
     Bad("a link to nowhere", instead(lambda path: path.symlink_to("nowhere")), "No such file"),
     Bad("a link to itself", looped, "Too many levels of symbolic links"),
-    Bad("grey", save(lambda: noise("L"), "PNG"), "has 1 channels, side A wants 3: set data.source_channels=1"),
-    Bad("bilevel", save(lambda: noise("1"), "PNG"), "has 1 channels, side A wants 3"),
-    Bad("grey at 16 bits", tiff((32, 40), "uint16"), "has 1 channels, side A wants 3"),
-    Bad("grey and alpha", save(lambda: noise("LA"), "PNG"), "has 2 channels, side A wants 3"),
-    Bad("alpha", save(lambda: noise("RGBA"), "PNG"), "has 4 channels, side A wants 3: set data.source_channels=4"),
+    Bad("grey", save(lambda: noise("L"), "PNG"), "has 1 channels, side A needs 3: set data.source_channels=1"),
+    Bad("bilevel", save(lambda: noise("1"), "PNG"), "has 1 channels, side A needs 3"),
+    Bad("grey at 16 bits", tiff((32, 40), "uint16"), "has 1 channels, side A needs 3"),
+    Bad("grey and alpha", save(lambda: noise("LA"), "PNG"), "has 2 channels, side A needs 3"),
+    Bad("alpha", save(lambda: noise("RGBA"), "PNG"), "has 4 channels, side A needs 3: set data.source_channels=4"),
     Bad("seven channels", tiff((32, 40, 7), photometric="minisblack", planarconfig="contig"), "has 7 channels"),
     Bad("another size", save(lambda: noise(size=(41, 32)), "PNG"), "is 32×41 but .*2.png is 32×40"),
     Bad("turned by EXIF", exif(6), "is 40×32 but .*2.png is 32×40"),
@@ -278,7 +278,7 @@ FOLDERS = {
         r"without a partner: 1 in trainA \(2.png\)",
     ),
     "an empty folder": (lambda root: [path.unlink() for path in (root / "trainB").iterdir()], "trainB has no images"),
-    "a missing folder": (lambda root: shutil.rmtree(root / "trainB"), "trainA is there but .*trainB is missing"),
+    "a missing folder": (lambda root: shutil.rmtree(root / "trainB"), "trainA exists but .*trainB is missing"),
     "no validation": (lambda root: [shutil.rmtree(root / f"val{side}") for side in "AB"], "no pairs for split=val"),
     "two layouts": (lambda root: shutil.copytree(root / "trainA", root / "train"), "is ambiguous for split=train"),
     "a file for a folder": (lambda root: (shutil.rmtree(root), root.touch()), "is not a folder"),
@@ -289,7 +289,7 @@ FOLDERS = {
             (root / "train").mkdir(),
             noise(size=(41, 32)).save(root / "train" / "2.png"),
         ),
-        "2.png is 41 pixels wide: A and B side by side need an even width",
+        "2.png is 41 pixels wide: images side by side need an even width",
     ),
 }
 
@@ -330,10 +330,10 @@ def test_a_file_without_permission_is_named(root: Path, monkeypatch: pytest.Monk
 def test_a_folder_without_permission_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("os.scandir", denied)
-        with pytest.raises(InputError, match=r"cannot look into .*trainA: Permission denied"):
+        with pytest.raises(InputError, match=r"cannot open the folder .*trainA: Permission denied"):
             find_pairs(root, "train")
     monkeypatch.setattr(Path, "is_dir", denied)
-    with pytest.raises(InputError, match=r"data.root=.*cannot look into .*: Permission denied"):
+    with pytest.raises(InputError, match=r"data.root=.*cannot open the folder .*: Permission denied"):
         find_pairs(root, "train")
 
 

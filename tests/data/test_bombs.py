@@ -141,12 +141,12 @@ def test_image_bombs_are_refused_quickly_and_in_little_memory(bombs: Path) -> No
         ("claims.tif", "60000×60000 exceeds the limit of 178956970 pixels"),
         ("channels.tif", "exceeds the limit of 715827880 values"),
         ("tile.tif", "exceeds the limit of 715827880 values"),
-        ("strip.tif", "it unpacks to more than the 256 bytes of its header"),
+        ("strip.tif", "it decompresses to more than the 256 bytes of its header"),
         ("claims.jpg", r"Image size \(4290250000 pixels\) exceeds limit"),
         ("claims.webp", "exceeds limit"),
         ("claims.bmp", "exceeds limit"),
         ("sparse.png", "42949672960 bytes exceed the limit of 1431655760"),
-        ("pipe.png", "it is no file but a device or a pipe"),
+        ("pipe.png", "it is not a file but a device or a pipe"),
     ],
 )
 def test_image_bombs_are_named_with_the_reason(bombs: Path, name: str, reason: str) -> None:
@@ -156,7 +156,7 @@ def test_image_bombs_are_named_with_the_reason(bombs: Path, name: str, reason: s
 
 def test_a_device_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match=r"a\.png: it is no file but a device or a pipe"):
+    with pytest.raises(InputError, match=r"a\.png: it is not a file but a device or a pipe"):
         read_image(tmp_path / "a.png")
 
 

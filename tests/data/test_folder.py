@@ -89,7 +89,7 @@ def test_images_that_make_no_batch_are_named(tmp_path):
         folder_data(tmp_path).val_dataloader()
     assert len(folder_data(tmp_path, size=[4, 4]).val_dataloader()) == 1
     paint(tmp_path / "3.png", (4, 6), 1, 2, 3)
-    with pytest.raises(InputError, match=r"3.png has 3 channels but .*1.png has 1: they must have the same"):
+    with pytest.raises(InputError, match=r"3.png has 3 channels but .*1.png has 1: all images must have the same"):
         folder_data(tmp_path, size=4).val_dataloader()
 
 
@@ -128,7 +128,7 @@ def test_classes(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.png"], "has 0 sub-folders, wanted is one for each of two classes or more: found a.png"),
+        (["a.png"], "has 0 sub-folders, but needs one for each of at least two classes: found a.png"),
         (["cat/a.png"], "has 1 sub-folders, .*found cat/"),
         (["cat/a.png", "dog/b.png", "c.png"], "has images outside of its class folders: c.png$"),
         (["cat/a.png", "dog/b.txt"], "has classes without images: dog$"),
@@ -152,7 +152,7 @@ def test_the_options_of_the_command_line(tmp_path, option, monkeypatch):
     assert len(data.val_set) == 2
     overrides = [f"data={option}", f"data.root={tmp_path}/images", "logger=csv", "hydra.run.dir=run"]
     monkeypatch.setattr(sys, "argv", ["genstab", *overrides, *(key for key in TINY if "data." not in key)])
-    with pytest.raises(SystemExit, match=rf"genstab: data={option} (has no targets|is to measure)"):
+    with pytest.raises(SystemExit, match=rf"genstab: data={option} (has no targets|is for measuring)"):
         cli.train()
     assert not Path("run/csv").exists()
 

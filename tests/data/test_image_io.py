@@ -276,8 +276,8 @@ def test_no_image(tmp_path: Path, function) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "gif.png", "GIF")
     for name, reason in [
         ("empty.png", "the file is empty"),
-        ("text.png", "no PNG, JPEG, BMP, WebP or TIFF image"),
-        ("gif.png", "no PNG, JPEG, BMP, WebP or TIFF image"),
+        ("text.png", "not a PNG, JPEG, BMP, WebP or TIFF image"),
+        ("gif.png", "not a PNG, JPEG, BMP, WebP or TIFF image"),
         ("folder.png", "Is a directory"),
         ("absent.png", "No such file"),
     ]:
@@ -291,7 +291,7 @@ def test_several_pictures(tmp_path: Path, function) -> None:
     first, second = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "red")
     for name in ("a.webp", "b.png"):
         first.save(tmp_path / name, save_all=True, append_images=[second])
-        with pytest.raises(InputError, match=f"{name}: it holds several pictures"):
+        with pytest.raises(InputError, match=f"{name}: it holds several images"):
             function(tmp_path / name)
     tifffile.imwrite(tmp_path / "c.tif", random(5, 8, 6), photometric="minisblack")
     with pytest.raises(InputError, match=r"c\.tif: \(5, 8, 6\) with the axes QYX is a stack of pages"):

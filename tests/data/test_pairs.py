@@ -96,8 +96,8 @@ def test_natural_order(tmp_path: Path) -> None:
         (["train/inner/1.png"], r"train has no images \(.*\.jpg.*\): found inner/$"),
         (["train/x.txt"], r"train has no images .*: found x\.txt"),
         (["trainA/1.png", "trainB/x.txt"], r"trainB has no images"),
-        (["trainA/1.png"], r"trainA is there but .*trainB is missing"),
-        (["trainB/1.png"], r"trainB is there but .*trainA is missing"),
+        (["trainA/1.png"], r"trainA exists but .*trainB is missing"),
+        (["trainB/1.png"], r"trainB exists but .*trainA is missing"),
         (
             ["train/1.png", "trainA/1.png", "trainB/1.png"],
             r"ambiguous for split=train: it has both train .* trainA/trainB",
@@ -154,14 +154,14 @@ def test_check_pairs(tmp_path: Path) -> None:
 def test_what_check_pairs_refuses(tmp_path: Path) -> None:
     a, b = paint(tmp_path / "1_A.png", (4, 6), 0), paint(tmp_path / "1_B.png", (4, 6), 0, 0, 0)
     pair = Pair("1", a, b)
-    with pytest.raises(InputError, match=r"1_A\.png has 1 channels, side A wants 3: set data\.source_channels=1"):
+    with pytest.raises(InputError, match=r"1_A\.png has 1 channels, side A needs 3: set data\.source_channels=1"):
         check_pairs([pair], Wanted(3, 3))
-    with pytest.raises(InputError, match=r"1_B\.png has 3 channels, side B wants 1: set data\.target_channels=3"):
+    with pytest.raises(InputError, match=r"1_B\.png has 3 channels, side B needs 1: set data\.target_channels=3"):
         check_pairs([pair], Wanted(1, 1))
     both = Pair("2", paint(tmp_path / "2.png", (5, 8), 0, 0, 0), None)
-    with pytest.raises(InputError, match=r"2\.png has 3 channels, side A wants 1"):
+    with pytest.raises(InputError, match=r"2\.png has 3 channels, side A needs 1"):
         check_pairs([both], Wanted(1, 3))
-    with pytest.raises(InputError, match=r"2\.png has 3 channels, side B wants 1"):
+    with pytest.raises(InputError, match=r"2\.png has 3 channels, side B needs 1"):
         check_pairs([both], Wanted(3, 1))
     odd = Pair("3", paint(tmp_path / "3.png", (5, 7), 0), None)
     with pytest.raises(InputError, match=r"3\.png is 7 pixels wide: .* even width"):

@@ -470,7 +470,7 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
     found = measure(nn.Identity(), Items(noise(3, 32, 32)), tmp_path, Options(**{**SMALL, "features": {"reach": 1}}))
     (note,) = found.notes
     assert note.startswith("features: not measured, ")
-    with pytest.raises(InputError, match="Identity shows no layer with a feature map"):
+    with pytest.raises(InputError, match="Identity has no layer with a feature map"):
         measure(
             nn.Identity(),
             Items(noise(3, 32, 32)),

@@ -119,7 +119,7 @@ ZERO = torch.zeros(5, dtype=torch.long)
     [
         (lambda: corruption_errors(nn.Identity(), IMAGES, ["rain"]), "corruption='rain' is not one of"),
         (lambda: corruption_errors(nn.Identity(), IMAGES, ["fog"], [6]), "severity=6 is not one of 1, 2"),
-        (lambda: corruption_errors(nn.Identity(), IMAGES, []), "names=\\[\\] must have an entry"),
+        (lambda: corruption_errors(nn.Identity(), IMAGES, []), "names=\\[\\] must not be empty"),
         (lambda: corruption_errors(nn.Identity(), IMAGES, ["fog", "fog"]), "none twice"),
         (lambda: corruption_errors(nn.Identity(), IMAGES, ["fog"], []), "severities=\\[\\]"),
         (lambda: corruption_errors(nn.Identity(), IMAGES[:0]), "N of at least 1"),
@@ -142,7 +142,7 @@ ZERO = torch.zeros(5, dtype=torch.long)
         (lambda: relative_corruption_error({"fog": [1.0]}, {"contrast": [1.0]}, [1], [1]), "has corruptions"),
         (lambda: relative_corruption_error({}, {}), "has corruptions"),
         (lambda: relative_corruption_error({"fog": [1.0]}, {"fog": [1.0, 2.0]}, [1], [1]), "fog: 1 errors, 2 of"),
-        (lambda: relative_corruption_error({"fog": [1.0]}, {"fog": [0.0]}, [1], [1]), "the baseline makes no error"),
+        (lambda: relative_corruption_error({"fog": [1.0]}, {"fog": [0.0]}, [1], [1]), "the baseline has no error"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -347,17 +347,17 @@ def broken(build, change, path):
         (
             lambda: Unet(5, "none", False, 3, 3),
             lambda s: s.update({"model.model.0.weight": torch.zeros(6)}),
-            r"x.pth does not fit a U-Net: model.model.0.weight is no convolution$",
+            r"x.pth does not fit a U-Net: model.model.0.weight is not a convolution$",
         ),
         (
             lambda: nn.Sequential(nn.Conv2d(3, 4, 4), nn.Conv2d(4, 4, 4)),
             lambda s: None,
-            r"x.pth is no checkpoint of .* and no generator of .*; its first keys: 0.weight, 0.bias, 1.weight$",
+            r"x.pth is not a checkpoint of .*, nor a generator of .*; its first keys: 0.weight, 0.bias, 1.weight$",
         ),
         (
             lambda: Unet(5, "none", False, 3, 3),
             lambda s: s.update({"model.model.0.weight": 3}),
-            r"x.pth is no checkpoint of .*; its first keys: model.model.0.weight, ",
+            r"x.pth is not a checkpoint of .*; its first keys: model.model.0.weight, ",
         ),
     ],
 )
@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_named_on_one_line(tmp_path, build, change, message
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {}, {1: torch.zeros(2)}])
 def test_files_that_hold_something_else(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"x.pth is no checkpoint of a genstab U-Net or ResNet and no generator of"):
+    with pytest.raises(InputError, match=r"x.pth is not a checkpoint of a genstab U-Net or ResNet, nor a generator of"):
         load_generator(tmp_path / "x.pth")
 
 

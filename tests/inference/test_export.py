@@ -19,7 +19,7 @@ from genstab import (
 from genstab.layers.conv import BlurUpsample2d
 from genstab.layers.filters import PADDING_MODES, PLACEMENTS
 from genstab.layers.padding import pad2d
-from genstab.layers.pooling import BlurAvgPool2d, overhang
+from genstab.layers.pooling import BlurAvgPool2d, ceil_padding
 from tests.layers.test_blur import NUMPY_MODES
 from tests.layers.test_surgery import autoencoder
 
@@ -186,7 +186,7 @@ def test_padding_of_any_size():
                 assert np.array_equal(y.numpy(), expected), (mode, size)
 
 
-def test_overhang_is_torchs():
+def test_ceil_padding_is_torchs():
     for size in range(1, 12):
         for kernel in (1, 2, 3, 4):
             for stride in (1, 2, 3, 4):
@@ -196,7 +196,7 @@ def test_overhang_is_torchs():
                     pooled = nn.functional.max_pool1d(torch.zeros(1, size), kernel, stride, padding, ceil_mode=True)
                     last = size + 2 * padding - kernel
                     expected = max(0, (pooled.shape[-1] - 1) * stride - last)
-                    assert overhang(size, kernel, stride, padding) == expected
+                    assert ceil_padding(size, kernel, stride, padding) == expected
 
 
 def test_with_named_axes_and_a_smallest_size():

@@ -174,7 +174,7 @@ def test_alpha_stays_where_the_generator_takes_it(tmp_path):
 
 def test_formats_that_can_not_hold_the_output(tmp_path):
     paint(tmp_path / "in", "1.jpg", "2.png")
-    with pytest.raises(InputError, match=r"cannot write .*out/1.jpg: 4 channels, .jpg of 8 bits holds 1, 3"):
+    with pytest.raises(InputError, match=r"cannot write .*out/1.jpg: 4 channels, but .jpg of 8 bits supports 1, 3"):
         predict(network(3, 4), tmp_path / "in", tmp_path / "out")
     result = predict(network(3, 4), tmp_path / "in", tmp_path / "out", on_error="skip")
     assert (list(result.failed), result.written) == (["1.jpg"], ["2.png"])
@@ -188,7 +188,7 @@ class Nans(nn.Module):
 
 def test_nan_is_no_image(tmp_path):
     paint(tmp_path / "in", "1.png")
-    with pytest.raises(InputError, match=r"cannot write .*1.png: the image has NaN in it"):
+    with pytest.raises(InputError, match=r"cannot write .*1.png: the image contains NaN"):
         predict(Nans(), tmp_path / "in", tmp_path / "out")
 
 
@@ -216,9 +216,9 @@ def test_folders_that_do_not_do(images, tmp_path):
     for source, output, message in (
         (images, images, "is the input folder"),
         (images, tmp_path / "link", "is the input folder"),
-        (images, images / "out", "lies in input=.*recursive=false"),
+        (images, images / "out", "is inside input=.*recursive=false"),
         (images, tmp_path / "file", "output=.*file is a file, not a folder"),
-        (images, tmp_path / "file/out", "cannot make the folder .*file/out: Not a directory"),
+        (images, tmp_path / "file/out", "cannot create the folder .*file/out: Not a directory"),
         (tmp_path / "nowhere", tmp_path / "out", "input=.*nowhere does not exist"),
         (tmp_path / "file", tmp_path / "out", "input=.*file is not a folder"),
         (tmp_path / "empty", tmp_path / "out", "input=.*empty has no images .*found nothing"),

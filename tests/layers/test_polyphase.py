@@ -24,7 +24,7 @@ from genstab.layers.blur import blur2d
 from genstab.layers.filters import taps
 from genstab.layers.polyphase import (
     choose_phases,
-    picture_as_seen,
+    context_hash,
     polyphase_downsample2d,
     polyphase_upsample2d,
     roll_phases,
@@ -217,7 +217,7 @@ def test_the_largest_sums_do_not_overflow():
     # energies of 2^28 · 512 · 2^22 are within 63 bits; seen² · 2^22 too. Here: all that is computed on the way
     ones = torch.ones(1, 512, 64, 64)
     ones[..., 1, 2] = -1
-    seen = picture_as_seen(ones)
+    seen = context_hash(ones)
     assert 0 <= seen.min() < seen.max() <= 2**13
     assert moves_with_the_picture(ones[..., :4, :4]).all()
 
@@ -469,8 +469,8 @@ def test_load_generator_brings_it_back(tmp_path):
         (lambda: PolyphaseUp2d(1.5), "stride=1.5 is not an integer"),
         (lambda: PolyphaseDown2d(filter="tri9"), "filter='tri9' is not one of"),
         (lambda: PolyphaseUp2d(filter="tri9"), "filter='tri9' is not one of"),
-        (lambda: PolyphaseDown2d()(torch.zeros(1, 1, 4, 5)), "stride=2 does not divide a map of 4×5"),
-        (lambda: choose_phases(torch.zeros(1, 1, 4, 4), 3), "stride=3 does not divide a map of 4×4"),
+        (lambda: PolyphaseDown2d()(torch.zeros(1, 1, 4, 5)), "stride=2 does not divide the image size 4×5"),
+        (lambda: choose_phases(torch.zeros(1, 1, 4, 4), 3), "stride=3 does not divide the image size 4×4"),
         (lambda: choose_phases(torch.zeros(1, 1, 4, 4), 0), "stride=0"),
         (lambda: polyphase_downsample2d(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2)), "stride=2 does not divide"),
         (lambda: polyphase_upsample2d(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2), -1), "stride=-1"),

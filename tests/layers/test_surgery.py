@@ -333,5 +333,5 @@ def test_a_mended_network_moves_with_its_input(placement):
 
 def test_a_polyphase_network_is_left_alone():
     network = UNet(channels=2, levels=2, antialias=AntiAlias("none", "pre", "circular", True))
-    with pytest.raises(InputError, match=r"encoder\.0 samples on the picture's own grid"):
+    with pytest.raises(InputError, match=r"encoder\.0 samples on an adaptive grid"):
         antialias(network)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genstab import InputError, ShiftConsistency
-from genstab.evaluation.classifiers import accuracy_consistency_picture, classifier_stability, draw_places, view
+from genstab.evaluation.classifiers import accuracy_consistency_picture, classifier_stability, draw_positions, view
 from genstab.metrics.consistency import classes, same_class
 
 
@@ -64,7 +64,7 @@ def test_metric_at_any_batch_size_cloned_pickled_and_saved():
 
 
 def test_places_are_uniform_different_and_each_image_s_own():
-    places = draw_places(3, max_shift=2, pairs=3600)
+    places = draw_positions(3, max_shift=2, pairs=3600)
     assert places.shape == (3600, 2, 2)
     assert (places[:, 0] != places[:, 1]).any(-1).all()
     for side in (0, 1):
@@ -73,8 +73,8 @@ def test_places_are_uniform_different_and_each_image_s_own():
     # also the pairs are: 72 of them
     codes = torch.from_numpy(places[:, 0] @ [27, 9] + places[:, 1] @ [3, 1]).bincount(minlength=81)
     assert ((codes > 0).sum(), codes.max() < 100) == (72, True)
-    assert not (draw_places(4, 2, 3600) == places).all()
-    assert not (draw_places(3, 2, 3600, seed=1) == places).all()
+    assert not (draw_positions(4, 2, 3600) == places).all()
+    assert not (draw_positions(3, 2, 3600, seed=1) == places).all()
 
 
 def test_views_by_hand():
@@ -98,7 +98,7 @@ def test_stability_by_counting(protocol):
     result = classifier_stability(model, data, protocol, 4, pairs, seed)[protocol]
     shares = []
     for index in range(5):
-        moved = draw_places(index, 4, pairs, seed)[..., 1]
+        moved = draw_positions(index, 4, pairs, seed)[..., 1]
         shares.append(sum(quarter[index][a] == quarter[index][b] for a, b in moved) / pairs)
     assert result["consistency_per_image"] == pytest.approx(shares)
     assert result["consistency"] == pytest.approx(sum(shares) / 5)
@@ -155,7 +155,7 @@ def test_without_labels_and_in_training_mode():
         (lambda m, x: same_class(torch.zeros(2, 1), torch.zeros(2, 1)), "K of at least 2"),
         (lambda m, x: same_class(torch.zeros(2), torch.zeros(2)), "neither logits"),
         (lambda m, x: same_class(torch.zeros(2, 3), torch.zeros(3, 3)), "2 and 3 outputs cannot be compared"),
-        (lambda m, x: accuracy_consistency_picture({}), "points: there are none"),
+        (lambda m, x: accuracy_consistency_picture({}), "points is empty"),
         (lambda m, x: accuracy_consistency_picture({"tri3": (98.0, 0.9)}), "tri3 has .98.0, 0.9., not"),
     ],
 )

@@ -218,18 +218,24 @@ def test_names_and_patterns():
             lambda m, x: feature_maps(m, x, [(0, 1)], "convv"),
             "layers='convv' matches no layer of Every.*: conv, ",
         ),
-        (lambda m, x: feature_maps(m, x, [(0, 1)], []), r"layers=\[\] names none; these have a feature map: conv"),
-        (lambda m, x: feature_maps(m, x, [(0, 1)], ["conv", "unused"]), "layers='unused': unused never runs; .*: conv"),
-        (lambda m, x: feature_maps(m, x, [(0, 1)], "sequence"), "sequence gives a sequence .*no rows and columns"),
-        (lambda m, x: feature_maps(m, x, [(0, 1)], "lstm"), "lstm gives a sequence"),
-        (lambda m, x: feature_maps(nn.Tanh(), x, [(0, 1)]), "Tanh shows no layer with a feature map"),
+        (lambda m, x: feature_maps(m, x, [(0, 1)], []), r"layers=\[\] is empty; these layers have a feature map: conv"),
+        (
+            lambda m, x: feature_maps(m, x, [(0, 1)], ["conv", "unused"]),
+            "layers='unused': unused does not run; .*: conv",
+        ),
+        (lambda m, x: feature_maps(m, x, [(0, 1)], "sequence"), "sequence returns a sequence .*no rows and columns"),
+        (lambda m, x: feature_maps(m, x, [(0, 1)], "lstm"), "lstm returns a sequence"),
+        (lambda m, x: feature_maps(nn.Tanh(), x, [(0, 1)]), "Tanh has no layer with a feature map"),
         (lambda m, x: feature_maps(m, x, [(0, 0)]), "zero shift"),
         (lambda m, x: feature_maps(m, x, [(0, 1), (16, -8)]), "rolls an image of 8×8 onto itself"),
         (lambda m, x: feature_maps(m, x[0], [(0, 1)]), "are not \\(N, C, H, W\\)"),
         (lambda m, x: feature_maps(m, x, [(0, 1)], forward_batch=0), "forward_batch=0"),
-        (lambda m, x: feature_maps(m, x * torch.nan, [(0, 1)], "conv"), "layer conv gives NaN or infinity for image 0"),
-        (lambda m, x: feature_distance(x, x[:, :, 1:], (0, 1), (8, 8)), "must have one shape"),
-        (lambda m, x: feature_distance(x[0], x[0], (0, 1), (8, 8)), "must have one shape"),
+        (
+            lambda m, x: feature_maps(m, x * torch.nan, [(0, 1)], "conv"),
+            "layer conv returns NaN or infinity for image 0",
+        ),
+        (lambda m, x: feature_distance(x, x[:, :, 1:], (0, 1), (8, 8)), "must have the same shape"),
+        (lambda m, x: feature_distance(x[0], x[0], (0, 1), (8, 8)), "must have the same shape"),
         (lambda m, x: feature_distance(x, x, (0, 1), (8, 0)), "width=0"),
         (lambda m, x: feature_distance(x, x, (0, 0.5), (8, 8)), "not a pair of integers"),
     ],
@@ -244,7 +250,7 @@ def test_a_program_shows_no_layers():
     images = torch.rand(1, 3, 8, 8)
     program = torch.jit.trace(nn.Sequential(circular_conv(3, 3), nn.ReLU()), images)
     for model in (program, nn.Sequential(program)):
-        with pytest.raises(InputError, match="shows no layer with a feature map; a program"):
+        with pytest.raises(InputError, match="has no layer with a feature map that can be seen; exported programs"):
             feature_maps(model, images, [(0, 1)])
 
 
@@ -266,7 +272,7 @@ def test_a_layer_that_runs_otherwise_for_shifted_images(times, size):
     images = torch.zeros(1, 1, 8, 8)
     images[..., 0, 0] = 1
     model = Moody(times, size)
-    with pytest.raises(InputError, match="layer layer runs otherwise"):
+    with pytest.raises(InputError, match="layer layer runs differently"):
         feature_maps(model, images, [(0, 1)])
     assert not model.layer._forward_hooks
 

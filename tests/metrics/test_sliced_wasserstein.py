@@ -100,7 +100,7 @@ def test_it_asks_for_the_look_and_not_for_the_place():
 
 def test_what_cannot_be_compared_is_refused():
     metric = SlicedWasserstein()
-    with pytest.raises(InputError, match="must have one shape"):
+    with pytest.raises(InputError, match="must have the same shape"):
         metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32))
     metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
     with pytest.raises(InputError, match=r"images of \(3, 64, 64\) have other levels"):

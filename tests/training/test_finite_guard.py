@@ -112,7 +112,7 @@ def without_dropout():
     return Pix2Pix(UNet(1, 3, channels=4, levels=3, dropout=0), PatchGAN(1, 3, channels=4))
 
 
-@pytest.mark.filterwarnings("ignore:on_nan=skip leaves out an update:UserWarning")
+@pytest.mark.filterwarnings("ignore:on_nan=skip skips an update:UserWarning")
 @pytest.mark.parametrize(("key", "value"), [("source", math.nan), ("source", math.inf), ("target", math.nan)])
 def test_skip_goes_on_as_if_the_batch_had_not_been_there(key, value):
     model, reference, guard = without_dropout(), without_dropout(), FiniteGuard("skip")
@@ -146,7 +146,7 @@ def test_a_gradient_that_overflows_is_left_out_alone():
     guard, model = FiniteGuard("skip"), tiny_pix2pix()
     trainer = Trainer(callbacks=[Overflow(), guard], max_epochs=1, **QUIET)
     loader = pairs_loader(8, 2)
-    with pytest.warns(UserWarning, match=r"leaves out an update: a gradient is not finite at step 1 \(2, 3\)"):
+    with pytest.warns(UserWarning, match=r"skips an update: a gradient is not finite at step 1 \(2, 3\)"):
         trainer.fit(model, loader)
     assert [each["step"] for each in guard.left_out] == [1]
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -162,16 +162,16 @@ def test_without_bad_batches_neither_mode_changes_anything():
         assert all(torch.equal(value, other[key]) for key, value in trained[0].items())
 
 
-@pytest.mark.filterwarnings("ignore:on_nan=skip leaves out an update")
+@pytest.mark.filterwarnings("ignore:on_nan=skip skips an update")
 def test_too_many_left_out_in_a_row_stop(monkeypatch):
     monkeypatch.setattr(guards, "MOST_IN_A_ROW", 3)
     guard = FiniteGuard("skip")
-    with pytest.raises(NotFiniteError, match="loss_d is nan, the last of 3 updates left out in a row, at step 5"):
+    with pytest.raises(NotFiniteError, match="loss_d is nan, the last of 3 consecutive skipped updates, at step 5"):
         Trainer(callbacks=[guard], max_epochs=2, **QUIET).fit(tiny_pix2pix(), DataLoader(Broken(10, [0, 3, 4, 5]), 1))
     assert [each["step"] for each in guard.left_out] == [0, 3, 4]
 
 
-@pytest.mark.filterwarnings("ignore:on_nan=skip leaves out an update")
+@pytest.mark.filterwarnings("ignore:on_nan=skip skips an update")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 def test_what_was_left_out_is_in_the_summary_and_survives_a_checkpoint(tmp_path):
     callbacks = [FiniteGuard("skip"), RunSummary(tmp_path, {}), last(tmp_path / "kept")]

@@ -258,7 +258,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"x.ckpt cannot be read as a checkpoint"):
         load_generator(path)
     torch.save({"state_dict": {}}, path)
-    with pytest.raises(InputError, match=r"x.ckpt is no checkpoint of a genstab U-Net"):
+    with pytest.raises(InputError, match=r"x.ckpt is not a checkpoint of a genstab U-Net"):
         load_generator(path)
 
 
@@ -266,9 +266,9 @@ def test_foreign_files_are_refused(tmp_path):
     ("options", "message"),
     [
         ({"gan_loss": "hinge"}, "gan_loss='hinge' is not one of bce, lsgan"),
-        ({"lr": 0}, "lr=0 must be positive"),
-        ({"equivariance_weight": float("nan")}, "equivariance_weight=nan must not be negative"),
-        ({"l1_weight": -1}, "l1_weight=-1 must not be negative"),
+        ({"lr": 0}, "lr=0 is not a positive finite number"),
+        ({"equivariance_weight": float("nan")}, "equivariance_weight=nan is not a finite number of at least 0"),
+        ({"l1_weight": -1}, "l1_weight=-1 is not a finite number of at least 0"),
     ],
 )
 def test_bad_options_are_named(options, message):

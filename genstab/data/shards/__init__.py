@@ -1,1 +1,1 @@
-"""Pairs in tar files, for data sets that do not fit one disk."""
+"""Pairs in tar files (shards), for datasets that do not fit on one disk."""

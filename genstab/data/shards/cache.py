@@ -1,4 +1,4 @@
-"""Where shards come from: a folder, or any place that WebDataset opens, by way of a folder of bounded size."""
+"""Read shards from a folder, or fetch them from any URL that WebDataset opens into a cache of bounded size."""
 
 import hashlib
 import os
@@ -6,8 +6,7 @@ import re
 import select
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,24 @@ from filelock import FileLock
 from genstab.data.shards.format import Shard, ShardFile
 from genstab.errors import InputError
 
-PATIENCE = 60.0
-"""Seconds without a byte after which a source is given up."""
+TIMEOUT = 60.0
+"""Seconds without a byte after which a download fails."""
 
 ATTEMPTS = 4
-"""How often a shard is asked for, with pauses of 1, 2 and 4 seconds."""
+"""How often a download is tried, with pauses of 1, 2 and 4 seconds."""
 
 CACHE = "~/.cache/genstab/shards"
-_MOST = 1 << 30  # bytes of an index
-# What curl answers, by which WebDataset opens http and https.
+_MAX_INDEX = 1 << 30  # bytes
+# Exit codes of curl, with which WebDataset opens http and https.
 _CURL = {
-    6: "nobody knows this host", 7: "nobody listens there", 18: "it was cut off", 22: "the server has it not, or not "
-    "for us", 28: "it took too long", 35: "no safe connection", 56: "it was cut off", 60: "no safe connection",
+    6: "the host is unknown", 7: "the connection was refused", 18: "the connection was lost",
+    22: "the server has no such file or denies access", 28: "it timed out", 35: "the TLS connection failed",
+    56: "the connection was lost", 60: "the TLS certificate is not valid",
 }  # fmt: skip
 
 
 def is_local(url: str) -> bool:
-    """Tell whether a shard is a file here.
+    """Return whether a shard is a local file.
 
     >>> is_local("shards/a.tar"), is_local("http://host/a.tar"), is_local("pipe:cat a.tar")
     (True, False, False)
@@ -42,7 +42,7 @@ def is_local(url: str) -> bool:
 
 
 def url_in(root: str, name: str) -> str:
-    """Return where a file of a root is: below it, or what a command with %s makes of the name.
+    """Return the URL of a file below a root; a root with %s is a template for the name.
 
     >>> url_in("http://host/pairs/", "index.json"), url_in("pipe:cat pairs/%s", "index.json")
     ('http://host/pairs/index.json', 'pipe:cat pairs/index.json')
@@ -50,21 +50,11 @@ def url_in(root: str, name: str) -> str:
     return root.replace("%s", name) if "%s" in root else f"{root.rstrip('/')}/{name}"
 
 
-def expanded(lists: str | list[str]) -> list[str]:
-    """Return every shard that a list with braces means, as WebDataset expands it.
-
-    Raises:
-        InputError: WebDataset is not installed.
-    """
-    expand = webdataset().shardlists.expand_urls
-    return [url for each in ([lists] if isinstance(lists, str) else lists) for url in expand(each)]
-
-
 def read_bytes(url: str) -> bytes:
-    """Return the content of a small file, an index.
+    """Return the content of an index.
 
     Raises:
-        InputError: it cannot be read, or is not small.
+        InputError: it cannot be read, or has more than 1 GiB.
     """
     if is_local(url):
         try:
@@ -75,8 +65,8 @@ def read_bytes(url: str) -> bytes:
 
     def keep(block: bytes) -> None:
         parts.append(block)
-        if sum(map(len, parts)) > _MOST:
-            raise OSError(f"it has more than {_MOST} bytes")
+        if sum(map(len, parts)) > _MAX_INDEX:
+            raise OSError(f"it has more than {_MAX_INDEX} bytes")
 
     try:
         _receive(url, keep)
@@ -86,29 +76,29 @@ def read_bytes(url: str) -> bytes:
 
 
 class ShardCache:
-    """Open shards; those that are not here are fetched whole into a folder, and the oldest there make room.
+    """Open shards; remote ones are fetched into a folder, from which the least recently used ones are removed.
 
-    Any number of processes may share the folder: a shard is fetched once, and one that is removed while somebody reads
-    it stays readable to them.
+    Any number of processes may share the folder: a shard is fetched once, and a shard that is removed while a process
+    reads it stays readable to that process.
 
     Args:
-        folder: `~` is your home; it appears when something is fetched.
-        most: bytes that the fetched shards may take.
+        folder: the cache; `~` is expanded, and the folder is created when a shard is fetched.
+        max_bytes: size of the cache.
     """
 
-    def __init__(self, folder: str | Path = CACHE, most: float = 2e10) -> None:
-        self.folder, self.most = Path(folder).expanduser(), most
+    def __init__(self, folder: str | Path = CACHE, max_bytes: float = 2e10) -> None:
+        self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
 
     def open(self, shard: Shard) -> ShardFile:
-        """Open a shard that `fetch` brought here, or that was here.
+        """Open a local or a fetched shard.
 
         Raises:
-            InputError: as `ShardFile`, or there is no such file.
-            FileNotFoundError: it had to make room since.
+            InputError: as `ShardFile`, or a local shard is missing.
+            FileNotFoundError: a fetched shard has been removed since.
         """
         if not is_local(shard.url):
             path = self._path(shard)
-            os.utime(path)  # the oldest is the one not used for longest
+            os.utime(path)  # the time of its last use
             return ShardFile(path, shard, shard.url)
         try:
             return ShardFile(shard.url, shard, shard.url)
@@ -116,34 +106,24 @@ class ShardCache:
             raise InputError(f"{shard.url} is missing") from error
 
     def fetch(self, shard: Shard) -> None:
-        """Have a shard here, unless it is.
+        """Fetch a remote shard, unless it is in the cache.
 
         Raises:
-            InputError: it cannot be fetched as the index says, or the folder cannot be written.
+            InputError: it cannot be fetched, differs from its index, or the folder cannot be written.
         """
         if is_local(shard.url) or self._path(shard).is_file():
             return
         path = self._path(shard)
-        with self.locked(path.name):
-            if not path.is_file():
-                self._fetch(shard, path)
-
-    @contextmanager
-    def locked(self, name: str) -> Iterator[Path]:
-        """Let one process at a time make a file of the folder, which is there then.
-
-        Raises:
-            InputError: the folder cannot be written.
-        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"{name}.lock"):
-                yield self.folder / name
+            with FileLock(f"{path}.lock"):  # one process at a time
+                if not path.is_file():
+                    self._fetch(shard, path)
         except OSError as error:
-            raise InputError(f"data.cache={self.folder} cannot keep {name}: {error.strerror or error}") from error
+            raise InputError(f"data.cache={self.folder} cannot keep {path.name}: {error.strerror or error}") from error
 
     def _path(self, shard: Shard) -> Path:
-        """Tell shards of one name in two places, or of two times, apart."""
+        """Return a path that differs for shards of the same name at two URLs, or with two contents."""
         digest = hashlib.sha256(f"{shard.url} {shard.sha256}".encode()).hexdigest()[:16]
         return self.folder / f"{digest}-{basename(shard.url)}"
 
@@ -163,13 +143,13 @@ class ShardCache:
         raise InputError(f"cannot fetch {shard.url}: {reason}; tried {ATTEMPTS} times")
 
     def _make_room(self, part: Path, wanted: int) -> None:
-        """Remove what was not used for longest until another file fits, and begin that with its size: it counts."""
+        """Remove the least recently used shards until another one fits, and reserve its size."""
         part.unlink(missing_ok=True)
         files = [path for pattern in ("*.tar", "*.part") for path in self.folder.glob(pattern)]
         found = sorted((stat.st_mtime, stat.st_size, path) for path in files if (stat := _stat(path)))
         size = sum(each for _, each, _ in found) + wanted
         for _, each, path in found:
-            if size <= self.most:
+            if size <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
             size -= each
@@ -180,12 +160,12 @@ class ShardCache:
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except FileNotFoundError:  # finished, or somebody else's and given up
+    except FileNotFoundError:  # another process finished or removed it
         return None
 
 
 def basename(url: str) -> str:
-    """Return the name of a shard's file, wherever in a URL or a command it stands.
+    """Return the file name of a shard in a URL or a command.
 
     >>> basename("pipe:curl -s http://host/train-000001.tar"), basename("a/val-0.tar")
     ('train-000001.tar', 'val-0.tar')
@@ -195,7 +175,7 @@ def basename(url: str) -> str:
 
 
 def _attempt(shard: Shard, part: Path) -> str | None:
-    """Fetch a shard; return why that failed."""
+    """Fetch a shard; return why that failed, or None."""
     digest = hashlib.sha256()
     with part.open("r+b") as file:
 
@@ -210,17 +190,17 @@ def _attempt(shard: Shard, part: Path) -> str | None:
         size = file.tell()
         file.truncate()
     if shard.bytes not in (None, size):
-        return f"{size} bytes came, the index says {shard.bytes}"
+        return f"{size} bytes were received, the index says {shard.bytes}"
     if shard.sha256 not in (None, digest.hexdigest()):
-        return f"what came has the SHA-256 {digest.hexdigest()}, the index says {shard.sha256}"
+        return f"its SHA-256 is {digest.hexdigest()}, the index says {shard.sha256}"
     return None
 
 
 def _receive(url: str, write: Callable[[bytes], object]) -> None:
-    """Hand on what comes from a URL, opened as WebDataset does.
+    """Pass the content of a URL, opened by WebDataset, to `write` block by block.
 
     Raises:
-        ConnectionError: nothing comes, or no more; an `OSError` of `write` is passed on.
+        ConnectionError: the download fails; an `OSError` of `write` is passed on.
     """
     opened = webdataset().gopen
     try:
@@ -232,8 +212,8 @@ def _receive(url: str, write: Callable[[bytes], object]) -> None:
     try:
         descriptor = source.stream.fileno()
         while True:
-            if not select.select([descriptor], [], [], PATIENCE)[0]:
-                raise ConnectionError(f"nothing came for {PATIENCE:.0f} s")
+            if not select.select([descriptor], [], [], TIMEOUT)[0]:
+                raise ConnectionError(f"no data for {TIMEOUT:.0f} s")
             block = os.read(descriptor, 1 << 20)
             if not block:
                 break
@@ -245,11 +225,15 @@ def _receive(url: str, write: Callable[[bytes], object]) -> None:
         source.stream.close()
     if code:
         curl = isinstance(process.args, list) and process.args[0] == "curl"
-        raise ConnectionError(_CURL.get(code, f"curl ended with {code}") if curl else f"its command ended with {code}")
+        raise ConnectionError(
+            _CURL.get(code, f"curl failed with exit code {code}")
+            if curl
+            else f"its command failed with exit code {code}"
+        )
 
 
 def webdataset() -> Any:
-    """Return the package.
+    """Import the optional package.
 
     Raises:
         InputError: it is not installed.

@@ -1,4 +1,4 @@
-"""Pairs in shards as a data set: read at any place, so that their order is free and a pass may begin anywhere."""
+"""Dataset of pairs in shards, with random access."""
 
 import threading
 from bisect import bisect_right
@@ -18,26 +18,25 @@ from genstab.data.shards.format import Shard, ShardFile
 from genstab.data.shards.sampler import Position
 from genstab.errors import InputError, check_choice
 
-_OFTEN = 3  # a shard that made room before it could be opened is fetched again, so often
+_ATTEMPTS = 3  # a fetched shard may be removed from the cache before it is opened: fetch it again, this often
 
 
 class ShardPairs(Dataset[dict[str, Any]]):
     """Read pairs out of shards as {"source": (C, H, W) float32 in [-1, 1], "target": likewise, "name": str}.
 
-    Shards that are not here are fetched when they are needed, or in the background where a `Position` or `in_order`
-    says which will be next. What is read, checked and resized, and what `on_error="skip"` does, is as with
-    `PairedImages`: it leaves out images that cannot be read or do not fit, and shards that are damaged.
-    One that cannot be fetched ends a training in any case.
+    Remote shards are fetched when they are needed, or ahead in the background if a `Position` or `in_order` tells which
+    is next. Images are read, checked and resized as by `PairedImages`. With `on_error="skip"`, images that cannot be
+    read or do not fit and damaged shards are skipped; a shard that cannot be fetched always raises an error.
 
     Args:
-        shards: in the order in which their pairs are counted.
-        cache: opens them.
+        shards: the shards; their order defines the indices of their pairs.
+        cache: opens the shards.
         direction, size, wanted, on_error: see `PairedImages`.
-        open_shards: how many are kept open.
-        in_order: whether they are read from the first pair to the last.
+        open_shards: number of shards that are kept open.
+        in_order: whether the pairs are read from first to last.
 
     Raises:
-        InputError: an unknown direction or `on_error`; on reading, as `ShardCache`, `ShardFile`, `decode_image` and
+        InputError: an unknown direction or `on_error`; when reading, as `ShardCache`, `ShardFile`, `decode_image` and
             `Wanted.check`.
 
     >>> len(ShardPairs([Shard("a.tar", 3), Shard("b.tar", 4)], ShardCache()))
@@ -67,7 +66,7 @@ class ShardPairs(Dataset[dict[str, Any]]):
         return self.ends[-1] if self.ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is open to this process."""
+        """Leave out open files and threads, which belong to this process."""
         return {**self.__dict__, "opened": OrderedDict(), "ahead": None}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -93,8 +92,8 @@ class ShardPairs(Dataset[dict[str, Any]]):
         raise InputError(f"none of the {len(self)} pairs can be read; {problems[0]}")
 
     def _item(self, file: ShardFile, number: int) -> dict[str, Any]:
-        found = file.places[number]
-        # Where messages say the images are.
+        found = file.pairs[number]
+        # Paths for messages.
         paths = [None if each is None else _path(file, each.name) for each in (found.a, found.b)]
         images = [
             None if each is None else decode_image(file.read(each), str(path))
@@ -104,12 +103,12 @@ class ShardPairs(Dataset[dict[str, Any]]):
         return item_of(pair, images[0], images[1], self.direction, self.size, self.wanted)  # type: ignore[arg-type]
 
     def _shard(self, number: int) -> ShardFile | InputError:
-        """Return an open shard, or what is wrong with it."""
+        """Return an open shard, or the error that opening it raised."""
         if number in self.opened:
             self.opened.move_to_end(number)
             return self.opened[number]
         shard = self.shards[number]
-        for _ in range(_OFTEN):
+        for _ in range(_ATTEMPTS):
             self.cache.fetch(shard)
             try:
                 self.opened[number] = self.cache.open(shard)
@@ -122,10 +121,12 @@ class ShardPairs(Dataset[dict[str, Any]]):
             if self.in_order:
                 self._fetch_ahead(number + 1)
             return self.opened[number]
-        raise InputError(f"data.cache={self.cache.folder} loses shards as fast as they come: set data.cache_gb higher")
+        raise InputError(
+            f"data.cache={self.cache.folder} removes shards before they are read: set data.cache_gb higher"
+        )
 
     def _fetch_ahead(self, number: int) -> None:
-        """Fetch the shard that will be wanted next while this one is read."""
+        """Fetch the next shard in the background while this one is read."""
         busy = self.ahead is not None and self.ahead.is_alive()
         if number < len(self.shards) and not busy and not is_local(self.shards[number].url):
             self.ahead = threading.Thread(target=self._quietly, args=(self.shards[number],), daemon=True)
@@ -135,7 +136,7 @@ class ShardPairs(Dataset[dict[str, Any]]):
         try:
             self.cache.fetch(shard)
         except InputError:
-            return  # whoever needs it will try again, and say so
+            return  # reading it will try again, and report the error
 
 
 def _path(file: ShardFile, member: str) -> Path:

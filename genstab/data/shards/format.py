@@ -1,4 +1,4 @@
-"""Shards: tar files of pairs, as WebDataset has them, read at any place; and the index of what they hold."""
+"""The format of shards: tar files of pairs, as WebDataset writes them, with random access; and their index."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a shard is, how many pairs it holds, and its bytes and SHA-256; None where that is not known."""
+    """A shard's URL, number of pairs, size in bytes and SHA-256; None if unknown."""
 
     url: str
     pairs: int
@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of a split, and where known the one size of its pairs, their least height and width, their channels.
+    """The shards of a split; if known, the size that all pairs share, the least height and width, and the channels.
 
     >>> Split([Shard("a.tar", 3), Shard("b.tar", 4)]).pairs
     7
@@ -46,20 +46,20 @@ class Split:
 
     @property
     def pairs(self) -> int:
-        """Return how many pairs there are."""
+        """Return the number of pairs."""
         return sum(shard.pairs for shard in self.shards)
 
 
 class Member(NamedTuple):
-    """A file in a shard: its name, and where its bytes are."""
+    """A file in a shard: its name, offset and size."""
 
     name: str
     offset: int
     size: int
 
 
-class Place(NamedTuple):
-    """A pair in a shard; `b` is None where one file holds both images side by side."""
+class ShardPair(NamedTuple):
+    """A pair in a shard; `b` is None if one file holds both images side by side."""
 
     name: str
     a: Member
@@ -67,7 +67,7 @@ class Place(NamedTuple):
 
 
 def key_of(name: str) -> str:
-    """Return what a pair is called in a shard, where a key ends at the first dot.
+    """Return the key of a pair in a shard: its name, with the characters that would end the key escaped.
 
     >>> key_of("1.5 m/é%"), unquote(key_of("1.5 m/é%"))
     ('1%2E5 m%2Fé%25', '1.5 m/é%')
@@ -76,18 +76,18 @@ def key_of(name: str) -> str:
 
 
 class ShardFile:
-    """An open shard: `places` are its pairs in the order of their first files, `size` its bytes.
+    """An open shard: `pairs` lists its pairs in the order of their first files, `size` is its size in bytes.
 
-    The members of a pair are KEY.a.EXT and KEY.b.EXT, or KEY.ab.EXT with A in its left half; others are left alone.
+    A pair has the members KEY.a.EXT and KEY.b.EXT, or KEY.ab.EXT with A in its left half; other members are ignored.
 
     Args:
-        path: a tar file without compression.
-        shard: what it should be.
-        name: what messages call it.
+        path: an uncompressed tar file.
+        shard: the index's entry for this shard, which is checked.
+        name: name of the shard in messages.
 
     Raises:
-        InputError: it is cut off, damaged, compressed, another one than the index says, or a pair is not whole.
-        FileNotFoundError: it is not there.
+        InputError: the file is cut off, damaged, compressed or not the one in the index, or a pair is incomplete.
+        FileNotFoundError: there is no such file.
     """
 
     def __init__(self, path: str | Path, shard: Shard, name: str) -> None:
@@ -96,19 +96,19 @@ class ShardFile:
             self.descriptor = os.open(path, os.O_RDONLY)
             self.size = os.fstat(self.descriptor).st_size
             check_bytes(name, self.size, shard)
-            self.places = _paired(name, list(self._members(self.size)))
+            self.pairs = _paired(name, list(self._members()))
         except FileNotFoundError:
             raise
         except OSError as error:
             raise InputError(f"cannot read {name}: {error.strerror}") from error
-        if shard.pairs not in (-1, len(self.places)):
-            raise InputError(f"{name} holds {len(self.places)} pairs, its index says {shard.pairs}")
+        if shard.pairs != len(self.pairs):
+            raise InputError(f"{name} holds {len(self.pairs)} pairs, its index says {shard.pairs}")
 
     def read(self, member: Member) -> bytes:
-        """Return the bytes of a file in it.
+        """Return the content of a member.
 
         Raises:
-            InputError: they cannot be read any more.
+            InputError: it cannot be read.
         """
         try:
             data = os.pread(self.descriptor, member.size, member.offset)
@@ -118,43 +118,26 @@ class ShardFile:
             raise InputError(f"{self.name} is cut off in {printable(member.name)}")
         return data
 
-    def _members(self, size: int) -> Iterator[Member]:
-        """Look at the headers only. (`tarfile` takes three times as long, and here it is every worker that looks.)"""
-        position = 0
-        while any(head := os.pread(self.descriptor, _BLOCK, position)):
-            try:
-                info = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-            except tarfile.HeaderError as error:
-                if head.startswith(b"\x1f\x8b"):
-                    raise InputError(f"{self.name} is compressed: pairs are read at any place, of plain tar") from error
-                where = f"is cut off at {size} bytes" if len(head) < _BLOCK else f"is damaged at byte {position}"
-                raise InputError(f"{self.name} {where}") from error
-            if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
-                yield from self._others(position)
-                return
-            start = position + _BLOCK
-            position = start + -(-info.size // _BLOCK) * _BLOCK
-            if position > size:
-                raise InputError(f"{self.name} is cut off at {size} bytes, in {printable(info.name)}")
-            if info.type != tarfile.DIRTYPE:
-                yield Member(info.name, start, info.size)
-        if position + _BLOCK > size:
-            raise InputError(f"{self.name} is cut off at {size} bytes, between two files")
-
-    def _others(self, position: int) -> Iterator[Member]:
-        """Go on where a header wants more than its block: a long name, or what other programs write."""
+    def _members(self) -> Iterator[Member]:
+        """List the files; `tarfile` ends without an error at a damaged header, so check that the end was reached."""
         with os.fdopen(os.dup(self.descriptor), "rb") as file:
-            file.seek(position)
             try:
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     for info in tar:
+                        if info.offset_data + info.size > self.size:
+                            raise InputError(f"{self.name} is cut off at {self.size} bytes, in {printable(info.name)}")
                         if info.isreg():
                             yield Member(info.name, info.offset_data, info.size)
-                    end = os.pread(self.descriptor, _BLOCK, tar.offset)  # of which tarfile says nothing
+                    end = tar.offset
             except (tarfile.TarError, ValueError, OverflowError) as error:
+                if os.pread(self.descriptor, 2, 0) == b"\x1f\x8b":
+                    raise InputError(f"{self.name} is compressed: shards must be plain tar files") from error
                 raise InputError(f"{self.name} is damaged or cut off: {error}") from error
-        if len(end) < _BLOCK or any(end):
-            raise InputError(f"{self.name} is cut off at {self.size} bytes, or damaged")
+        block = os.pread(self.descriptor, _BLOCK, end)
+        if len(block) < _BLOCK:
+            raise InputError(f"{self.name} is cut off at {self.size} bytes")
+        if any(block):
+            raise InputError(f"{self.name} is damaged at byte {end}")
 
     def __del__(self) -> None:
         with suppress(OSError):
@@ -162,12 +145,12 @@ class ShardFile:
 
 
 def check_bytes(name: str, size: int, shard: Shard) -> None:
-    """Raise an `InputError` for a shard that has not the size that its index says."""
+    """Raise an `InputError` if the size of a shard differs from its index."""
     if shard.bytes not in (None, size):
-        raise InputError(f"{name} has {size} bytes, its index says {shard.bytes}: it is cut off, or another one")
+        raise InputError(f"{name} has {size} bytes, its index says {shard.bytes}: it is cut off, or another file")
 
 
-def _paired(name: str, members: list[Member]) -> list[Place]:
+def _paired(name: str, members: list[Member]) -> list[ShardPair]:
     sides: dict[str, dict[str, Member]] = {}
     for member in members:
         folder, slash, file = member.name.rpartition("/")
@@ -186,25 +169,25 @@ def _paired(name: str, members: list[Member]) -> list[Place]:
         if found.keys() not in ({"a", "b"}, {"ab"}):
             has = ", ".join(printable(member.name) for member in found.values())
             raise InputError(f"{name}: a pair is KEY.a.png and KEY.b.png, or KEY.ab.png alone; found {has}")
-        places.append(Place(printable(unquote(key)), found.get("a") or found["ab"], found.get("b")))
+        places.append(ShardPair(printable(unquote(key)), found.get("a") or found["ab"], found.get("b")))
     return places
 
 
 def parse_index(text: bytes, where: str, url_of: Callable[[str], str]) -> Mapping[str, Split]:
-    """Return the splits that an index lists.
+    """Return the splits of an index.
 
     Args:
-        text: of `index.json`.
-        where: it is, for messages.
-        url_of: from a file's name to where it is.
+        text: content of `index.json`.
+        where: path or URL of the index, for messages.
+        url_of: maps the name of a shard to its URL.
 
     Raises:
-        InputError: it is none.
+        InputError: the content is not a valid index.
 
     >>> parse_index(b"{}", "index.json", str)
     Traceback (most recent call last):
     ...
-    genstab.errors.InputError: index.json is no index of shards: 'kind'
+    genstab.errors.InputError: index.json is not an index of shards: 'kind'
     """
     try:
         content = json.loads(text)
@@ -212,14 +195,14 @@ def parse_index(text: bytes, where: str, url_of: Callable[[str], str]) -> Mappin
             raise ValueError(f"its kind is {content['kind']!r}, not {KIND!r}")
         return {name: _split(split, url_of) for name, split in content["splits"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} is no index of shards: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where} is not an index of shards: {' '.join(str(error).split())}") from error
 
 
 def _split(split: Mapping[str, Any], url_of: Callable[[str], str]) -> Split:
     shards = []
     for shard in split["shards"]:
         if not re.fullmatch(r"[\w-]+\.tar", shard["name"]):  # one that leaves the folder, or a command
-            raise ValueError(f"{shard['name']!r} is no name of a shard")
+            raise ValueError(f"{shard['name']!r} is not the name of a shard")
         shards.append(Shard(url_of(shard["name"]), int(shard["pairs"]), int(shard["bytes"]), str(shard["sha256"])))
     keys = ("size", "least", "channels")
     size, least, channels = (None if (two := split[key]) is None else (int(two[0]), int(two[1])) for key in keys)

@@ -1,4 +1,4 @@
-"""The order of training data in shards: mixed over some of them at a time, so that few have to be at hand."""
+"""The order of training data in shards: a few shards are mixed at a time, so that only these must be in the cache."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from genstab.data.sampler import EpochSampler
 
 
 class Position(int):
-    """A position in the data set that says which shard will be wanted after the one it lies in.
+    """A position in the dataset with the number of the shard that is read after its own.
 
     >>> Position(3, ahead=7) + 1, Position(3, ahead=7).ahead
     (4, 7)
@@ -20,24 +20,23 @@ class Position(int):
     ahead: int
 
     def __new__(cls, value: int, ahead: int) -> "Position":
-        """Make an integer, and keep the shard with it."""
+        """Create the position `value`; `ahead` is the number of the shard."""
         self = super().__new__(cls, value)
         self.ahead = ahead
         return self
 
     def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # it takes two
-        """Let it pass to a loader's worker."""
+        """Support pickling, for the workers of a loader."""
         return int(self), self.ahead
 
 
 def mixed(lengths: Sequence[int], window: int, generator: torch.Generator) -> Tensor:
-    """Draw an order of all pairs that needs at most `window` shards at a time.
+    """Draw an order of all pairs in which about `window` shards are in use at a time.
 
-    The shards are put into a random order. Shard number n of it has its pairs at random places in the stretch from n to
-    n + window, so that one shard after the other is begun and done with. Where there are no more shards than `window`,
-    every order of the pairs is equally likely.
+    The shards are shuffled; the pairs of the nth shard get random keys from n to n + window, and all pairs are sorted
+    by their keys. With at most `window` shards, every order of the pairs is equally likely.
 
-    Shape: → (sum of lengths,), positions counted through all shards.
+    Shape: → (sum of lengths,), positions of the pairs.
 
     >>> mixed([2, 3, 1], window=1, generator=torch.Generator().manual_seed(0))
     tensor([5, 1, 0, 3, 4, 2])
@@ -54,13 +53,13 @@ def mixed(lengths: Sequence[int], window: int, generator: torch.Generator) -> Te
 
 
 class ShardSampler(EpochSampler):
-    """An `EpochSampler` of pairs in shards, drawn by `mixed` from `seed + epoch` alone.
+    """An `EpochSampler` of pairs in shards, in the order of `mixed`.
 
-    The first position in each shard that this process meets says which one it will meet next, as a `Position`.
+    The first position in each shard is a `Position`, which names the shard that this process reads next.
 
     Args:
-        lengths: the pairs of each shard.
-        window: how many shards are mixed.
+        lengths: number of pairs of each shard.
+        window: number of shards that are mixed.
         batch_size, processes, rank, seed: see `EpochSampler`.
 
     >>> list(ShardSampler([2, 3, 1], window=1, batch_size=2))
@@ -76,18 +75,18 @@ class ShardSampler(EpochSampler):
         rank: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(range(sum(lengths)), batch_size, processes, rank, seed)  # type: ignore[arg-type]  # has a length
+        super().__init__(range(sum(lengths)), batch_size, processes, rank, seed)  # type: ignore[arg-type]  # a Sized dataset
         self.lengths, self.window = list(lengths), window
         digest = hashlib.sha256(" ".join(map(str, self.lengths)).encode()).hexdigest()[:8]
         self.kind = f"{len(self.lengths)} shards {digest}, window {window}"
         self.ends = torch.tensor(list(accumulate(lengths)))
 
     def permutation(self, generator: torch.Generator) -> Tensor:
-        """Return all positions of an epoch."""
+        """Draw the positions of an epoch."""
         return mixed(self.lengths, self.window, generator)
 
     def __iter__(self) -> Iterator[int]:
-        """Return this process's positions in the data set."""
+        """Return the positions of this process."""
         positions = list(super().__iter__())
         shards = torch.searchsorted(self.ends, torch.tensor(positions), right=True).tolist()
         met = list(dict.fromkeys(shards))

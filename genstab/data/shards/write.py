@@ -1,4 +1,4 @@
-"""Pairs in folders to shards, checked on the way: the same folders give the same bytes."""
+"""Write pairs in folders to shards, and check them: the same folders give the same bytes."""
 
 import hashlib
 import os
@@ -27,14 +27,14 @@ CHECKS = ("fast", "full")
 
 @dataclass
 class Written:
-    """How many pairs and shards each split got, and what was left out, with the reason."""
+    """Number of pairs and shards of each split, and the pairs left out, with the reason."""
 
     pairs: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def summary(self, output: str | Path) -> str:
-        """Say in one line what was done.
+        """Return a summary in one line.
 
         >>> Written({"train": 3}, {"train": 1}).summary("out")
         'out: 3 pairs for train in 1 shards'
@@ -51,21 +51,21 @@ def write_shards(
     check: str = "full",
     on_error: str = "raise",
 ) -> Written:
-    """Make shards and their index of the pairs in a folder; `output` appears when all is written.
+    """Write the pairs in a folder to shards with an index; `output` appears when everything is written.
 
-    The files go into the shards as they are. The training pairs are dealt in a random order, so that each shard is like
-    the whole; those for validation stay in the order of their names.
+    The files are stored unchanged. Training pairs are shuffled, so that each shard is a sample of the whole dataset;
+    validation pairs stay in the order of their names.
 
     Args:
-        root: folder with pairs for training and for validation, as `genstab.data.pairs.find_pairs` finds them.
+        root: folder with training and validation pairs, see `genstab.data.pairs.find_pairs`.
         output: a new or an empty folder.
-        size: megabytes of a shard at most; a pair that is larger has one of its own.
-        seed: of the random order; None: by name.
+        size: largest size of a shard in megabytes; a larger pair gets a shard of its own.
+        seed: seed of the random order; None keeps the order of the names.
         check: `full` decodes every image, `fast` reads its header.
-        on_error: at a pair that cannot be read or does not fit, `raise`, or `skip`: leave it out.
+        on_error: if a pair cannot be read or does not fit, `raise` an error or `skip` the pair.
 
     Raises:
-        InputError: there are no pairs, `output` holds something or cannot be written, WebDataset is not installed, a
+        InputError: there are no pairs, `output` is not empty or cannot be written, WebDataset is not installed, or a
             pair cannot be read or has other channels than the first one.
     """
     if not (seed is None or isinstance(seed, int)):
@@ -90,7 +90,7 @@ def write_shards(
         scratch = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
         try:
             written = _write(pairs, scratch, 1e6 * size, seed, check == "full", on_error == "skip")
-            scratch.chmod(0o755)  # a temporary folder is only for its owner
+            scratch.chmod(0o755)  # mkdtemp makes it private
             os.replace(scratch, output)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -101,7 +101,7 @@ def write_shards(
 
 @dataclass
 class _Read:
-    """The files of a pair by what their names end with; where they were, its (H, W) and channels."""
+    """The files of a pair by the end of their names; the pair, its (H, W) and its channels."""
 
     pair: Pair
     files: dict[str, bytes]
@@ -127,7 +127,9 @@ def _write(
                         raise read
                     channels = channels or read.channels
                     if read.channels != channels:
-                        raise InputError(f"{read.pair.a}: A and B have {read.channels} channels, before it {channels}")
+                        raise InputError(
+                            f"{read.pair.a}: A and B have {read.channels} channels, the pairs before have {channels}"
+                        )
                 except InputError as error:
                     if not skip:
                         raise
@@ -146,7 +148,7 @@ def _write(
 
 
 def _read(pairs: Sequence[Pair], full: bool) -> Iterator[_Read | InputError]:
-    """Read pairs in their order, some at a time, each in a thread."""
+    """Read pairs in order, with a thread pool."""
     with ThreadPoolExecutor() as pool:
         waiting = iter(pairs)
         while some := list(islice(waiting, 32)):
@@ -174,7 +176,7 @@ def _read_one(pair: Pair, full: bool) -> _Read | InputError:
 
 
 class _Writer:
-    """Shards of a split, one after the other, and what the index says of them."""
+    """Writes the shards of a split one after the other, and collects their entries for the index."""
 
     def __init__(self, folder: Path, split: str, most: float) -> None:
         self.folder, self.split, self.most = folder, split, most
@@ -189,21 +191,21 @@ class _Writer:
         self.close()
 
     def add(self, read: _Read) -> None:
-        """Add a pair, to a new shard where it would not fit."""
+        """Add a pair, to a new shard if it does not fit into the current one."""
         size = sum(512 + -(-len(data) // 512) * 512 for data in read.files.values())
         if self.tar is not None and self.size + size > self.most:
             self.close()
         if self.tar is None:
             self.size, self.first = 0, self.pairs
             self.file = (self.folder / f"{self.split}-{len(self.shards):06d}.tar").open("wb")
-            # Nothing in it that changes from one time to the next; names of any length and alphabet.
+            # No times or owners, so that the bytes do not change; pax allows names of any length and alphabet.
             options: dict[str, Any] = {"mtime": 0, "user": "", "group": "", "format": "PAX_FORMAT"}
             self.tar = webdataset().TarWriter(self.file, encoder=False, **options)
         self.tar.write({"__key__": key_of(read.pair.name), **read.files})
         self.size, self.pairs = self.size + size, self.pairs + 1
 
     def close(self) -> None:
-        """End a shard, if there is one."""
+        """Finish the current shard."""
         if self.tar is None:
             return
         self.tar.close()

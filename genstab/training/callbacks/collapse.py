@@ -1,4 +1,4 @@
-"""What a training does that its losses alone do not show: a discriminator that gave up, outputs that are all alike."""
+"""Warn of mode collapse and of a discriminator that is never wrong or only guesses."""
 
 import math
 from collections import deque
@@ -16,29 +16,28 @@ from genstab.evaluation.verdict import SAME
 from genstab.training.losses import CHANCE
 
 WINS, GUESSES = 0.01, 0.99
-"""Mean loss of the discriminator by that of one that guesses: below, it is never wrong; from there on, it guesses.
+"""Mean loss of the discriminator relative to guessing: below `WINS` it is never wrong, from `GUESSES` on it guesses.
 
-Over any 200 batches, trainings on the embedded façades that did well had 7 to 50 % (bce) and 6 to 91 % (lsgan)."""
+Successful trainings on the embedded façades had 7 to 50 % (bce) and 6 to 91 % (lsgan) over any 200 batches."""
 VALIDATIONS = 3
-"""So many in a row must find the outputs alike: a young generator's are."""
+"""Number of consecutive validations with similar outputs before a warning; early outputs are always similar."""
 
 
 class CollapseWatch(Callback):
-    """Warn once of each sign that a GAN has collapsed, with the number that shows it.
+    """Warn once of each sign that a GAN has collapsed.
 
     - The discriminator is never wrong: the mean of `loss_d` over the last `window` batches is below 1 % of that of a
-      discriminator that guesses (ln 2 for `bce`, 1/4 for `lsgan`). It teaches the generator nothing more.
-    - The discriminator guesses: that mean is 99 % or more, after the first `window` batches, in which it learns to see.
-      One whose answer never changes cannot have less, whatever its answer.
-    - The generator draws one picture: the outputs of different images differ by less than 1 % of the value range in
-      three validations in a row, after `window` batches, and their targets by more than ten times as much.
+      discriminator that guesses (ln 2 for `bce`, 1/4 for `lsgan`), so that the generator learns nothing from it.
+    - The discriminator guesses: that mean is 99 % or more, not counting the first `window` batches.
+    - The generator ignores its input: the outputs for different images differ by less than 1 % of the value range in
+      three consecutive validations, after `window` batches, and the targets by more than ten times as much.
 
     Logs in validation, as shares of the value range: `val/output_spread`, the root mean square distance between outputs
-    of different images, and `val/output_std`, the standard deviation within an output; they do not depend on the number
-    of processes or the batch size. The losses are looked at every `log_every_n_steps` batches: no step waits for them.
+    for different images, and `val/output_std`, the standard deviation within an output. They do not depend on the
+    number of processes or the batch size. Losses are read from the device every `log_every_n_steps` batches.
 
     Args:
-        window: batches.
+        window: number of batches over which the loss is averaged.
 
     Raises:
         InputError: the window is not at least 1.
@@ -56,44 +55,47 @@ class CollapseWatch(Callback):
         self._outputs, self._targets = Spread(), Spread()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen and said so far, for the checkpoint."""
-        self._look()
+        """Return the losses, counts and warnings so far, for the checkpoint."""
+        self._fetch_losses()
         return {"said": self.said, "alike": self.alike, "batches": self.batches, "losses": list(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what a checkpoint has seen; what it has said is not said again."""
+        """Restore the state of a checkpoint; its warnings are not repeated."""
         self.said, self.alike, self.batches = dict(state_dict["said"]), state_dict["alike"], state_dict["batches"]
         self._losses.extend(state_dict["losses"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the discriminator's loss, and look at it now and then."""
+        """Record the discriminator's loss, and check it every `log_every_n_steps` batches."""
         if isinstance(outputs, Mapping) and "loss_d" in outputs:
             self._recent.append(outputs["loss_d"].detach())
             if len(self._recent) >= max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]  # set elsewhere
-                self._look()
-                self._judge_discriminator(getattr(pl_module, "gan_loss", "bce"))
+                self._fetch_losses()
+                self._check_discriminator(getattr(pl_module, "gan_loss", "bce"))
 
-    def _look(self) -> None:
-        """Fetch the losses from the device."""
+    def _fetch_losses(self) -> None:
+        """Read the losses from the device."""
         if self._recent:
             self.batches += len(self._recent)
             self._losses.extend(filter(math.isfinite, torch.stack(self._recent).tolist()))
             self._recent = []
 
-    def _judge_discriminator(self, kind: str) -> None:
+    def _check_discriminator(self, kind: str) -> None:
         if len(self._losses) < (window := self._losses.maxlen or 0):
             return
         mean, chance = sum(self._losses) / window, CHANCE[kind]
-        shown = f"its loss has a mean of {mean:.2g} over {window} batches, {100 * mean / chance:.3g} % of guessing's"
+        shown = f"its loss has a mean of {mean:.2g} over {window} batches, {100 * mean / chance:.3g} % of guessing"
         if mean < WINS * chance:
-            self._say("wins", f"the discriminator is never wrong: {shown} {chance:.2g}; it teaches nothing any more")
+            self._warn_once(
+                "wins",
+                f"the discriminator is never wrong: {shown} ({chance:.2g}); the generator learns nothing from it",
+            )
         elif mean >= GUESSES * chance and self.batches >= 2 * window:
-            self._say("guesses", f"the discriminator tells outputs from targets no better than chance: {shown}")
+            self._warn_once("guesses", f"the discriminator tells outputs from targets no better than chance: {shown}")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the statistics of the outputs."""
         self.seen = 0
         self._outputs, self._targets = Spread(), Spread()
 
@@ -106,7 +108,7 @@ class CollapseWatch(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add the outputs that `validation_step` returns, and the targets."""
+        """Add the outputs of `validation_step`, and the targets."""
         if dataloader_idx or not isinstance(outputs, Tensor) or outputs.ndim != 4:
             return
         positions = dataset_positions(
@@ -119,37 +121,37 @@ class CollapseWatch(Callback):
             self._targets.add(batch["target"][counted])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log how much the outputs differ, over all processes, and judge the generator."""
+        """Log how much the outputs differ over all processes, and check the generator."""
         outputs, targets = self._outputs.compute(pl_module.device), self._targets.compute(pl_module.device)
         found = dict(zip(("val/output_spread", "val/output_std"), outputs, strict=True))
         known = {key: value for key, value in found.items() if value is not None}
-        # Every process holds the same value: the mean changes nothing and says so to Lightning.
+        # Every process has the same value; sync_dist avoids a warning of Lightning.
         pl_module.log_dict(known, sync_dist=True)
         if trainer.global_step < (self._losses.maxlen or 0) or outputs[0] is None or targets[0] is None:
             return
         spread, wanted = 100 * outputs[0], 100 * targets[0]
         self.alike = self.alike + 1 if outputs[0] < SAME and targets[0] > 10 * outputs[0] else 0
         if self.alike >= VALIDATIONS:
-            differ = f"its outputs of different images differ by {spread:.2g} % of the value range"
-            self._say("constant", f"the generator draws one picture: {differ}, their targets by {wanted:.2g} %")
+            differ = f"its outputs for different images differ by {spread:.2g} % of the value range"
+            self._warn_once("constant", f"the generator ignores its input: {differ}, their targets by {wanted:.2g} %")
 
-    def _say(self, kind: str, text: str) -> None:
+    def _warn_once(self, kind: str, text: str) -> None:
         if kind not in self.said:
             self.said[kind] = text
             rank_zero_warn(text)
 
 
 class Spread:
-    """How far images (C, H, W) lie apart, and how much each varies, as shares of the range of 2; in float64.
+    """The root mean square distance between images and the standard deviation within them, relative to the range 2.
 
     >>> spread = Spread()
-    >>> spread.add(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1))  # opposite ends, each plain
+    >>> spread.add(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1))  # black and white
     >>> spread.compute(torch.device("cpu"))
     (1.0, 0.0)
     """
 
     def __init__(self) -> None:
-        # for each shape the sum of the images and of their squares; and how many there are, and their deviations
+        # for each shape the sums of the images and of their squares; the number of images and the sum of deviations
         self.sums: dict[tuple[int, ...], Tensor] = {}
         self.counts: dict[tuple[int, ...], Tensor] = {}
 
@@ -166,12 +168,12 @@ class Spread:
         self.sums[shape] = self.sums[shape] + sums if shape in self.sums else sums
 
     def compute(self, device: torch.device) -> tuple[float | None, float | None]:
-        """Return both, of all processes, each of which must call this; the first of the most common shape.
+        """Return both over all processes, each of which must call this; the distance is for the most common shape.
 
         Args:
             device: where the processes exchange tensors.
         """
-        # a process may have seen no image of a shape, or none at all
+        # a process may have no images of a shape
         shapes = sorted(set().union(*all_gathered(list(self.sums))))
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         best, total, deviations = None, 0.0, 0.0

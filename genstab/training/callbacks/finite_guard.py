@@ -1,4 +1,4 @@
-"""A training whose numbers are no longer finite: stopped before a checkpoint is written over, or stepped over."""
+"""Stop a training with NaN or infinite losses or weights before a checkpoint is overwritten, or skip such updates."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,16 +17,16 @@ from genstab.errors import InputError, check_choice
 
 ON_NAN = ("stop", "skip")
 MOST_IN_A_ROW = 100
-"""Updates left out one after the other, after which a training stops: it will not mend."""
+"""Number of consecutive skipped updates after which the training stops."""
 
 
 class NotFiniteError(InputError):
-    """A training whose numbers are no longer finite; the command line prints it as one line."""
+    """A loss, gradient or weight is NaN or infinite; the command line prints the message as one line."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is not finite: at which step, which of its losses (counted from 0), in a batch of which images.
+    """A value that is not finite: its step, description, the index of the loss and the names of the images.
 
     >>> print(Found(7, "loss_d is nan", names=["a.png"]))
     loss_d is nan at step 7 (a.png)
@@ -42,23 +42,23 @@ class Found:
 
 
 class FiniteGuard(Callback):
-    """Stop a training whose losses or weights are not finite, or leave out such updates.
+    """Stop training when a loss or weight is not finite, or skip such updates.
 
-    The message names the loss, the step, the images of that batch and the last checkpoint with finite weights; nothing
-    is saved after it. It works in any LightningModule whose `training_step` returns its losses, a tensor or a dict.
+    The error names the loss, the step, the images of the batch and the last checkpoint with finite weights; no further
+    checkpoint is saved. Works with any LightningModule that returns a loss or a dict of losses from `training_step`.
 
-    `stop` costs nothing that can be measured: losses are kept where they are and looked at every `log_every_n_steps`
-    batches, before a validation and at the end of an epoch; weights are looked at when a checkpoint is written. The
-    step and the images named are those of the first bad loss all the same. `skip` looks at every update before it is
-    made, so that the device is waited for twice a batch, and puts back what the batch did to BatchNorm's statistics;
-    every process leaves out the same update. Under float16 a scaler leaves such updates out anyway, in either mode.
+    With `stop`, losses are checked every `log_every_n_steps` batches, before validation and at the end of an epoch,
+    weights when a checkpoint is saved; this takes no measurable time, and the error still names the first bad step.
+    With `skip`, every update is checked before it is made, which synchronizes with the device twice per batch, and the
+    BatchNorm statistics are restored; all processes skip the same update. With float16, the gradient scaler skips such
+    updates in either mode.
 
     Args:
-        on_nan: `stop`, or `skip` to go on; a hundred left out in a row stop the training, too.
+        on_nan: `stop`, or `skip` to continue; 100 consecutive skipped updates stop the training, too.
 
     Raises:
         InputError: an unknown `on_nan`.
-        NotFiniteError: in training.
+        NotFiniteError: while training, if a value is not finite.
 
     >>> FiniteGuard("skip").left_out
     []
@@ -75,35 +75,35 @@ class FiniteGuard(Callback):
         self._before: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was left out, for the checkpoint."""
+        """Return the skipped updates, for the checkpoint."""
         return {"left_out": self.left_out}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the list of a checkpoint."""
+        """Restore the skipped updates of a checkpoint."""
         self.left_out = list(state_dict["left_out"])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the statistics that a bad batch would spoil; only with `skip`."""
+        """With `skip`, save the BatchNorm statistics."""
         if self.on_nan == "skip":
             self._bad = False
             self._before = [buffer.clone() for buffer in _statistics(pl_module)]
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Remember whether the loss is finite; only with `skip`."""
+        """With `skip`, check whether the loss is finite."""
         self._finite = loss.detach().isfinite().all() if self.on_nan == "skip" else None
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Take away gradients that, or whose loss, are not finite: without any, an optimizer changes nothing.
+        """With `skip`, set gradients to None if they or the loss are not finite, so that the optimizer does nothing.
 
-        Only with `skip`. The loss tells more: where a target is NaN, the gradient of |output − target| is zero.
+        The loss is checked too, since for a NaN target the gradient of |output − target| is zero.
         """
         if self._finite is None or _scaler(trainer) is not None:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         finite = self._finite & _sum(gradients, self._finite.device).isfinite()
-        if trainer.world_size > 1:  # a loss is each process's own
+        if trainer.world_size > 1:  # each process has its own loss
             whole = finite.int()
             torch.distributed.all_reduce(whole, torch.distributed.ReduceOp.MIN)
             finite = whole.bool()
@@ -114,7 +114,7 @@ class FiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the losses, and look at them now and then."""
+        """Record the losses, and check them every `log_every_n_steps` batches."""
         step = trainer.fit_loop.total_batch_idx
         self._recent.append((step, _names(batch), _losses(outputs)))
         if self.on_nan == "skip":
@@ -123,21 +123,21 @@ class FiniteGuard(Callback):
             self._check(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before a validation that would measure nothing."""
+        """Check before a validation."""
         self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look before the checkpoint callbacks do their work, which come last."""
+        """Check before the checkpoint callbacks, which run last."""
         self._check(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save no weights that are not finite."""
-        if not _whole(pl_module):
+        """Refuse to save weights that are not finite."""
+        if not _is_finite(pl_module):
             found = _first_bad(self._recent)
             raise _error(trainer, found or Found(trainer.fit_loop.total_batch_idx, "a weight is not finite"))
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if a loss since the last look is not finite, in any process; all of them look at the same steps."""
+        """Stop if a loss since the last check is not finite on any process; all of them check at the same steps."""
         recent, self._recent = self._recent, []
         if not recent:
             return
@@ -150,37 +150,37 @@ class FiniteGuard(Callback):
             raise _error(trainer, found)
 
     def _step_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note an update that was left out, and put back the statistics."""
+        """Record a skipped update, and restore the statistics."""
         found = _first_bad(self._recent)
         ((step, names, _),), self._recent = self._recent, []
         scaler = _scaler(trainer)
         if not (self._bad or (scaler is not None and found)):
             self.in_a_row = 0
-            if found:  # a bad number that no gradient comes from
+            if found:  # a bad loss that has no gradient
                 raise _error(trainer, found)
             return
         for buffer, before in zip(_statistics(pl_module), self._before, strict=True):
             buffer.copy_(before)
         if scaler is None and trainer.world_size > 1:
             found = _merged(all_gathered(found))
-        found = found or Found(step, "a gradient is not finite", names=names)  # every loss is
+        found = found or Found(step, "a gradient is not finite", names=names)
         self.in_a_row += 1
         if self.in_a_row >= MOST_IN_A_ROW:
-            what = f"{found.what}, the last of {self.in_a_row} updates left out in a row,"
+            what = f"{found.what}, the last of {self.in_a_row} consecutive skipped updates,"
             raise _error(trainer, replace(found, what=what))
         self.left_out.append({"step": step, "images": found.names, "reason": found.what})
-        rank_zero_warn(f"on_nan=skip leaves out an update: {found}")
+        rank_zero_warn(f"on_nan=skip skips an update: {found}")
 
 
 def _sum(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """Add everything up: what is not finite stays so; 16 times as fast on a CPU as to look for the largest."""
+    """Return the sum of all gradients, which is finite if they are; on a CPU 16 times as fast as their maximum."""
     zero = torch.zeros((), device=device)
     sums = [each.sum(dtype=torch.promote_types(each.dtype, torch.float32)).to(zero) for each in gradients]
     return torch.stack([zero, *sums]).sum()
 
 
 def _losses(outputs: Any) -> dict[str, Tensor]:
-    """Return the losses that a training step returned."""
+    """Return the losses in the output of a training step."""
     found = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
     return {key: value.detach() for key, value in found.items() if isinstance(value, Tensor) and value.numel() == 1}
 
@@ -191,7 +191,7 @@ def _names(batch: Any) -> list[str]:
 
 
 def _first_bad(recent: list[tuple[int, list[str], dict[str, Tensor]]]) -> Found | None:
-    """Return the first loss that is not finite; waits for the device once."""
+    """Return the first loss that is not finite, with one synchronization of the device."""
     losses = [
         (step, names, place, key, loss)
         for step, names, each in recent
@@ -206,7 +206,7 @@ def _first_bad(recent: list[tuple[int, list[str], dict[str, Tensor]]]) -> Found 
 
 
 def _merged(found: list[Found | None]) -> Found | None:
-    """Join what several processes found first; a step's first bad loss spoils the later ones of all processes."""
+    """Merge the findings of the processes for the earliest bad loss, which makes later losses bad, too."""
     first = min(((each.step, each.place) for each in found if each), default=None)
     culprits = [each for each in found if each and (each.step, each.place) == first]
     return replace(culprits[0], names=[name for each in culprits for name in each.names]) if culprits else None
@@ -215,12 +215,12 @@ def _merged(found: list[Found | None]) -> Found | None:
 def _error(trainer: Trainer, found: Found) -> NotFiniteError:
     path = last_checkpoint(trainer)
     kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
-    cure = "a lower model.lr may help, or on_nan=skip where single images are to blame"
+    cure = "a lower model.lr may help, or on_nan=skip if single images cause it"
     return NotFiniteError(f"{found}: training stopped, {kept}; {cure}")
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
-    """Return the newest checkpoint of this training, else what it went on from; None where there is neither.
+    """Return the newest checkpoint of this training, or the one it was resumed from, or None.
 
     >>> last_checkpoint(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)) is None
     True
@@ -241,13 +241,13 @@ def _scaler(trainer: Trainer) -> Any:
 
 
 def _statistics(module: LightningModule) -> Iterator[Tensor]:
-    """The buffers that a forward pass changes and a checkpoint keeps."""
+    """Return the persistent buffers, which a forward pass may change."""
     kept = module.state_dict(keep_vars=True).keys()
     return (buffer for name, buffer in module.named_buffers() if name in kept)
 
 
-def _whole(module: LightningModule) -> bool:
-    """Whether all parameters are finite and no statistic is NaN; a mask of −∞ is none."""
+def _is_finite(module: LightningModule) -> bool:
+    """Return whether all parameters are finite and no buffer is NaN; a buffer may hold a mask of −∞."""
     tests = [parameter.isfinite().all() for parameter in module.parameters()]
     tests += [buffer.isnan().logical_not().all() for buffer in _statistics(module)]
     return not tests or bool(torch.stack(tests).all())
