@@ -118,13 +118,16 @@ class ShiftStability(Callback):
         named = dict(zip(positions.tolist(), names_of(batch, positions), strict=True))
         positions = positions[counted]
         self._named.update({place: named[place] for place in positions.tolist() if place < MOST_COLUMNS})
-        # a training that diverges logs NaN and goes on
-        options: dict[str, Any] = {"margin": self.margin, "multiple": self.multiple, "check_finite": False}
+        options: dict[str, Any] = {
+            "margin": self.margin,
+            "forward_batch": self.forward_batch,
+            "multiple": self.multiple,
+            "check_finite": False,  # a training that diverges logs NaN and goes on
+        }
         with inference(submodule(pl_module, self.generator)) as generate:
-            whole = not all(PROTOCOLS[protocol].windows for protocol in self.shifts)
-            output = in_chunks(generate, source, self.forward_batch) if whole else None  # once for all protocols
+            if not all(PROTOCOLS[protocol].windows for protocol in self.shifts):
+                options["output"] = in_chunks(generate, source, self.forward_batch)  # once for all protocols
             for protocol, shifts in self.shifts.items():
-                options |= {"forward_batch": self.forward_batch, "output": output}
                 pairs = shift_pairs(generate, source, shifts, protocol, **options)
                 for index, (_, *pair_and_mask) in enumerate(pairs):
                     self.sums[protocol].update(index, positions, *squared_error(*pair_and_mask))
