@@ -61,7 +61,7 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: Mea
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     in_range = value_range(model, *options.value_range) if tuple(options.value_range) != (-1, 1) else nullcontext()
-    # One call of `inference` for all parts: a generator that draws random numbers never draws the same ones again.
+    # One stream of random numbers: what all parts compare with G(x) never repeats the draws of G(x).
     with in_range, _same_buffers(model), inference(model, options.dtype) as call:
         results = _Measurement(model, call, folder, options).run(dataset)
     write_json(folder / MEASUREMENTS, results.measurements)
