@@ -85,7 +85,7 @@ def _listed(values: Any) -> str:
 
 
 def _check(options: argparse.Namespace) -> torch.device:
-    """Raise an `InputError` for what argparse cannot check; return the device."""
+    """Check what argparse cannot; return the device."""
     for batch in options.batch:
         check_counts(batch=batch)
     check_counts(channels=options.channels)
@@ -157,7 +157,7 @@ RUN = {"layers": _layers, "step": _steps, "guards": _guards}
 
 
 def _every_compilation() -> AbstractContextManager[None]:
-    """Let Dynamo compile each of the compared modules; after eight of a kind it would go on without compiling."""
+    """Raise Dynamo's limit of recompilations, so that each of the compared modules is compiled."""
     import torch._dynamo  # slow to import
 
     patched: AbstractContextManager[None] = torch._dynamo.config.patch(
@@ -167,7 +167,7 @@ def _every_compilation() -> AbstractContextManager[None]:
 
 
 def _notes(report: Report) -> list[str]:
-    """Return what a reader must know beside the tables: machine, versions, and what was not measured."""
+    """Return notes for the tables: machine, versions, and what was not measured."""
     facts = report["machine"]
     processor = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads of torch, {facts['system']}"
     speed = f"copies {facts['copy_gigabytes_per_second']:.1f} GB/s (read and written)"
@@ -196,7 +196,7 @@ def sheets(report: Report) -> list[Sheet]:
 
 
 def markdown(report: Report) -> str:
-    """Return the tables with the command that made them, the long one folded away."""
+    """Return the tables as Markdown with the command that made them, the long one collapsed."""
     short, *details = (sheet.markdown() for sheet in sheets(report))
     parts = [f"```\n{report['command']}\n```", "  \n".join(_notes(report)), short]
     parts += [f"<details><summary>Details</summary>\n\n{detail}\n\n</details>" for detail in details]

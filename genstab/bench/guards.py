@@ -1,4 +1,4 @@
-"""What the checks of a training cost: blocks of batches with all of them and with none, in turn in one training."""
+"""The cost of the checks in a training: blocks of batches with and without them, alternating in one training."""
 
 import logging
 import time
@@ -31,7 +31,7 @@ LOOK = 10  # batches from one look at the losses to the next, the default of con
 
 
 class Turns(Callback):
-    """Let other callbacks take part in a training in turns, a block of batches each, and time the blocks.
+    """Alternate between sets of callbacks in a training, for a block of batches each, and time the blocks.
 
     The block of batch i is i // steps; the first one warms up. A block's time is that from the start of its first batch
     to the start of the next block's: with all that its callbacks do, and with reading the images.
@@ -45,13 +45,13 @@ class Turns(Callback):
         self.began = self.first = 0.0
 
     def name(self, block: int) -> str:
-        """Return whose turn it is: a b c, b c a, c a b, …"""
+        """Return the set for a block: a b c, b c a, c a b, …"""
         names = list(self.others)
         turn, place = divmod(block, len(names))
         return names[(turn + place) % len(names)]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Read the clock where a block begins."""
+        """Start the clock at the first batch of a block."""
         block, place = divmod(trainer.fit_loop.total_batch_idx, self.steps)
         if place or not block:
             return
@@ -66,7 +66,7 @@ class Turns(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Give the next block its callbacks, after those of this one have heard of its last batch; end in time."""
+        """Switch the callbacks after the last batch of a block, and stop after the last block."""
         done, place = divmod(trainer.fit_loop.total_batch_idx + 1, self.steps)
         if place:
             return
@@ -79,16 +79,16 @@ class Turns(Callback):
 
 
 class Repeated(PairedData):
-    """The same pairs again and again: an epoch that does not end."""
+    """The same pairs repeated, so that an epoch does not end."""
 
     def setup(self, stage: str) -> None:
-        """Find and check them once."""
+        """Find and check the pairs once."""
         super().setup(stage)
         self.train_set.pairs *= 10_000  # type: ignore[attr-defined]  # of PairedImages
 
 
 def draw_pairs(root: Path, size: int) -> None:
-    """Fill a folder with pairs of drawn façades, for training and validation."""
+    """Write pairs of procedural façades to a folder, for training and validation."""
     for split in ("train", "val"):
         for side in "AB":
             (root / f"{split}{side}").mkdir(parents=True)
@@ -106,7 +106,7 @@ def race(
     device: torch.device,
     tick: Callable[[], object] = lambda: None,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Time blocks of batches with all that conf/callbacks guards a training with, and with nothing.
+    """Time blocks of batches with all callbacks of conf/callbacks that check a training, and with none.
 
     Returns:
         A result for each, and the seconds that `data.check=fast` takes for 1000 pairs.

@@ -1,4 +1,4 @@
-"""Single layers at the U-Net's own shapes: the blur beside other libraries', strided layers beside the plain one."""
+"""Benchmark of single layers at the shapes of the U-Net: blurs of other libraries, plain and blurred layers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ OTHERS = {
 
 
 def other_blurs(names: Sequence[str]) -> tuple[dict[str, Callable[..., nn.Module]], dict[str, str]]:
-    """Return the blurs of other libraries, (channels, size, stride) → module, and why the others are missing.
+    """Return the blurs of other libraries, (channels, size, stride) → module, and the reasons why others are missing.
 
     kornia pads with zeros where the rest reflect, which is less work; all of them have the same taps.
 
@@ -69,7 +69,7 @@ def _with_filt_size(blur: Callable[..., nn.Module], channels: int, size: int, st
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions of everything that is compared, None for what is not installed."""
+    """Return the versions of the compared libraries, None if not installed."""
     found: dict[str, str | None] = {}
     for package in ("genstab", "torch", "kornia", "timm", "antialiased-cnns"):
         try:
@@ -80,7 +80,7 @@ def versions() -> dict[str, str | None]:
 
 
 class NaivePost(nn.Module):
-    """What `post` is by the book: plain convolution with stride 1, padding, depthwise convolution with stride 2."""
+    """The placement `post` in plain torch: convolution with stride 1, padding, depthwise convolution with stride 2."""
 
     kernel: Tensor
 
@@ -102,7 +102,7 @@ class NaivePost(nn.Module):
 
 
 class Copy(nn.Module):
-    """Read and write a map once: what no blur with stride 1 can be quicker than."""
+    """Read and write a map once, the lower bound for a blur with stride 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape → the same."""
@@ -111,7 +111,7 @@ class Copy(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: what is compared, at which input, and the layers, the first of them the yardstick.
+    """A comparison: its name, its input, and the layers; ratios are relative to the first one.
 
     `differentiable` says whether the input has a gradient; the U-Net's source has none.
     """
@@ -148,12 +148,12 @@ def unet_shapes(size: int, channels: int) -> list[tuple[bool, int, int, int, int
 
 
 def unet_levels(size: int) -> int:
-    """Return the levels of a U-Net for images of that side: 8 as in the paper, fewer for fewer than 256 pixels."""
+    """Return the levels of a U-Net for a given image size: 8 as in the paper, fewer for fewer than 256 pixels."""
     return min(8, size.bit_length() - 1)
 
 
 def layer_cases(size: int, channels: int, filter: str, blurs: Blurs) -> list[Case]:
-    """Return the comparisons of single layers at every shape of the U-Net for images of that size.
+    """Return the comparisons of single layers at every shape of the U-Net for a given image size.
 
     Blurs with stride 1 have the shapes that `pre` blurs, encoder and decoder, those with stride 2 the ones of `post`.
     Max pooling, which the U-Net has none of, takes the encoder's inputs.
@@ -194,7 +194,7 @@ def layer_cases(size: int, channels: int, filter: str, blurs: Blurs) -> list[Cas
 
 
 def blur_bytes(shape: Sequence[int], stride: int, itemsize: int) -> int:
-    """Return the bytes that a blur must move: read its input, write its output; backward moves as many again.
+    """Return the bytes of a blur's input and output; the backward pass moves the same number again.
 
     >>> blur_bytes((1, 64, 128, 128), stride=2, itemsize=4) == 4 * 64 * (128 * 128 + 64 * 64)
     True
@@ -206,7 +206,7 @@ def blur_bytes(shape: Sequence[int], stride: int, itemsize: int) -> int:
 def race(
     case: Case, batch: int, layout: str, dtype: str, device: torch.device, seconds: float, compiled: bool = False
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Time one case; return a result for each layer, and the layers that cannot take part, with the reason.
+    """Time one case; return a result for each layer, and the layers that failed, with the reason.
 
     `forward` is timed without a graph, as in inference, `forward_backward` with the gradients of the input and of the
     weights. A layer whose output has another shape than the first one's would do other work, so it is left out.

@@ -1,4 +1,4 @@
-"""Whole training steps of pix2pix, an anti-aliased U-Net beside the plain one."""
+"""Benchmark of training steps of pix2pix, with anti-aliased and plain U-Nets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

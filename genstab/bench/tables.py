@@ -1,4 +1,4 @@
-"""The results of the benchmark as tables, for the terminal and as Markdown."""
+"""Tables of the benchmark's results, for the terminal and in Markdown."""
 
 import math
 import statistics
@@ -27,14 +27,14 @@ TIMES = ("forward", "forward_backward")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as text: a title, a header and rows."""
+    """A table: a title, a header and rows."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def rich(self) -> Table:
-        """Return it for the terminal."""
+        """Return the table for the terminal."""
         table = Table(title=self.title, title_justify="left")
         for heading in self.header:
             table.add_column(heading, no_wrap=True, justify="right" if heading in _NUMBERS else "left")
@@ -43,7 +43,7 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """Return it as a Markdown table.
+        """Return the table in Markdown.
 
         >>> print(Sheet("speed", ("case", "ms"), [("blur", "1.20")]).markdown())
         **speed**
@@ -61,7 +61,7 @@ _NUMBERS = {"forward ms", "forward+backward ms", "ms", "IQR", "×", "× IQR", "i
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return the mean that suits ratios.
+    """Return the geometric mean.
 
     >>> round(geometric_mean([0.5, 2.0]), 9)
     1.0
@@ -70,7 +70,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def copy_ratio(result: Result, copy: Result, what: str) -> float:
-    """Return how many times longer a blur took than its bytes take at the speed of the copy of the same map."""
+    """Return the time of a blur relative to moving its bytes at the speed of a copy."""
     speed = copy["bytes_moved"]["forward"] / copy["times"]["forward"]["seconds"]
     return float(result["times"][what]["seconds"] * speed / result["bytes_moved"][what])
 

@@ -1,4 +1,4 @@
-"""Time and memory of programs that compete: interleaved rounds, peak memory, the machine's bandwidth."""
+"""Measure time and memory of alternatives: interleaved rounds, peak memory, the bandwidth of the machine."""
 
 import gc
 import math
@@ -23,7 +23,7 @@ FEWEST, MOST = 3, 60  # rounds
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some values and their quartiles."""
+    """Median and quartiles of some values."""
 
     median: float
     quartiles: tuple[float, float]
@@ -42,7 +42,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def quotients(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Return the spread of the quotients round by round.
+    """Return the spread of the ratios, round by round.
 
     Both programs of a round ran within moments of each other, so a machine that gets slower or busier during the
     measurement changes the times but hardly the quotients.
@@ -76,7 +76,7 @@ def compare(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given; a CPU always has."""
+    """Wait for the accelerator; nothing to do on a CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -88,7 +88,7 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Run the programs in turn, A B C, B C A, C A B, …; return the seconds of one call, a value a round.
+    """Run the functions in turn, A B C, B C A, C A B, …; return the seconds of one call, a value a round.
 
     There are at least `FEWEST` rounds, at most `MOST`, and otherwise as many as begin within `seconds`. The first
     calls, which warm up, are not counted, and Python's garbage collector waits. `tick` is called between programs.
@@ -129,7 +129,7 @@ def interleave(
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes that tensors hold, each storage once.
+    """Return the bytes of tensors, counting shared storage once.
 
     >>> x = torch.zeros(2, 3)
     >>> storage_bytes([x, x[0], torch.zeros(1, dtype=torch.float64)])
@@ -182,7 +182,7 @@ def copy_bandwidth(device: torch.device, mebibytes: int = 128) -> float:
 
 
 def machine(device: torch.device) -> dict[str, str | int | float | None]:
-    """Return what a time depends on: processor, cores, torch's threads, GPU, copy bandwidth."""
+    """Return what timings depend on: processor, cores, torch's threads, GPU, copy bandwidth."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),

@@ -16,6 +16,7 @@ def source_of(batch: Any, key: str = "source") -> Tensor:
     Raises:
         InputError: there are no images (N, C, H, W) in the batch.
 
+    >>> import torch
     >>> source_of({"source": torch.zeros(2, 3, 8, 8)}).shape
     torch.Size([2, 3, 8, 8])
     """
@@ -34,6 +35,7 @@ def source_of(batch: Any, key: str = "source") -> Tensor:
 def names_of(batch: Any, positions: Tensor) -> list[str]:
     """Return the names of the images of a batch: `batch["name"]` if there is one for each image, else `positions`.
 
+    >>> import torch
     >>> names_of({"name": ["a.png", "b.png"]}, torch.tensor([4, 5])), names_of(torch.zeros(2, 3), torch.tensor([4, 5]))
     (['a.png', 'b.png'], ['4', '5'])
     """
