@@ -179,9 +179,10 @@ def _run(
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
-    sys.modules["torch"].set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1)))  # read at import
+    _read_again(env)
     os.chdir(cwd)
     atexit._clear()  # the server's, which its own end calls
+    multiprocessing.set_start_method("fork", force=True)  # of its own processes: the default
     multiprocessing.process._parent_process = None
     subprocess.Popen = Popen  # Lightning's launcher and submitit's fork their processes as well, and so does torchrun
     sys.modules["torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"].Popen = Popen
@@ -189,6 +190,15 @@ def _run(
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.exit(code)
+
+
+def _read_again(env: dict[str, str]) -> None:
+    """Do what torch and Lightning do with the environment when they are imported."""
+    import torch
+    from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    rank_zero_only.rank = _get_rank() or 0
 
 
 def _lives(process: int) -> bool:
