@@ -299,7 +299,7 @@ def test_several_pictures(tmp_path: Path, function) -> None:
     with tifffile.TiffWriter(tmp_path / "d.tif") as tiff:
         tiff.write(random(5, 8))
         tiff.write(random(6, 8))
-    with pytest.raises(InputError, match=r"d\.tif: it holds 2 pictures"):
+    with pytest.raises(InputError, match=r"d\.tif: it holds 2 images"):
         function(tmp_path / "d.tif")
 
 

@@ -244,7 +244,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["input=pairs", "output=/dev/null"], "output=/dev/null is a file: name a new folder"),
         (["input=pairs", "output=/dev/null/x"], "output=/dev/null/x cannot be written: /dev/null is no folder"),
         (["input=pairs", "size=0"], "size=0 is not a positive number of megabytes"),
-        (["input=pairs", "size=large"], "size=large is not a positive number of megabytes"),
+        (["input=pairs", "size=large"], "size='large' is not a number"),
         (["input=pairs", "seed=x"], "seed='x' is not an integer"),
         (["input=pairs", "check=off"], "check='off' is not one of fast, full"),
         (["input=pairs", "on_error=stop"], "on_error='stop' is not one of raise, skip"),

@@ -36,6 +36,7 @@ def test_power_is_that_of_the_definition(shape, rings):
 
 
 def test_white_noise_has_its_variance_in_every_ring_but_the_one_that_lost_the_mean():
+    torch.manual_seed(0)
     noise = 0.5 * torch.randn(256, 1, 32, 32)
     power = radial_power(noise, 8).mean(0)
     torch.testing.assert_close(power[1:], torch.full((7,), 0.25).double(), rtol=0.05, atol=0)
