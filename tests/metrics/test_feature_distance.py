@@ -223,7 +223,7 @@ def test_names_and_patterns():
             lambda m, x: feature_maps(m, x, [(0, 1)], ["conv", "unused"]),
             "layers='unused': unused does not run; .*: conv",
         ),
-        (lambda m, x: feature_maps(m, x, [(0, 1)], "sequence"), "sequence returns a sequence .*without rows and columns"),
+        (lambda m, x: feature_maps(m, x, [(0, 1)], "sequence"), "sequence returns a sequence .*without rows"),
         (lambda m, x: feature_maps(m, x, [(0, 1)], "lstm"), "lstm returns a sequence"),
         (lambda m, x: feature_maps(nn.Tanh(), x, [(0, 1)]), "Tanh has no layer with a feature map"),
         (lambda m, x: feature_maps(m, x, [(0, 0)]), "zero shift"),
