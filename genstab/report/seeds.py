@@ -11,7 +11,7 @@ from genstab.errors import InputError
 from genstab.metrics.measurements import known, mean, unique
 from genstab.metrics.registry import Metric, metric_of, metrics
 from genstab.report.runs import Run
-from genstab.report.table import options_of
+from genstab.report.table import markdown_table, options_of
 from genstab.runtime.files import read_json
 
 COST = "step_ratio"
@@ -124,9 +124,7 @@ def options_table(options: Sequence[Option]) -> str:
     columns = [m for m in metrics().values() if m.brief and any(option.mean(m.key) is not None for option in options)]
     header = ["option", "runs", *(column.title for column in columns)]
     rows = [[option.name, str(len(option.runs)), *(_cell(option, column) for column in columns)] for option in options]
-    return "\n".join(
-        [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    )
+    return markdown_table(header, rows)
 
 
 def _cell(option: Option, metric: Metric) -> str:

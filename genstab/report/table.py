@@ -32,6 +32,18 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
     return table
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table without a line break at its end.
+
+    >>> print(markdown_table(("case", "ms"), [("blur", "1.20")]))
+    | case | ms |
+    |---|---|
+    | blur | 1.20 |
+    """
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(header)}", *lines[1:]])
+
+
 def best_of(values: Sequence[float | None], metric: Metric) -> set[int]:
     """Return the places of the best values; none where there is nothing to choose between.
 
