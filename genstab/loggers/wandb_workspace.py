@@ -1,12 +1,9 @@
 """A W&B workspace that compares runs: stability with quality beside it. Needs the extra `workspace`."""
 
-import importlib
-import warnings
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from genstab.errors import InputError
-from genstab.loggers.wandb import STEP
+from genstab.loggers.wandb import STEP, logged_in
 from genstab.loggers.wandb_tables import tables
 from genstab.metrics.registry import Metric, best_ends, metrics
 
@@ -21,26 +18,26 @@ GROUPS = ("antialias.filter", "antialias.placement")
 
 
 def workspace(entity: str, project: str = "genstab") -> "Workspace":
-    """Return the definition of a workspace; nothing is sent anywhere.
+    """Return the definition of a workspace of an entity (a W&B user or team); nothing is sent anywhere.
 
     Shift PSNR over the training with quality below it, one against the other over the runs, pictures, tables, and the
     options that differ. Runs are grouped, and so coloured, by `antialias.filter` and `antialias.placement`, the most
     stable first.
 
-    Args:
-        entity: the W&B user or team.
-        project: the W&B project.
-
     Raises:
         InputError: wandb-workspaces is not installed, or a name is empty or has a slash.
-
-    >>> [section.name for section in workspace("me").sections][:3]
-    ['Stability', 'Quality', 'Quality against stability']
     """
     for name, value in (("entity", entity), ("project", project)):
         if not isinstance(value, str) or not value.strip() or "/" in value:
             raise InputError(f"{name}={value!r} is not the name of a W&B {name}")
-    ws, wr, expr = (_library(name) for name in ("workspaces", "reports.v2", "expr"))
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+        from wandb_workspaces import expr
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "wandb_workspaces":
+            raise
+        raise InputError("a W&B workspace needs wandb-workspaces: pip install 'genstab[workspace]'") from error
 
     every, best = metrics(), best_ends()
     # what the targets have stands beside what the outputs have
@@ -97,9 +94,7 @@ def save(definition: "Workspace") -> str:
     import wandb
 
     try:
-        # No viewer: login would ask the server for the user's name, only to print it.
-        wandb.setup(wandb.Settings(mode="online", x_disable_viewer=True, silent=True))
-        if not wandb.login(prompt=False, verify=False):
+        if not logged_in():
             raise InputError("nobody is logged in to W&B: run `wandb login` first")
         wandb.Api(timeout=ANSWER_TIMEOUT)  # asks the server who this is
         return definition.save().url
@@ -110,23 +105,7 @@ def save(definition: "Workspace") -> str:
 
 
 def publish(entity: str, project: str = "genstab") -> str:
-    """Make the workspace of a project, save it, print its URL and return it: `genstab workspace`.
-
-    Raises:
-        InputError: as for `workspace` and `save`.
-    """
+    """Make the workspace of a project, save it, print its URL and return it: `genstab workspace`."""
     url = save(workspace(entity, project))
     print(url)
     return url
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            # wandb-workspaces 0.4 declares its models in pydantic's old way.
-            warnings.filterwarnings("ignore", "Pydantic V1 style", DeprecationWarning)
-            return importlib.import_module(f"wandb_workspaces.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "wandb_workspaces":
-            raise
-        raise InputError("a W&B workspace needs wandb-workspaces: pip install 'genstab[workspace]'") from error
