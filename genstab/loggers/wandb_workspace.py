@@ -1,6 +1,6 @@
 """A W&B workspace that compares runs: stability with quality beside it. Needs the extra `workspace`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genstab.errors import InputError
 from genstab.loggers.wandb import STEP, logged_in
@@ -47,17 +47,17 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
     def summary(key: str) -> str:
         return f"{key}.last" if key in best else key  # of those the summary holds the best value too
 
-    def lines(metric: Metric) -> object:
-        keys = [key for key in (metric.key, f"{metric.key}_target") if key in every]
+    def lines(metric: Metric) -> Any:
+        keys: list[Any] = [key for key in (metric.key, f"{metric.key}_target") if key in every]
         hint = {"max": " (higher is better)", "min": " (lower is better)"}.get(metric.better, "")
         title = f"{metric.title}{' of outputs and targets' if len(keys) > 1 else hint}"
         return wr.LinePlot(title=title, x=STEP, y=keys, smoothing_type="none")
 
-    def scatter(x: Metric, y: Metric) -> object:
+    def scatter(x: Metric, y: Metric) -> Any:
         keys = [wr.SummaryMetric(summary(metric.key)) for metric in (x, y)]
         return wr.ScatterPlot(title=f"{x.name} and {y.name}", x=keys[0], y=keys[1])
 
-    def media(key: str) -> object:
+    def media(key: str) -> Any:
         return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1)
 
     sections = {
@@ -85,27 +85,23 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
     )
 
 
-def save(definition: "Workspace") -> str:
-    """Save a workspace at W&B and return its URL; nobody is ever asked to log in.
+def publish(entity: str, project: str = "genstab") -> str:
+    """Save the workspace of a project at W&B, print its URL and return it: `genstab workspace`.
 
     Raises:
-        InputError: nobody is logged in, the server does not answer, or it refuses.
+        InputError: as for `workspace`, and where nobody is logged in, the server does not answer, or it refuses.
     """
     import wandb
 
+    definition = workspace(entity, project)
     try:
         if not logged_in():
             raise InputError("nobody is logged in to W&B: run `wandb login` first")
         wandb.Api(timeout=ANSWER_TIMEOUT)  # asks the server who this is
-        return definition.save().url
+        url = definition.save().url
     except InputError:
         raise
     except Exception as error:  # what its service raises is no public class, and no wandb.Error
         raise InputError(f"W&B did not save the workspace: {' '.join(str(error).split())}") from error
-
-
-def publish(entity: str, project: str = "genstab") -> str:
-    """Make the workspace of a project, save it, print its URL and return it: `genstab workspace`."""
-    url = save(workspace(entity, project))
     print(url)
     return url
