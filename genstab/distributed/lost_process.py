@@ -148,7 +148,7 @@ def _last_checkpoint(trainer: Trainer, to_go_on: str) -> str:
     """Say where the last checkpoint is and how to go on."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, LastCheckpoint) and callback.path.is_file():
-            return f"the last checkpoint is {callback.path}, and the same command goes on from it with {to_go_on}"
+            return f"the last checkpoint is {callback.path}, and the same command resumes from it with {to_go_on}"
     if trainer.ckpt_path:
         return f"the last checkpoint is still {trainer.ckpt_path}"
     return "there is no checkpoint yet"

@@ -105,7 +105,7 @@ def test_tasks_of_slurm_on_two_nodes_train_as_one_and_go_on_bit_for_bit_when_req
     assert len({path.name for path in sweep.glob("0/wandb/offline-run-*/*.wandb")}) == 1  # run-ID.wandb, in two parts
     assert json.loads((sweep / "0" / "summary.json").read_text())["processes"] == 2
     logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*_log.out"))
-    assert logs.count(f"Goes on from {sweep}/0/checkpoints/last.ckpt") == 1
+    assert logs.count(f"Resuming from {sweep}/0/checkpoints/last.ckpt") == 1
     assert differing(weights_and_numbers(sweep / "0"), weights_and_numbers(tmp_path / "whole")) == []
 
 
@@ -129,7 +129,7 @@ def test_a_task_on_this_machine_goes_on_bit_for_bit_when_its_time_is_up(tmp_path
     train(monkeypatch, *QUIET, *OPTIONS, *options)
     (log,) = tmp_path.glob("sweep/.submitit/*/*_log.out")
     assert log.read_text().count("Requeued job ") >= 1
-    assert "Goes on from " in log.read_text()
+    assert "Resuming from " in log.read_text()
     assert differing(left(tmp_path / "sweep" / "0"), left(tmp_path / "whole")) == []
 
 

@@ -80,7 +80,7 @@ def killer(step, place, rank, signum=signal.SIGKILL):
 
 
 def hint(folder):
-    how = f"the same command goes on from it with ckpt_path=last hydra.run.dir={folder}"
+    how = f"the same command resumes from it with ckpt_path=last hydra.run.dir={folder}"
     return f"the last checkpoint is {folder}/checkpoints/last.ckpt, and {how}"
 
 
