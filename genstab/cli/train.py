@@ -117,18 +117,21 @@ def follow(processes: Rendezvous) -> None:
 
 
 def check_devices(trainer: Mapping[str, Any]) -> None:
-    """Raise an `InputError` for several devices without a strategy, or far more processes than processors."""
-    on_cpu, devices = trainer.get("accelerator") == "cpu", trainer.get("devices", "auto")
+    """Raise an `InputError` for several devices without a strategy, or more than this machine has."""
+    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
+    gpus, processors = torch.cuda.device_count(), os.cpu_count() or 1
     if isinstance(devices, list | ListConfig):
         count = len(devices)
     elif str(devices) in ("auto", "-1"):
-        count = 1 if on_cpu else torch.cuda.device_count()
+        count = 1 if accelerator == "cpu" else max(1, gpus)
     else:
         count = int(devices) if str(devices).isdigit() else 1  # Lightning checks other notations
     if count > 1 and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
-    if on_cpu and count > 4 * (processors := os.cpu_count() or 1):
+    if accelerator == "cpu" and count > 4 * processors:  # several processes may share a processor
         raise InputError(f"trainer.devices={devices}: this machine has {processors} processors")
+    if accelerator in ("gpu", "cuda") and count > gpus:
+        raise InputError(f"trainer.devices={devices}: this machine has {gpus} CUDA devices; trainer=ddp_cpu needs none")
 
 
 def _job(config: DictConfig) -> HydraConf | None:
