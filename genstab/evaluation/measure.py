@@ -19,12 +19,7 @@ from genstab.evaluation.classifiers import classifier_stability
 from genstab.evaluation.dataset_batches import Batch, batches
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
-from genstab.evaluation.robustness import (
-    classification_corruption_errors,
-    corruption_errors,
-    corruption_picture,
-    relative_corruption_error,
-)
+from genstab.evaluation.robustness import corruption_errors, corruption_picture, relative_corruption_error
 from genstab.inference.eval_mode import inference, value_range
 from genstab.metrics.corruptions import SMALLEST, corruptions_for
 from genstab.metrics.feature_distance import feature_maps
@@ -221,7 +216,8 @@ class _Measurement:
     def _corruptions(self, first: Batch) -> None:
         """Measure how far a generator's output moves under corruptions, or how often a classifier is wrong."""
         options, results = self.options, self.results
-        if options.corruptions is None or (first.output is None and first.labels is None):
+        expected = first.labels if first.output is None else first.output
+        if options.corruptions is None or expected is None:
             return
         images = first.first(options.corruptions["images"])
         if min(images.source.shape[2:]) < SMALLEST:
@@ -229,22 +225,23 @@ class _Measurement:
             raise InputError(f"{size} images are smaller than {SMALLEST}×{SMALLEST}")
         severities = list(options.corruptions["severities"])
         names = list(options.corruptions["names"] or corruptions_for(images.source.shape[1]))
-        common: dict[str, Any] = {
-            "seed": options.seed, "indices": images.positions, "forward_batch": options.batch_size, "progress": True,
-        }  # fmt: skip
+        errors = corruption_errors(
+            self.call,
+            images.source,
+            expected[: len(images.names)],
+            names,
+            severities,
+            seed=options.seed,
+            indices=images.positions,
+            forward_batch=options.batch_size,
+        ).mean(2)
         part: dict[str, Any] = {"severities": severities, "images": images.names, "relative": None}
+        part["errors"] = dict(zip(names, errors.tolist(), strict=True))
         if images.output is None:
             key = "corruption_errors"
-            assert images.labels is not None  # see above
-            part["errors"] = classification_corruption_errors(
-                self.call, images.source, images.labels, names, severities, **common
-            )
-            results.summary["val/corruption_error"] = torch.tensor(list(part["errors"].values())).mean().item()
+            results.summary["val/corruption_error"] = errors.mean().item()
         else:
             key = "corruptions"
-            common["clean"] = images.output
-            errors = corruption_errors(self.call, images.source, names, severities, **common).mean(2)
-            part["errors"] = dict(zip(names, errors.tolist(), strict=True))
             part["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
             results.summary["val/corruption_psnr"] = decibel(errors).mean().item()
             results.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
