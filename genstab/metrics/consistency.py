@@ -13,12 +13,6 @@ def classes(outputs: Tensor) -> Tensor:
     """Return the predicted classes: the argmax of logits, or −1 if one is NaN; classes are returned as they are.
 
     Shape: (N, K) logits with K of at least 2, or (N,) integer classes → (N,).
-
-    Raises:
-        InputError: the outputs have another shape or dtype.
-
-    >>> classes(torch.tensor([[0.1, 2.0], [3.0, -1.0], [0.0, torch.nan]])).tolist()
-    [1, 0, -1]
     """
     floating = outputs.is_floating_point()
     if outputs.ndim == 1 and not floating and not outputs.is_complex():
@@ -35,12 +29,6 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
     """Return whether two outputs predict the same class, for each image; the class −1 never equals another.
 
     Shape: two of (N, K) logits or (N,) classes → (N,), bool.
-
-    Raises:
-        InputError: the outputs are neither logits nor classes, or differ in number.
-
-    >>> same_class(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])).tolist()
-    [True, False]
     """
     first, second = classes(outputs), classes(others)
     if len(first) != len(second):

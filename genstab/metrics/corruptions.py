@@ -5,9 +5,8 @@ The operators are implemented with kornia and Pillow. Lengths in pixels (the rad
 are scaled by the shorter side / 224, so that a severity looks the same at every size, roughly as with the authors'
 constants for 32 pixels. Results are not rounded to 8 bits or compressed as JPEG, unlike ImageNet-C.
 
-There are 11 of the benchmark's 15 corruptions and 3 of the 4 extra ones. Not implemented: frost, snow and spatter,
-which add objects that a generator may redraw; elastic_transform, which moves parts of the image; and glass_blur, which
-swaps pixels one after the other.
+Not implemented: frost, snow and spatter, which add objects that a generator may redraw; elastic_transform, which moves
+parts of the image; and glass_blur, which swaps pixels one after the other.
 
 The strength grows with the severity, with two exceptions in the authors' constants: saturate reduces saturation at 1
 and 2 and increases it from 3 on, and fog at 4 is not denser than at 3, only rougher. Below 64 pixels the mildest blurs
@@ -36,7 +35,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 32
 """Pixels of the shorter side; the lengths would become too small below."""
 
-# Operators: (1, C, H, W) in [0, 1], the constant of a severity, a generator → the same shape; `corrupt` clamps it.
+# Operators: (1, C, H, W) in [0, 1], constant of a severity, random generator → the same shape, clamped by `corrupt`.
 
 
 def _gaussian_noise(image: Tensor, deviation: float, draw: Generator) -> Tensor:
@@ -57,7 +56,7 @@ def _speckle_noise(image: Tensor, deviation: float, draw: Generator) -> Tensor:
 
 
 def _splat(rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """Return the kernel (1, K, K) of weighted points around its centre, each shared bilinearly by four pixels."""
+    """Return the kernel (1, K, K) of weighted points around its centre, distributed bilinearly over four pixels."""
     reach = math.ceil(max(rows.abs().max().item(), columns.abs().max().item()))
     grid = torch.arange(-reach, reach + 1.0)[:, None]
     near_rows, near_columns = ((1 - (grid - points).abs()).clamp(min=0) for points in (rows, columns))
@@ -174,11 +173,7 @@ CORRUPTIONS = tuple(_TABLE)
 
 
 def corruptions_for(channels: int) -> list[str]:
-    """Return the corruptions for a number of channels: `saturate` needs 3.
-
-    >>> set(CORRUPTIONS) - set(corruptions_for(1))
-    {'saturate'}
-    """
+    """Return the corruptions for a number of channels: `saturate` needs 3."""
     return [name for name in CORRUPTIONS if name != "saturate" or channels == 3]
 
 
