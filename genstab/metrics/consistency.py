@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
 
 from genstab.errors import InputError
 
@@ -36,7 +36,7 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
     return (first == second) & (first >= 0)
 
 
-class ShiftConsistency(Metric):
+class ShiftConsistency(MeanMetric):
     """Compute the share of images for which a classifier predicts the same class at two shifts.
 
     As input to `update` the metric accepts:
@@ -57,23 +57,15 @@ class ShiftConsistency(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    same: Tensor
-    pairs: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("same", "pairs"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__("disable", **kwargs)
+        self.set_dtype(torch.float64)
 
-    def update(self, outputs: Tensor, others: Tensor) -> None:
+    def update(self, outputs: Tensor, others: Tensor) -> None:  # type: ignore[override]  # other arguments
         """Update the state with logits (N, K) or classes (N,) of two shifts of the same images."""
-        same = same_class(outputs, others)
-        self.same += same.sum()
-        self.pairs += len(same)
+        super().update(same_class(outputs, others).double())
 
     def compute(self) -> Tensor:
         """Compute the share of images with the same class."""
-        return (self.same / self.pairs).float()
+        return super().compute().float()

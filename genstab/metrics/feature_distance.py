@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from genstab.errors import InputError, check_counts
@@ -97,7 +97,7 @@ def _row_pairs(rows: int, height: int, shift: int) -> tuple[Tensor, Tensor, Tens
     return pairs // rows, pairs % rows, counts.double() / fine
 
 
-class FeatureDistance(Metric):
+class FeatureDistance(MeanMetric):
     """Compute the mean `feature_distance` of a layer over images and shifts; 0 is perfect equivariance.
 
     As input to `update` the metric accepts the arguments of `feature_distance`.
@@ -117,28 +117,20 @@ class FeatureDistance(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-
-    distance: Tensor
-    images: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("distance", "images"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__("disable", **kwargs)
+        self.set_dtype(torch.float64)
 
-    def update(
+    def update(  # type: ignore[override]  # other arguments
         self, features: Tensor, features_of_shifted: Tensor, shift: Sequence[int], image_size: Sequence[int]
     ) -> None:
         """Update the state; the arguments are those of `feature_distance`."""
-        distances = feature_distance(features, features_of_shifted, shift, image_size)
-        self.distance += distances.sum()
-        self.images += len(distances)
+        super().update(feature_distance(features, features_of_shifted, shift, image_size))
 
     def compute(self) -> Tensor:
         """Compute the mean distance."""
-        return (self.distance / self.images).float()
+        return super().compute().float()
 
 
 def feature_maps(
