@@ -25,7 +25,7 @@ from genstab.report.figures import Picture, shift_table
 
 @dataclass
 class Measured:
-    """What was measured: `summary` under the log keys, `measurements` in full, `pictures` by log key."""
+    """Results of a measurement: `summary` by log key, `measurements` in full, `pictures` by log key, and notes."""
 
     summary: dict[str, Any] = field(default_factory=dict)
     measurements: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +97,7 @@ class ProtocolErrors:
     def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
         self.protocol, self.options, self.notes = protocol, options, notes
         self.shifts = options.shifts_of(protocol.name)
+        self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
         self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
         self.multiples: dict[torch.Size, int | str] = {}
 
@@ -108,14 +109,14 @@ class ProtocolErrors:
         if isinstance(multiple := self.multiples[size], int):
             try:
                 errors, counts = [], []
-                for shift, shifted_output, output_of_shifted, mask in self._pairs(
-                    generate, batch.source, multiple, output=batch.output, names=batch.names
-                ):
-                    error, pixels = squared_error(shifted_output, output_of_shifted, mask)
-                    errors.append(error.cpu())
-                    counts.append(pixels.cpu())
+                known = {"multiple": multiple, "output": batch.output, "names": batch.names}
+                pairs = shift_pairs(generate, batch.source, self.shifts, self.protocol.name, **self.common, **known)
+                for shift, shifted_output, output_of_shifted, mask in pairs:
+                    error, pixels = (each.cpu() for each in squared_error(shifted_output, output_of_shifted, mask))
+                    errors.append(error)
+                    counts.append(pixels)
                     if rolled is not None and self.protocol.name == "circular":
-                        rolled.add(shift, errors[-1] / counts[-1], output_of_shifted)
+                        rolled.add(shift, error / pixels, output_of_shifted)
                 positions = torch.arange(position, position + len(batch.names))
                 self.errors.append((positions, torch.stack(errors), torch.stack(counts)))
             except InputError:
@@ -125,11 +126,6 @@ class ProtocolErrors:
         if isinstance(multiple, str):
             self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
 
-    def _pairs(self, generate: Generate, images: Tensor, multiple: int, **known: Any) -> Iterable[Any]:
-        options = self.options
-        common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size, "multiple": multiple}
-        return shift_pairs(generate, images, self.shifts, self.protocol.name, **common, **known)
-
     def _multiple(self, generate: Generate, image: Tensor) -> int | str:
         """Return the multiple for the sides of windows of an image (1, C, H, W), or why it cannot be measured."""
         multiple = self.options.multiple or 1
@@ -138,8 +134,9 @@ class ProtocolErrors:
                 multiple = fitting_multiple(generate, image, self.shifts, self.protocol) or 0
                 if not multiple:
                     return "the generator takes no window smaller than the image"
-            for _ in self._pairs(lambda images: images, image[:, :1], multiple):
-                pass  # is there room for every shift?
+            # is there room for every shift?
+            one = image[:, :1]
+            list(shift_pairs(lambda x: x, one, self.shifts, self.protocol.name, multiple=multiple, **self.common))
         except InputError as error:
             return f"{error} (other {'' if self.protocol.name == 'circular' else 'margin or '}shifts may fit)"
         return multiple

@@ -191,8 +191,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, indices: Se
         indices: index of each image in its dataset; 0 to N − 1 by default.
 
     Raises:
-        InputError: an unknown name, a severity not from 1 to 5, `saturate` without 3 channels, images of another shape,
-            or a wrong number of indices.
+        InputError: the name or severity is unknown, or does not fit the images.
 
     >>> grey = torch.zeros(1, 1, 32, 32)
     >>> corrupt(grey, "brightness", 2).unique()
@@ -208,14 +207,11 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, indices: Se
         )
     if name not in corruptions_for(images.shape[1]):
         raise InputError(f"corruption={name!r} is for 3 channels; the images have {images.shape[1]}")
-    numbers = range(len(images)) if indices is None else indices
-    if len(numbers) != len(images):
-        raise InputError(f"indices: {len(numbers)} for {len(images)} images")
     operator, constants = _TABLE[name]
-    corrupted = torch.empty(images.shape)
-    for i, number in enumerate(numbers):
-        key = hashlib.sha256(f"{int(seed)} {name} {int(number)}".encode()).digest()
+    corrupted = []
+    for image, index in zip(images.split(1), range(len(images)) if indices is None else indices, strict=True):
+        key = hashlib.sha256(f"{int(seed)} {name} {int(index)}".encode()).digest()
         draw = torch.Generator().manual_seed(int.from_bytes(key[:8], "little"))
-        image = (images[i : i + 1].detach().float().cpu() + 1).div(2).clamp(0, 1)
-        corrupted[i] = operator(image, constants[severity - 1], draw)[0].clamp(0, 1) * 2 - 1
-    return corrupted.to(images)
+        clean = (image.detach().float().cpu() + 1).div(2).clamp(0, 1)
+        corrupted.append(operator(clean, constants[severity - 1], draw).clamp(0, 1) * 2 - 1)
+    return torch.cat(corrupted).to(images)

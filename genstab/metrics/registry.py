@@ -1,4 +1,4 @@
-"""The registry of metrics: what every table, page, plot, verdict and logger knows about a number.
+"""The registry of metrics for tables, pages, plots, verdicts and loggers.
 
 A new metric is a file that computes it and one `register` here. `python -m genstab.metrics.registry` prints the list of
 keys for the README.
