@@ -85,7 +85,10 @@ COMMANDS = {
     "measure": Command(
         "genstab.cli.jobs:run_measure",
         lambda words: add_model_keys(quote_paths(words)),
-        ("images", "batch_size", "reach", "margin", "multiple", "seed"),
+        (
+            *("images", "batch_size", "protocols", "reach", "margin", "multiple", "perceptual", "seed"),
+            *("map", "features", "consistency", "corruptions"),
+        ),
         "genstab.evaluation.options.MeasureOptions",
     ),
     "predict": Command(
