@@ -9,15 +9,16 @@ import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from genstab.data.augment import PairAugment, Size
 from genstab.data.collate import collate_pairs
 from genstab.data.download import FACADES_URL, facades
 from genstab.data.overlapping_crops import overlapping_crops
-from genstab.data.pairs import DIRECTIONS, ON_ERROR, PairedImages, Wanted, check_pairs, check_readable, find_pairs
+from genstab.data.pairs import DIRECTIONS, PairDataset, PairedImages, Wanted, check_pairs, find_pairs
 from genstab.data.sampler import EpochSampler, ResumableLoader
 from genstab.data.synthetic import SyntheticFacades
-from genstab.errors import InputError, check_choice, check_counts
+from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 
 CHECKS = ("fast", "full", "off")
 SSIM_WINDOW = 6  # pixels; SSIM reflects its window at the border, which a smaller image does not allow
@@ -122,14 +123,14 @@ class PairData(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Remove the notes on skipped pairs from a batch, and warn once of each."""
-        for problem in "\n".join(batch.pop("skipped", ())).split("\n"):
-            self._skip(problem, warnings.warn)
+        self._skip("\n".join(batch.pop("skipped", ())), warnings.warn)
         return batch
 
-    def _skip(self, problem: str, warn: Callable[[str], None]) -> None:
-        if problem and problem not in self.skipped:
-            self.skipped.append(problem)
-            warn(f"data.on_error=skip leaves out a pair: {problem}")
+    def _skip(self, problems: str, warn: Callable[[str], None]) -> None:
+        for problem in problems.split("\n"):
+            if problem and problem not in self.skipped:
+                self.skipped.append(problem)
+                warn(f"data.on_error=skip leaves out a pair: {problem}")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augment a training batch on its device; leave a validation batch as it is."""
@@ -211,14 +212,15 @@ class PairedData(PairData):
         self.decoded = False
 
     def prepare_data(self) -> None:
-        """With `check=full`, decode every file once, on one process."""
-        if self.check == "full" and not self.decoded:
-            problems: list[str] = []
-            pairs = [pair for split in ("train", "val") for pair in find_pairs(self.root, split)]
-            check_readable(pairs, problems if self.on_error == "skip" else None)
-            for problem in problems:
-                self._skip(problem, rank_zero_warn)
-            self.decoded = True
+        """With `check=full`, read every pair once, on one process."""
+        if self.check != "full" or self.decoded:
+            return
+        for split in ("train", "val"):
+            pairs = self._pairs(split)
+            loader = DataLoader(pairs, None, num_workers=self.num_workers, generator=torch.Generator())
+            for item in tqdm(loader, f"reading {split}", len(pairs), unit="pair", leave=False, disable=None):
+                self._skip(item.get("skipped", ""), rank_zero_warn)
+        self.decoded = True
 
     def setup(self, stage: str) -> None:
         """Find the pairs and check their headers; for the stage "validate", only those of the validation split."""
@@ -226,15 +228,18 @@ class PairedData(PairData):
             self.train_set = self._dataset("train")
         self.val_set = self._dataset("val")
 
-    def _dataset(self, split: str) -> PairedImages:
+    def _pairs(self, split: str) -> PairDataset:
+        """Return a split as it is in the files, unchecked."""
+        return PairedImages(find_pairs(self.root, split), self.direction, None, self._wanted(split), self.on_error)
+
+    def _dataset(self, split: str) -> PairDataset:
         pairs, wanted = find_pairs(self.root, split), self._wanted(split)
         problems: list[str] = []
         skip = problems if self.on_error == "skip" else None
         sizes = set(check_pairs([] if self.check == "off" else pairs, wanted, skip))
         if problems and not sizes:
             raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
-        for problem in problems:
-            self._skip(problem, rank_zero_warn)  # every process finds the same
+        self._skip("\n".join(problems), rank_zero_warn)  # every process finds the same
         return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
 
     def _wanted(self, split: str) -> Wanted:

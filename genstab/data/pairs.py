@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,15 @@ from tqdm import tqdm
 
 from genstab.data.image_io import image_shape, read_image, resized
 from genstab.data.paths import find_images, hxw, listing, natural, printable, shortened
-from genstab.errors import InputError, check_choice
+from genstab.errors import ON_ERROR, InputError, check_choice
 
 DIRECTIONS = ("AtoB", "BtoA")
-ON_ERROR = ("raise", "skip")
 _FOLDERS = {"train": ("train",), "val": ("val", "test")}
-_MANY = 1000
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a pair; `b` is None if one file holds both images, A in its left half and B in its right.
-
-    >>> Pair("1", Path("trainA/1_A.jpg"), Path("trainB/1_B.jpg")).name
-    '1'
-    """
+    """The files of a pair; `b` is None if one file holds both images, A in its left half and B in its right."""
 
     name: str
     a: Path
@@ -46,12 +39,7 @@ class Wanted:
     what: str = "crop"
 
     def check(self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None) -> tuple[int, int]:
-        """Check the (C, H, W) of the files of a pair, and return the (H, W) of its images.
-
-        Raises:
-            InputError: the number of channels is wrong, A and B differ in size, the width of images side by side
-                is odd, or they are too small.
-        """
+        """Check the (C, H, W) of the files of a pair, and return the (H, W) of its images."""
         _check_channels(pair.a, "A", shape_a[0], self.channels_a)
         size = shape_a[1], shape_a[2]
         if pair.b is None or shape_b is None:
@@ -122,19 +110,10 @@ def _found(root: Path, split: str) -> list[Pair]:
 def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | None = None) -> list[tuple[int, int]]:
     """Check the header of every file, and return the (H, W) of each pair.
 
-    Args:
-        pairs: the pairs to check.
-        wanted: what they must have.
-        problems: list to which errors are appended; the pairs are then skipped. None: errors are raised.
-
-    Raises:
-        InputError: a file cannot be read, or as `Wanted.check`.
-
-    >>> check_pairs([], Wanted(channels_a=3, channels_b=3))
-    []
+    Errors are appended to `problems`, and the pair is left out; they are raised if it is None.
     """
     sizes = []
-    for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, disable=len(pairs) <= _MANY):
+    for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, delay=1, disable=None):
         try:
             shape_b = None if pair.b is None else image_shape(pair.b)
             sizes.append(wanted.check(pair, image_shape(pair.a), shape_b))
@@ -145,68 +124,33 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
     return sizes
 
 
-def check_readable(pairs: Sequence[Pair], problems: list[str] | None = None) -> None:
-    """Decode every file once in a thread pool, with a progress bar.
-
-    Args:
-        pairs: the pairs to check.
-        problems: list to which errors are appended; None: they are raised.
-
-    Raises:
-        InputError: a file cannot be decoded.
-
-    >>> check_readable([])
-    """
-    paths = [path for pair in pairs for path in (pair.a, pair.b) if path is not None]
-    with ThreadPoolExecutor() as pool:
-        reading = [pool.submit(_decode, path) for path in paths]
-        try:
-            for image in tqdm(reading, desc="reading every image", unit="image", leave=False, disable=None):
-                try:
-                    image.result()
-                except InputError as error:
-                    if problems is None:
-                        raise
-                    problems.append(_line(error))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _line(error: InputError) -> str:
     return printable(str(error).replace("\n", " "))
 
 
-def _decode(path: Path) -> None:
-    read_image(path)  # return nothing: all the images would fill the memory
+class PairDataset(Dataset[dict[str, Any]]):
+    """Base of datasets of pairs; a subclass has a length and reads the images of a pair, see `_read`.
 
-
-class PairedImages(Dataset[dict[str, Any]]):
-    """Read pairs as {"source": (C, H, W) float32 in [-1, 1], "target": likewise, "name": str}.
-
-    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
+    An item is {"source": (C, H, W) float32 in [-1, 1], "target": likewise, "name": str}. With `size=(H, W)`, images of
+    another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
 
     With `on_error="skip"` a pair that cannot be read is replaced by the next readable one (the first comes after the
     last), so that the number of pairs and their order are the same in every process and epoch. The item then has the
     key "skipped": the errors, one in a line, or an empty string.
 
     Args:
-        pairs: the files of the pairs.
         direction: "AtoB" (the source is A) or "BtoA".
         size: (H, W) to resize to; None does not resize.
         wanted: what the files must have; None does not check them.
         on_error: "raise" or "skip".
 
     Raises:
-        InputError: an unknown direction or `on_error`; when reading, as `read_image` and `Wanted.check`; with "skip",
-            only if no pair can be read.
-
-    >>> len(PairedImages([], direction="BtoA"))
-    0
+        InputError: an unknown direction or `on_error`; when reading, a file cannot be read, or as `Wanted.check`; with
+            "skip", only if no pair can be read.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
         direction: str = "AtoB",
         size: tuple[int, int] | None = None,
         wanted: Wanted | None = None,
@@ -214,51 +158,56 @@ class PairedImages(Dataset[dict[str, Any]]):
     ) -> None:
         check_choice("direction", direction, DIRECTIONS)
         check_choice("on_error", on_error, ON_ERROR)
-        self.pairs = list(pairs)
         self.direction, self.size, self.wanted, self.on_error = direction, size, wanted, on_error
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
+        """Return a pair and its images A and B; if A holds both side by side, B is None."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        if self.on_error == "raise":
+            return self._item(index % len(self))
+        problems: list[str] = []
+        # Bad pairs are not remembered: every process and every epoch must find the same ones.
+        for place in range(index, index + len(self)):
+            try:
+                return {**self._item(place % len(self)), "skipped": "\n".join(dict.fromkeys(problems))}
+            except InputError as error:
+                problems.append(_line(error))
+        raise InputError(f"none of the {len(self)} pairs can be read; {problems[0]}")
+
+    def _item(self, index: int) -> dict[str, Any]:
+        pair, a, b = self._read(index)
+        if self.wanted is not None:
+            self.wanted.check(pair, a.shape, None if b is None else b.shape)
+        if b is None:
+            _check_even(pair.a, a.shape[2])
+            # Copy: a view would send the whole image from the worker to the main process.
+            a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
+        source, target = (a, b) if self.direction == "AtoB" else (b, a)
+        if self.size is not None:
+            source, target = resized(source, self.size), resized(target, self.size)
+        return {"source": source, "target": target, "name": pair.name}
+
+
+class PairedImages(PairDataset):
+    """Read pairs of files; `options` are the arguments of `PairDataset`."""
+
+    def __init__(self, pairs: Sequence[Pair], *options: Any, **named: Any) -> None:
+        super().__init__(*options, **named)
+        self.pairs = list(pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        first = self.pairs[index]
-        if self.on_error == "raise":
-            return self._item(first)
-        problems: list[str] = []
-        # Bad pairs are not remembered: every process and every epoch must find the same ones.
-        for place in range(index, index + len(self.pairs)):
-            try:
-                return {**self._item(self.pairs[place % len(self.pairs)]), "skipped": "\n".join(problems)}
-            except InputError as error:
-                problems.append(_line(error))
-        raise InputError(f"none of the {len(self.pairs)} pairs can be read; {problems[0]}")
-
-    def _item(self, pair: Pair) -> dict[str, Any]:
-        b = None if pair.b is None else read_image(pair.b)
-        return item_of(pair, read_image(pair.a), b, self.direction, self.size, self.wanted)
-
-
-def item_of(
-    pair: Pair, a: Tensor, b: Tensor | None, direction: str, size: tuple[int, int] | None, wanted: Wanted | None
-) -> dict[str, Any]:
-    """Return an item of `PairedImages` from the images of a pair; `b` is None if `a` holds both side by side.
-
-    Raises:
-        InputError: as `Wanted.check`.
-
-    >>> item_of(Pair("1", Path("1.png"), None), torch.zeros(3, 4, 8), None, "AtoB", None, None)["target"].shape
-    torch.Size([3, 4, 4])
-    """
-    if wanted is not None:
-        wanted.check(pair, a.shape, None if b is None else b.shape)
-    if b is None:
-        _check_even(pair.a, a.shape[2])
-        # Copy: a view would send the whole image from the worker to the main process.
-        a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
-    source, target = (a, b) if direction == "AtoB" else (b, a)
-    if size is not None:
-        source, target = resized(source, size), resized(target, size)
-    return {"source": source, "target": target, "name": pair.name}
+    def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
+        pair = self.pairs[index]
+        return pair, read_image(pair.a), None if pair.b is None else read_image(pair.b)
 
 
 def _images(folder: Path, ending: str) -> dict[str, Path]:

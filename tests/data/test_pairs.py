@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from genstab.data import pairs as module
 from genstab.data.pairs import Pair, PairedImages, Wanted, check_pairs, find_pairs
 from genstab.errors import InputError
 
@@ -180,15 +179,6 @@ def test_what_check_pairs_refuses(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"link\.png: No such file"):
         check_pairs([Pair("5", tmp_path / "link.png", None)], Wanted(1, 1))
-
-
-def test_progress_only_for_many(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = Pair("1", paint(tmp_path / "1.png", (2, 2), 0), None)
-    monkeypatch.setattr(module, "_MANY", 3)
-    check_pairs([pair] * 3, Wanted(1, 1))
-    assert capsys.readouterr().err == ""
-    check_pairs([pair] * 4, Wanted(1, 1))
-    assert "checking images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])

@@ -1,7 +1,6 @@
 """Training on shards: the order, workers and processes, going on, fetching into a bounded folder, faults."""
 
 import json
-import pickle
 import re
 import shutil
 import sys
@@ -9,7 +8,6 @@ import threading
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,7 @@ from genstab.data.shards import cache as shard_files
 from genstab.data.shards.cache import ShardCache
 from genstab.data.shards.datamodule import ShardData
 from genstab.data.shards.format import INDEX, Shard
-from genstab.data.shards.sampler import Position, ShardSampler, mixed
+from genstab.data.shards.sampler import ShardSampler, mixed
 from genstab.data.shards.write import write_shards
 from genstab.training.callbacks.finite_guard import FiniteGuard, NotFiniteError
 from tests.cli.test_config import composed
@@ -97,17 +95,18 @@ def test_pairs_of_a_shard_are_far_apart():
     assert min(mixed_with) > 7  # of ten; a pass through one shard after the other would have one
 
 
-def test_the_first_position_in_a_shard_says_which_comes_next():
-    order = ShardSampler([4] * 12, 3, 2, processes=2, rank=1, seed=5)
+def test_the_next_shard_is_asked_for_at_the_first_position_in_a_shard():
+    asked, met = [], []
+    order = ShardSampler([4] * 12, 3, 2, processes=2, rank=1, seed=5, fetch_ahead=asked.append)
     order.set_epoch(2)
-    positions = list(order)
-    of = [position // 4 for position in positions]
-    met = [shard for place, shard in enumerate(of) if shard not in of[:place]]
-    told = [(place, position.ahead) for place, position in enumerate(positions) if isinstance(position, Position)]
-    assert told == [(of.index(shard), following) for shard, following in pairwise(met)]
-    every = mixed([4] * 12, 3, torch.Generator().manual_seed(7))
-    assert positions == every[1::2].tolist()
-    assert pickle.loads(pickle.dumps(positions[0])).ahead == positions[0].ahead  # as loaders send it to their workers
+    positions = []
+    for position in order:
+        positions.append(position)
+        if position // 4 not in met:
+            met.append(position // 4)
+        assert asked[: len(met)] == asked  # one for each shard met, never earlier
+    assert asked == met[1:]
+    assert positions == mixed([4] * 12, 3, torch.Generator().manual_seed(7))[1::2].tolist()
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -291,7 +290,7 @@ def test_the_next_shard_is_fetched_while_one_is_read(server, tmp_path):
     while len([name for name in server.asked if name.startswith("train")]) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     assert len([name for name in server.asked if name.startswith("train")]) >= 2
-    data.train_set.ahead.join()
+    data.ahead.join()
 
 
 @pytest.mark.usefixtures("_hasty")
@@ -312,8 +311,8 @@ def test_what_cannot_be_fetched_ends_it_with_one_line(server, tmp_path, fault, s
     with pytest.raises(InputError, match=rf"^cannot fetch {server.url}/train-\d+\.tar: {said}$"):
         batches(data)
     assert time.monotonic() - began < 10
-    if data.train_set.ahead:
-        data.train_set.ahead.join()
+    if data.ahead:
+        data.ahead.join()
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix in (".tar", ".part")]
 
 
@@ -454,10 +453,8 @@ def test_a_shard_that_made_room_stays_readable_to_whoever_has_it_open(shards, se
         Shard(f"{server.url}/{each['name']}", each["pairs"], each["bytes"], each["sha256"]) for each in content[:2]
     ]
     cache = ShardCache(tmp_path / "cache", max_bytes=found[0].bytes + 10)
-    cache.fetch(found[0])
     file = cache.open(found[0])
     before = file.read(file.pairs[0].a)
-    cache.fetch(found[1])
-    with pytest.raises(FileNotFoundError):
-        cache.open(found[0])
+    cache.open(found[1])
+    assert [path.name[-16:] for path in (tmp_path / "cache").glob("*.tar")] == ["train-000001.tar"]
     assert file.read(file.pairs[0].a) == before

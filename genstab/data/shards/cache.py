@@ -7,6 +7,7 @@ import select
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ ATTEMPTS = 4
 """How often a download is tried, with pauses of 1, 2 and 4 seconds."""
 
 CACHE = "~/.cache/genstab/shards"
-_MAX_INDEX = 1 << 30  # bytes
 # Exit codes of curl, with which WebDataset opens http and https.
 _CURL = {
     6: "the host is unknown", 7: "the connection was refused", 18: "the connection was lost",
@@ -51,27 +51,14 @@ def url_in(root: str, name: str) -> str:
 
 
 def read_bytes(url: str) -> bytes:
-    """Return the content of an index.
-
-    Raises:
-        InputError: it cannot be read, or has more than 1 GiB.
-    """
-    if is_local(url):
-        try:
-            return Path(url).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {url}: {error.strerror}") from error
-    parts: list[bytes] = []
-
-    def keep(block: bytes) -> None:
-        parts.append(block)
-        if sum(map(len, parts)) > _MAX_INDEX:
-            raise OSError(f"it has more than {_MAX_INDEX} bytes")
-
+    """Return the content of an index."""
     try:
-        _receive(url, keep)
+        if is_local(url):
+            return Path(url).read_bytes()
+        parts: list[bytes] = []
+        _receive(url, parts.append)
     except OSError as error:
-        raise InputError(f"cannot fetch {url}: {error}") from error
+        raise InputError(f"cannot {'read' if is_local(url) else 'fetch'} {url}: {error.strerror or error}") from error
     return b"".join(parts)
 
 
@@ -90,37 +77,43 @@ class ShardCache:
         self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
 
     def open(self, shard: Shard) -> ShardFile:
-        """Open a local or a fetched shard.
+        """Open a shard; a remote one is fetched, unless it is in the cache.
 
         Raises:
             InputError: as `ShardFile`, or a local shard is missing.
-            FileNotFoundError: a fetched shard has been removed since.
+            OSError: as `fetch`.
         """
-        if not is_local(shard.url):
-            path = self._path(shard)
-            os.utime(path)  # the time of its last use
-            return ShardFile(path, shard, shard.url)
-        try:
-            return ShardFile(shard.url, shard, shard.url)
-        except FileNotFoundError as error:
-            raise InputError(f"{shard.url} is missing") from error
+        if is_local(shard.url):
+            try:
+                return ShardFile(shard.url, shard)
+            except FileNotFoundError as error:
+                raise InputError(f"{shard.url} is missing") from error
+        path = self._path(shard)
+        for _ in range(ATTEMPTS):
+            self.fetch(shard)
+            with suppress(FileNotFoundError):  # other processes have removed it since, to make room
+                os.utime(path)  # the time of its last use
+                return ShardFile(path, shard)
+        raise OSError(f"data.cache={self.folder} removes shards before they are read: set data.cache_gb higher")
 
     def fetch(self, shard: Shard) -> None:
         """Fetch a remote shard, unless it is in the cache.
 
         Raises:
-            InputError: it cannot be fetched, differs from its index, or the folder cannot be written.
+            OSError: it cannot be fetched, differs from its index, or the folder cannot be written. (That is no bad
+                image, which `on_error=skip` would leave out, hence no `InputError`.)
         """
-        if is_local(shard.url) or self._path(shard).is_file():
+        if is_local(shard.url) or (path := self._path(shard)).is_file():
             return
-        path = self._path(shard)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):  # one process at a time
                 if not path.is_file():
                     self._fetch(shard, path)
+        except ConnectionError:
+            raise
         except OSError as error:
-            raise InputError(f"data.cache={self.folder} cannot keep {path.name}: {error.strerror or error}") from error
+            raise OSError(f"data.cache={self.folder} cannot keep {path.name}: {error.strerror or error}") from error
 
     def _path(self, shard: Shard) -> Path:
         """Return a path that differs for shards of the same name at two URLs, or with two contents."""
@@ -133,35 +126,33 @@ class ShardCache:
             for attempt in range(ATTEMPTS):
                 time.sleep(2 ** (attempt - 1) if attempt else 0)
                 with FileLock(self.folder / "room.lock"):
-                    self._make_room(part, shard.bytes or 0)
-                reason = _attempt(shard, part)
-                if reason is None:
+                    self._make_room(part, shard.bytes)
+                try:
+                    _download(shard, part)
+                except ConnectionError as error:
+                    reason = error
+                else:
                     os.replace(part, path)
                     return
         finally:
             part.unlink(missing_ok=True)
-        raise InputError(f"cannot fetch {shard.url}: {reason}; tried {ATTEMPTS} times")
+        raise ConnectionError(f"cannot fetch {shard.url}: {reason}; tried {ATTEMPTS} times")
 
     def _make_room(self, part: Path, wanted: int) -> None:
         """Remove the least recently used shards until another one fits, and reserve its size."""
         part.unlink(missing_ok=True)
-        files = [path for pattern in ("*.tar", "*.part") for path in self.folder.glob(pattern)]
-        found = sorted((stat.st_mtime, stat.st_size, path) for path in files if (stat := _stat(path)))
+        found = []
+        for path in (*self.folder.glob("*.tar"), *self.folder.glob("*.part")):
+            with suppress(FileNotFoundError):  # another process finished or removed it
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
         size = sum(each for _, each, _ in found) + wanted
-        for _, each, path in found:
+        for _, each, path in sorted(found):
             if size <= self.max_bytes:
                 break
             path.unlink(missing_ok=True)
             size -= each
         with part.open("wb") as file:
             file.truncate(wanted)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:  # another process finished or removed it
-        return None
 
 
 def basename(url: str) -> str:
@@ -174,26 +165,22 @@ def basename(url: str) -> str:
     return found[-1] if found else "shard.tar"
 
 
-def _attempt(shard: Shard, part: Path) -> str | None:
-    """Fetch a shard; return why that failed, or None."""
+def _download(shard: Shard, path: Path) -> None:
+    """Download a shard; raise a `ConnectionError` unless it is what the index says."""
     digest = hashlib.sha256()
-    with part.open("r+b") as file:
+    with path.open("r+b") as file:
 
         def write(block: bytes) -> None:
             digest.update(block)
             file.write(block)
 
-        try:
-            _receive(shard.url, write)
-        except ConnectionError as error:
-            return str(error)
+        _receive(shard.url, write)
         size = file.tell()
         file.truncate()
-    if shard.bytes not in (None, size):
-        return f"{size} bytes were received, the index says {shard.bytes}"
-    if shard.sha256 not in (None, digest.hexdigest()):
-        return f"its SHA-256 is {digest.hexdigest()}, the index says {shard.sha256}"
-    return None
+    if size != shard.bytes:
+        raise ConnectionError(f"{size} bytes were received, the index says {shard.bytes}")
+    if digest.hexdigest() != shard.sha256:
+        raise ConnectionError(f"its SHA-256 is {digest.hexdigest()}, the index says {shard.sha256}")
 
 
 def _receive(url: str, write: Callable[[bytes], object]) -> None:
@@ -202,9 +189,9 @@ def _receive(url: str, write: Callable[[bytes], object]) -> None:
     Raises:
         ConnectionError: the download fails; an `OSError` of `write` is passed on.
     """
-    opened = webdataset().gopen
+    gopen = webdataset().gopen
     try:
-        source = opened(url)
+        source = gopen(url)
     except (ValueError, ImportError, OSError) as error:
         program = getattr(error, "filename", None)
         raise ConnectionError(f"the program {program!r} is not installed" if program else str(error)) from error
@@ -225,22 +212,11 @@ def _receive(url: str, write: Callable[[bytes], object]) -> None:
         source.stream.close()
     if code:
         curl = isinstance(process.args, list) and process.args[0] == "curl"
-        raise ConnectionError(
-            _CURL.get(code, f"curl failed with exit code {code}")
-            if curl
-            else f"its command failed with exit code {code}"
-        )
+        raise ConnectionError((curl and _CURL.get(code)) or f"its command failed with exit code {code}")
 
 
 def webdataset() -> Any:
-    """Import the optional package.
-
-    Raises:
-        InputError: it is not installed.
-
-    >>> webdataset().gopen.__name__
-    'gopen'
-    """
+    """Import the optional package, or raise an `InputError` that says how to install it."""
     try:
         return import_module("webdataset")
     except ImportError as error:

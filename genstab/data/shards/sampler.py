@@ -1,33 +1,13 @@
 """The order of training data in shards: a few shards are mixed at a time, so that only these must be in the cache."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from genstab.data.sampler import EpochSampler
-
-
-class Position(int):
-    """A position in the dataset with the number of the shard that is read after its own.
-
-    >>> Position(3, ahead=7) + 1, Position(3, ahead=7).ahead
-    (4, 7)
-    """
-
-    ahead: int
-
-    def __new__(cls, value: int, ahead: int) -> "Position":
-        """Create the position `value`; `ahead` is the number of the shard."""
-        self = super().__new__(cls, value)
-        self.ahead = ahead
-        return self
-
-    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]  # it takes two
-        """Support pickling, for the workers of a loader."""
-        return int(self), self.ahead
 
 
 def mixed(lengths: Sequence[int], window: int, generator: torch.Generator) -> Tensor:
@@ -55,15 +35,11 @@ def mixed(lengths: Sequence[int], window: int, generator: torch.Generator) -> Te
 class ShardSampler(EpochSampler):
     """An `EpochSampler` of pairs in shards, in the order of `mixed`.
 
-    The first position in each shard is a `Position`, which names the shard that this process reads next.
-
     Args:
         lengths: number of pairs of each shard.
         window: number of shards that are mixed.
         batch_size, processes, rank, seed: see `EpochSampler`.
-
-    >>> list(ShardSampler([2, 3, 1], window=1, batch_size=2))
-    [5, 1, 0, 3, 4, 2]
+        fetch_ahead: called at the first position in a shard, with the number of the shard that this process reads next.
     """
 
     def __init__(
@@ -74,9 +50,10 @@ class ShardSampler(EpochSampler):
         processes: int = 1,
         rank: int = 0,
         seed: int = 0,
+        fetch_ahead: Callable[[int], object] = lambda shard: None,
     ) -> None:
         super().__init__(range(sum(lengths)), batch_size, processes, rank, seed)  # type: ignore[arg-type]  # a Sized dataset
-        self.lengths, self.window = list(lengths), window
+        self.lengths, self.window, self.fetch_ahead = list(lengths), window, fetch_ahead
         digest = hashlib.sha256(" ".join(map(str, self.lengths)).encode()).hexdigest()[:8]
         self.kind = f"{len(self.lengths)} shards {digest}, window {window}"
         self.ends = torch.tensor(list(accumulate(lengths)))
@@ -89,8 +66,8 @@ class ShardSampler(EpochSampler):
         """Return the positions of this process."""
         positions = list(super().__iter__())
         shards = torch.searchsorted(self.ends, torch.tensor(positions), right=True).tolist()
-        met = list(dict.fromkeys(shards))
-        following = dict(pairwise(met))
+        following = dict(pairwise(dict.fromkeys(shards)))
         for position, shard in zip(positions, shards, strict=True):
-            ahead = following.pop(shard, None)
-            yield position if ahead is None else Position(position, ahead)
+            if shard in following:
+                self.fetch_ahead(following.pop(shard))
+            yield position

@@ -15,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from genstab.data.image_io import decode_image, image_shape
-from genstab.data.pairs import ON_ERROR, Pair, Wanted, find_pairs
+from genstab.data.pairs import Pair, Wanted, find_pairs
 from genstab.data.paths import listing, printable
 from genstab.data.shards.cache import webdataset
 from genstab.data.shards.format import INDEX, KIND, key_of
-from genstab.errors import InputError, check_choice
+from genstab.errors import ON_ERROR, InputError, check_choice
 from genstab.runtime.files import write_json
 
 CHECKS = ("fast", "full")
