@@ -42,8 +42,8 @@ class OutputSpread:
         _, (number, _, images, squares) = max(sorted(total.items()), key=lambda item: item[1][0])
         # E (a − b)² = 2 · variance, with the unbiased variance of each pixel
         variance = (squares - images.square() / number).clamp(min=0).mean() / (number - 1)
-        deviation = sum(sums[1] for sums in total.values()) / sum(sums[0] for sums in total.values())
-        return (2 * variance).sqrt().item() / 2 if number > 1 else None, deviation.item() / 2
+        count, deviations = (sum(sums[i].item() for sums in total.values()) for i in (0, 1))
+        return (2 * variance).sqrt().item() / 2 if number > 1 else None, deviations / count / 2
 
 
 def _added(sums: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:

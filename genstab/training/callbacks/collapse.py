@@ -125,8 +125,8 @@ class CollapseWatch(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how much the outputs differ over all processes, and check the generator."""
         (spread, deviation), (wanted, _) = self._outputs.compute(), self._targets.compute()
-        known = {"val/output_spread": spread, "val/output_std": deviation}
-        known = {key: value for key, value in known.items() if value is not None}
+        logged = {"val/output_spread": spread, "val/output_std": deviation}
+        known = {key: value for key, value in logged.items() if value is not None}
         # Every process has the same value; sync_dist avoids a warning of Lightning.
         pl_module.log_dict(known, sync_dist=True)
         if trainer.global_step < self.window or spread is None or wanted is None:
@@ -141,4 +141,3 @@ class CollapseWatch(Callback):
         if kind not in self.said:
             self.said[kind] = text
             rank_zero_warn(text)
-
