@@ -147,7 +147,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["measure"], "no model: model.checkpoint wants"),
+        (["measure"], "no model: set model.checkpoint"),
         (["measure", "model.checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
         (["measure", "model.chekpoint=x"], "model.chekpoint"),
         (["measure", *NETWORK, "protocols=[roll]"], "protocols='roll' is not one of circular, crop, fractional"),

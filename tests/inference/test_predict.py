@@ -291,7 +291,7 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
     [
         ([], "Missing mandatory value: input"),
         (["input=in"], "Missing mandatory value: output"),
-        (["input=in", "output=out"], "no model: model.checkpoint wants a checkpoint or run folder of genstab"),
+        (["input=in", "output=out"], "no model: set model.checkpoint to a checkpoint or run folder of genstab"),
         (["input=in", "output=out", "model.checkpoint=no.pt"], "checkpoint no.pt does not exist"),
         (["input=in", "output=out", "model.chekpoint=x"], "model.chekpoint is an argument of a network"),
         (["input=in", "output=out", *NETWORK, "model.chanels=2"], "model.chanels is not known: did you mean channels"),
