@@ -2,11 +2,9 @@
 
 import shlex
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
@@ -72,21 +70,12 @@ def outlive(logger: Logger) -> None:
     logger.unwritten = FailedWrites("log", then)  # type: ignore[attr-defined]
     for name in METHODS:
         if method := getattr(logger, name, None):
-            setattr(logger, name, _outliving(logger, method))
-
-
-def _outliving(logger: Logger, method: Callable[..., Any]) -> Callable[..., None]:
-    @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> None:
-        with outlived(logger):
-            method(*args, **kwargs)
-
-    return call
+            setattr(logger, name, outlived(logger)(method))
 
 
 @contextmanager
 def outlived(logger: Logger) -> Iterator[None]:
-    """Go on after any failure of a logger that was given to `outlive`; may be nested."""
+    """Continue after any failure of a logger that was given to `outlive`; a context or a decorator, may be nested."""
     try:
         yield
     except Exception as error:  # wandb and TensorBoard raise errors of many kinds

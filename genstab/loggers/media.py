@@ -6,25 +6,14 @@ import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from genstab.errors import InputError
 from genstab.loggers.lifecycle import outlived
 
 
 def log_image(logger: Logger, key: str, image: np.ndarray, step: int, caption: str | None = None) -> None:
     """Log one picture (H, W, 3), uint8, to W&B or TensorBoard; others get none, the run folder holds it.
 
-    Args:
-        logger: any Lightning logger.
-        key: the log key.
-        image: the picture.
-        step: the number of training batches so far, as in the metrics.
-        caption: a line under the picture; W&B only.
-
-    Raises:
-        InputError: the image has another type or shape.
+    The step is the number of training batches so far, as in the metrics. Only W&B shows the caption.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"image is {image.dtype} of shape {image.shape}, not uint8 of shape (H, W, 3)")
     if isinstance(logger, WandbLogger):
         # As a PIL image: wandb squeezes arrays, which breaks a picture of one row.
         logger.log_image(key, [Image.fromarray(image)], step=step, caption=[caption])

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ def wandb_logger(
     name: str | None = None,
     group: str | None = None,
     tags: Iterable[str] = (),
-    config: Mapping[str, Any] | None = None,
     init_timeout: float = 10.0,
     finish_timeout: float = 120.0,
 ) -> WandbLogger:
@@ -49,7 +48,6 @@ def wandb_logger(
         name: the name of the run; None lets W&B choose one.
         group: the group of the run.
         tags: the tags of the run.
-        config: shown as the configuration of the run; `log_hyperparams` adds to it.
         init_timeout: seconds to wait for the server before the run goes offline.
         finish_timeout: seconds that the end of the run waits for its upload; the rest stays in the folder of the run.
 
@@ -82,7 +80,6 @@ def wandb_logger(
         name=name,
         group=group,
         tags=tuple(tags) or None,
-        config=None if config is None else dict(config),
         settings=settings,
     )
 
@@ -95,7 +92,6 @@ class FallbackWandbLogger(WandbLogger):
         self.mode, self.options = mode, options
         self.run: wandb.Run | None = None
         self.run_id: str | None = None  # of the run to resume
-        self.takes_tables = True
 
     @property
     @rank_zero_experiment
@@ -110,13 +106,6 @@ class FallbackWandbLogger(WandbLogger):
         """The id of the run; None before it has started."""
         return self.run.id if self.run else None
 
-    def log_table(self, *args: Any, **kwargs: Any) -> None:
-        """Log a table, unless an earlier one failed: wandb asks the server first, and waits 19 s for it each time."""
-        if self.takes_tables:
-            self.takes_tables = False
-            super().log_table(*args, **kwargs)
-            self.takes_tables = True
-
     def _start(self) -> "wandb.Run":
         import wandb  # takes 0.4 s, and the other ranks and loggers don't need it
 
@@ -124,8 +113,7 @@ class FallbackWandbLogger(WandbLogger):
             end_run(wandb.run)
         Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)
         problem = ""
-        wanted = self.mode or _default_mode()
-        for mode in MODES[MODES.index(wanted) :]:
+        for mode in MODES[MODES.index(self.mode or _default_mode()) :]:
             try:
                 run = self._init(mode)
                 break

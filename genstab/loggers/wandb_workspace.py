@@ -57,14 +57,11 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
         keys = [wr.SummaryMetric(summary(metric.key)) for metric in (x, y)]
         return wr.ScatterPlot(title=f"{x.name} and {y.name}", x=keys[0], y=keys[1])
 
-    def media(key: str) -> Any:
-        return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1)
-
     sections = {
         "Stability": [lines(metric) for metric in stability],
         "Quality": [lines(metric) for metric in quality],
         "Quality against stability": [scatter(x, every[y]) for y in COMPARED for x in quality if x.brief],
-        "Pictures": [media(key) for key in PICTURES],
+        "Pictures": [wr.MediaBrowser(title=key, media_keys=[key], num_columns=1) for key in PICTURES],
         "Tables": [wr.WeavePanelSummaryTable(table_name=key) for key in tables({})],
         "Options that differ": [wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=10))],
     }

@@ -117,11 +117,6 @@ def _label(shift: Shift) -> str:
     return f"{arrow} {max(map(abs, shift)):g}" if arrow else f"({shift[0]:g}, {shift[1]:g})"
 
 
-def _in_order(shifts: set[Shift]) -> list[Shift]:
-    arrows = [*ARROWS.values(), ""]
-    return sorted(shifts, key=lambda shift: (arrows.index(direction(shift)), math.hypot(*shift), shift))
-
-
 def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Style]) -> go.Figure:
     """Draw the mean PSNR over the shifts, a line a run and direction, with a band: the middle half of the images.
 
@@ -133,7 +128,11 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         name: {(shift[0], shift[1]): known(row) for shift, row in zip(part["shifts"], part["decibels"], strict=True)}
         for name, part in measured.items()
     }
-    order = _in_order({shift for table in tables.values() for shift, row in table.items() if row})
+    arrows = [*ARROWS.values(), ""]
+    order = sorted(
+        {shift for table in tables.values() for shift, row in table.items() if row},
+        key=lambda shift: (arrows.index(direction(shift)), math.hypot(*shift), shift),
+    )
     if len(order) > MOST_SHIFTS:
         order = [shift for shift in order if direction(shift)] or order
     for name, table in tables.items():

@@ -18,7 +18,7 @@ from genstab.data.image_io import to_uint8
 from genstab.errors import InputError
 from genstab.metrics.protocols import Generate, shift_pairs
 from genstab.metrics.shift_map import RolledOutputs
-from genstab.metrics.shift_ops import Shift, grid_shifts, roll
+from genstab.metrics.shift_ops import Shift, roll
 from genstab.report.runs import Run
 from genstab.report.slider_frames import FRAMES, Slide, read_slide, save_frames
 from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_picture
@@ -108,13 +108,13 @@ def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Ten
     >>> distance_grids({"pool": torch.arange(8.0)[:, None]}, reach=1)["pool"].tolist()
     [[0.0, 1.0, 2.0], [3.0, 0.0, 4.0], [5.0, 6.0, 7.0]]
     """
-    grids = {}
-    for name, values in distances.items():
-        grid = values.new_zeros(2 * reach + 1, 2 * reach + 1)
-        for (dy, dx), value in zip(grid_shifts(reach), values.mean(1), strict=True):
-            grid[dy + reach, dx + reach] = value
-        grids[name] = grid
-    return grids
+    side = 2 * reach + 1
+    zero = side * side // 2  # the place of the zero shift, which `grid_shifts` leaves out
+    means = {name: values.mean(1) for name, values in distances.items()}
+    return {
+        name: torch.cat([values[:zero], values.new_zeros(1), values[zero:]]).view(side, side)
+        for name, values in means.items()
+    }
 
 
 def feature_map_picture(distances: Mapping[str, ArrayLike]) -> Picture:
@@ -131,11 +131,10 @@ def feature_map_picture(distances: Mapping[str, ArrayLike]) -> Picture:
     rows = ceil(len(grids) / columns)
     figure = Figure(figsize=(1.5 * columns + 1.3, 1.65 * rows + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
+    for axis in axes.flat[len(grids) :]:
         axis.set_axis_off()
     for place, (axis, (name, grid)) in enumerate(zip(axes.flat, grids.items(), strict=False)):
         edge = len(grid) / 2
-        axis.set_axis_on()
         # Yellow in between: what is white has not been measured.
         heat = axis.imshow(grid, extent=(-edge, edge, edge, -edge), cmap="RdYlBu_r", vmin=0, vmax=largest)
         ticks = [-(len(grid) // 2), 0, len(grid) // 2]
@@ -159,11 +158,7 @@ def shift_panel(generate: Generate, source: Tensor, output: Tensor, shift: Shift
     pairs = shift_pairs(generate, source, [shift], "circular", check_finite=False, output=output)
     _, shifted_output, output_of_shifted, _ = next(pairs)
     difference = 4 * (shifted_output - output_of_shifted).abs().mean(1, keepdim=True) - 1
-    return {
-        "G(shifted source)": output_of_shifted,
-        "shifted G(source)": shifted_output,
-        "difference × 4": difference,
-    }
+    return {"G(shifted source)": output_of_shifted, "shifted G(source)": shifted_output, "difference × 4": difference}
 
 
 def animation(image: Tensor, outputs: Sequence[Tensor]) -> list[Picture]:
@@ -172,20 +167,16 @@ def animation(image: Tensor, outputs: Sequence[Tensor]) -> list[Picture]:
     Shape: (1, C, H, W), and for each frame G of it rolled to the right by 0, 1, … pixels, in [−1, 1] → (height, width,
     3) each, uint8.
     """
-    pictures = []
-    for dx, output in enumerate(outputs):
-        scale = output.shape[-1] // image.shape[-1]
-        back = roll(output, (0, -dx * scale))[0]
-        columns = {"source": roll(image, (0, dx))[0], "output": output, "output moved back": back}
-        pictures.append(picture_table(columns))
-    return pictures
+    scale = outputs[0].shape[-1] // image.shape[-1]
+    columns = (
+        {"source": roll(image, (0, dx))[0], "output": output, "output moved back": roll(output, (0, -dx * scale))[0]}
+        for dx, output in enumerate(outputs)
+    )
+    return list(map(picture_table, columns))
 
 
 def save_slides(image: Tensor, outputs: Sequence[Tensor], folder: Path) -> None:
-    """Write the image rolled by 0 to 15 pixels, and its outputs, for the slider of the report.
-
-    Shape: as for `animation`.
-    """
+    """Write the image rolled by 0 to 15 pixels, and its outputs, for the slider of the report; shapes: `animation`."""
     moved = [roll(image, (0, dx))[0] for dx in range(FRAMES)]
     for images, name in ((moved, SLIDE_SOURCE), (outputs[:FRAMES], SLIDE_OUTPUT)):
         save_frames(np.concatenate([to_uint8(each.float().cpu()) for each in images]), folder / name)
@@ -203,15 +194,9 @@ def write_exhibits(
 ) -> dict[str, Picture]:
     """Write the animation, `shift.gif`, and the slides of the first image; return samples and shift map by log key.
 
-    Args:
-        folder: where the files go; it exists.
-        generate: the generator, for frames that are not known yet.
-        samples: (N, C, H, W) in [−1, 1] by title, a row of the samples each.
-        rolled: the images and outputs.
-        decibels: the shift map, see `genstab.metrics.shift_map.measure_map`; empty: no such picture.
-        title: of the map.
-        frames: of the animation.
-        spare: what a file is written within, to continue after one that cannot be written.
+    The samples are batches (N, C, H, W) in [−1, 1] by title. Frames that `rolled` lacks come from `generate`. Without
+    `decibels` (see `genstab.metrics.shift_map.measure_map`) there is no shift map. Each file is written within `spare`,
+    to continue after one that cannot be written.
     """
     image, outputs = rolled.images[:1], [rolled.frame(generate, dx) for dx in range(max(frames, FRAMES))]
     with spare(folder / "shift.gif"):
@@ -244,19 +229,18 @@ def films_beside(runs: Sequence[Run]) -> list[Picture]:
     Raises:
         InputError: a run has no slides, or slid another picture than the first one.
     """
-    slides = [read_slide(run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT) for run in runs]
-    for run, slide in zip(runs, slides, strict=True):
-        if not np.array_equal(slide.source, slides[0].source):
-            raise InputError(f"{run.name} slid another picture than {runs[0].name}: measure both on the same images")
-        if slide.scale != slides[0].scale:
-            raise InputError(f"{run.name} has a scale of {slide.scale}, {runs[0].name} of {slides[0].scale}")
-    films = {run.name: slide.frames for run, slide in zip(runs, slides, strict=True)}
-    return [picture_table(_columns(slides[0], films, frame)) for frame in range(len(slides[0].frames))]
+    slides = {run.name: read_slide(run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT) for run in runs}
+    first = slides[runs[0].name]
+    for name, slide in slides.items():
+        if not np.array_equal(slide.source, first.source):
+            raise InputError(f"{name} slid another picture than {runs[0].name}: measure both on the same images")
+    return [picture_table(_columns(first, slides, frame)) for frame in range(FRAMES)]
 
 
-def _columns(slide: Slide, films: dict[str, np.ndarray], frame: int) -> dict[str, Tensor]:
-    still = slide.source.repeat(slide.scale, 0).repeat(slide.scale, 1)
-    columns = {"source": np.stack([np.roll(still, slide.scale * frame, axis=1), still])}
-    for name, frames in films.items():
-        columns[name] = np.stack([frames[frame], np.roll(frames[frame], -slide.scale * frame, axis=1)])
+def _columns(first: Slide, slides: Mapping[str, Slide], frame: int) -> dict[str, Tensor]:
+    still = first.source.repeat(first.scale, 0).repeat(first.scale, 1)
+    columns = {"source": np.stack([np.roll(still, first.scale * frame, axis=1), still])}
+    for name, slide in slides.items():
+        output = slide.frames[frame]
+        columns[name] = np.stack([output, np.roll(output, -slide.scale * frame, axis=1)])
     return {name: torch.from_numpy(pair).permute(0, 3, 1, 2) / 127.5 - 1 for name, pair in columns.items()}

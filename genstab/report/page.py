@@ -17,46 +17,34 @@ from genstab.metrics.registry import Metric, protocols
 from genstab.report.charts import run_styles
 from genstab.report.panels import PANELS, Panel
 from genstab.report.runs import Run, read_runs
-from genstab.report.slider_frames import COLUMNS, Slide, data_uri, flicker_strip, middle, read_slide, sheet
+from genstab.report.slider_frames import COLUMNS, FRAMES, Slide, data_uri, flicker_strip, middle, read_slide, sheet
 from genstab.report.table import best_of, columns_of, differences, flatten, options_of
 from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_whole
-
-__all__ = ["Run", "build_page", "read_runs", "write_page"]
 
 SIDE = 128  # pixels of a moving picture, for so many runs; with more of them it shrinks, so that the page doesn't grow
 RUNS_AT_FULL_SIDE = 6
 
 
 def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
-    """Compare the runs in some folders on one page; no half-written page is ever left behind.
-
-    Args:
-        paths: run folders, or folders that hold some, see `genstab.report.runs.read_runs`.
-        output: the file to write; its folder is made where it is missing.
-        title: of the page.
+    """Compare the runs in some folders, see `read_runs`, on one page; write it atomically and return its path.
 
     Raises:
         InputError: a path holds no run, a file of a run cannot be read, or the output cannot be written.
     """
-    output = Path(output)
-    if output.is_dir():
-        raise InputError(f"output={output} is a folder, not a file to write")
     page = build_page(read_runs(paths), title).encode()
     try:
         write_whole(output, lambda file: file.write(page))
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
-    return output
+    return Path(output)
 
 
 def build_page(runs: Sequence[Run], title: str | None = None) -> str:
     """Return the HTML page that compares some runs; it needs no other file and no network.
 
     Raises:
-        InputError: there are no runs, or a picture of a run cannot be read.
+        InputError: a picture of a run cannot be read.
     """
-    if not runs:
-        raise InputError("no run to compare")
     styles = run_styles([run.name for run in runs])
     panels = [make(runs, styles) for make in PANELS]
     columns = columns_of(runs)
@@ -83,13 +71,10 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
         rows=table_rows(runs, columns),
         panels=panels,
-        strips=[
-            {"name": name, "uri": data_uri(flicker_strip(film.frames, film.scale)), "frames": len(film.frames)}
-            for name, film in films.items()
-        ],
+        strips={name: data_uri(flicker_strip(film.frames, film.scale)) for name, film in films.items()},
         slides=slides,
         side=side,
-        last=max((slide["frames"] for slide in slides), default=1) - 1,
+        frames=FRAMES,
         options_differ=differ if len(runs) > 1 else {},
         versions_same={key: kept for key, kept in said[0].items() if all(each.get(key) == kept for each in said)},
         configs={run.name: json.dumps(run.config, indent=2, ensure_ascii=False) for run in runs},
@@ -115,11 +100,8 @@ def table_rows(runs: Sequence[Run], columns: Sequence[Metric]) -> list[list[dict
 def missing_of(run: Run, columns: Sequence[Metric]) -> list[str]:
     """Return what a run lacks: the notes of its measurement, files, parts of them, and what is – in the table."""
     absent = [column.name for column in columns if column.of(run.summary) is None]
-    return [
-        *(run.summary.get("notes") or ()),
-        *run.missing,
-        *([f"– in the table: {', '.join(absent)}"] if absent else []),
-    ]
+    dashes = [f"– in the table: {', '.join(absent)}"] if absent else []
+    return [*(run.summary.get("notes") or ()), *run.missing, *dashes]
 
 
 def _figures(panel: Panel) -> dict[str, Any]:
@@ -142,10 +124,9 @@ def _slides(films: Mapping[str, Slide], side: int) -> list[dict[str, Any]]:
         count, height, width = frames.shape[:3]
         common = {"frames": count, "columns": COLUMNS, "scale": film.scale}
         still = {"uri": data_uri(strip), "strip": True, "width": width // film.scale, "height": height // film.scale}
-        still |= {"run": False, "name": f"source of {name}", "alt": f"Source of {name}, moved"}
+        still |= {"run": False, "name": f"source of {name}"}
         moving = {"uri": data_uri(sheet(frames)), "strip": False, "width": width, "height": height, "run": True}
-        moving |= {"whole": width == film.frames.shape[2], "decibels": slide_decibels(film)}
-        moving |= {"name": name, "alt": f"Output of {name} for the moved source"}
+        moving |= {"whole": width == film.frames.shape[2], "decibels": slide_decibels(film), "name": name}
         pairs.append((common | still, common | moving))
     if len({source["uri"] for source, _ in pairs}) == 1:
         return [pairs[0][0] | {"name": "source"}, *(output for _, output in pairs)]

@@ -28,9 +28,8 @@ CAP = 99.95  # dB from here on are a perfect score, which would leave no colours
 
 @dataclass(frozen=True)
 class Cell:
-    """One place for a chart: its description, its figure for each choice, and whose it is (nobody's: of all runs)."""
+    """One place for a chart: its figure for each choice, and whose it is (nobody's: of all runs)."""
 
-    alt: str
     figures: Mapping[str, Any]
     run: str = ""
     note: str = ""
@@ -38,27 +37,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Panel:
-    """A section of charts.
+    """A section of charts."""
 
-    Attributes:
-        id: of the section; its words are in the page's template.
-        cells: where the charts go.
-        selects: (label, [(value, text)]); a figure's key is the chosen values, joined by "|".
-        grid: cells stand beside each other.
-        bar: the colours that all cells share, for each choice.
-        table: caption, headings, rows and kind (`number` or `text`) of a table below.
-    """
-
-    id: str
+    id: str  # of the section; its words are in the page's template
     cells: Sequence[Cell] = ()
+    # (label, [(value, text)]); a figure's key is the chosen values, joined by "|"
     selects: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
-    grid: bool = False
-    bar: Mapping[str, Any] = field(default_factory=dict)
-    table: Mapping[str, Any] | None = None
+    bar: Mapping[str, Any] = field(default_factory=dict)  # colours for each choice, of cells beside each other
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None  # headings and rows of one below the charts
 
 
-def _one_chart(id: str, alt: str, figures: Mapping[str, Any], *selects: Any, table: Any = None) -> Panel:
-    return Panel(id, [Cell(alt, figures)] if figures else [], selects, table=table)
+def _one_chart(id: str, figures: Mapping[str, Any], *selects: Any, table: Any = None) -> Panel:
+    return Panel(id, [Cell(figures)] if figures else [], selects, table=table)
 
 
 def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -69,27 +59,26 @@ def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     ratio = metrics()["tv_ratio"]
     ratios = {run.name: ratio.of(run.summary) for run in runs}
     notes = {name: "" if value is None else f"{ratio.name} {ratio.text(value)}" for name, value in ratios.items()}
-    figures = {}
+    figures: dict[str, Any] = {}
+    drawn: set[str] = set()
     for x, y in product(qualities, stabilities):
         pairs = {run.name: (x.of(run.summary), y.of(run.summary)) for run in runs}
         points = {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
         if points:
             figures[f"{x.key}|{y.key}"] = quality_scatter(points, styles, x, y, notes)
-    chosen = [{key.split("|")[axis] for key in figures} for axis in (0, 1)]
+            drawn |= {x.key, y.key}
     xs, ys = (
-        [(metric.key, title_of(metric)) for metric in side if metric.key in keys]
-        for side, keys in zip((qualities, stabilities), chosen, strict=True)
+        [(metric.key, title_of(metric)) for metric in side if metric.key in drawn] for side in (qualities, stabilities)
     )
-    alt = "Scatter of quality against stability, a point a run; the numbers are in the table of runs"
-    return _one_chart("scatter", alt, figures, ("quality", xs), ("stability", ys))
+    return _one_chart("scatter", figures, ("quality", xs), ("stability", ys))
 
 
 def _protocols(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """The measured shift PSNR by protocol and run."""
     measured = {run.name: run.measurements.get("shift_psnr") or {} for run in runs}
-    found = dict.fromkeys(protocol for parts in measured.values() for protocol in parts)
-    order = [*(each for each in protocols() if each in found), *sorted(found.keys() - protocols().keys())]
-    return {each: {name: parts[each] for name, parts in measured.items() if each in parts} for each in order}
+    every = dict.fromkeys([*protocols(), *(protocol for parts in measured.values() for protocol in parts)])
+    found = {each: {name: parts[each] for name, parts in measured.items() if each in parts} for each in every}
+    return {protocol: by_run for protocol, by_run in found.items() if by_run}
 
 
 def _protocol_select(measured: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
@@ -100,7 +89,7 @@ def _protocol_select(measured: Mapping[str, Any]) -> tuple[str, list[tuple[str, 
 def lines_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     """PSNR per shift."""
     figures = {protocol: shift_lines(part, styles) for protocol, part in _protocols(runs).items()}
-    return _one_chart("shifts", "Shift PSNR over the shifts, a line a run", figures, _protocol_select(figures))
+    return _one_chart("shifts", figures, _protocol_select(figures))
 
 
 def image_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -123,14 +112,9 @@ def image_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
             worst = sorted(by_image, key=lambda image: by_image[image])[:WORST]
             rows.append([f"{name}, {protocol}", *(f"{image}: {by_image[image]:.1f} dB" for image in worst)])
     width = max(map(len, rows), default=1)
-    table = {
-        "caption": "The images with the lowest mean shift PSNR",
-        "headings": ["run, protocol", *("worst" if i == 1 else f"{i}." for i in range(1, width))],
-        "rows": [[*row, *[""] * (width - len(row))] for row in rows],
-        "kind": "text",
-    }
-    alt = "Mean shift PSNR of every image, a box a run"
-    return _one_chart("images", alt, figures, _protocol_select(figures), table=table if rows else None)
+    headings = ["run, protocol", *("worst" if i == 1 else f"{i}." for i in range(1, width))]
+    table = headings, [[*row, *[""] * (width - len(row))] for row in rows]
+    return _one_chart("images", figures, _protocol_select(figures), table=table if rows else None)
 
 
 def _quality_of(run: Run) -> dict[str, str]:
@@ -164,15 +148,9 @@ def corruption_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
         [text, *("–" if part.get(kind) is None else f"{part[kind]:.2f}" for part in relative.values())]
         for kind, text in kinds.items()
     ]
-    table = {
-        "caption": "Error under each corruption over the baseline's: 1 is equal, less is better",
-        "headings": ["corruption", *relative],
-        "rows": rows,
-        "kind": "number",
-    }
+    table = ["corruption", *relative], rows
     choices = ("corruption", [("", "mean of all"), *kinds.items()])
-    alt = "PSNR under corruption over the severity, a line a run"
-    return _one_chart("corruptions", alt, figures, choices, table=table if relative else None)
+    return _one_chart("corruptions", figures, choices, table=table if relative else None)
 
 
 def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -185,7 +163,6 @@ def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     perfect = " (100 dB, no difference at all, in the last colour)" if max(values, default=0) >= CAP else ""
     cells = [
         Cell(
-            f"Shift PSNR of {name} over vertical and horizontal shifts",
             {"": heat_map(part["decibels"], limits, STABILITY_COLOURS, "dB")},
             name,
             f"{part.get('protocol', 'circular')}, images: {part.get('images', '?')}",
@@ -193,7 +170,7 @@ def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
         for name, part in maps.items()
     ]
     bar = {"": colour_bar(limits, STABILITY_COLOURS, f"shift PSNR, dB{perfect}")} if cells else {}
-    return Panel("maps", cells, grid=True, bar=bar)
+    return Panel("maps", cells, bar=bar)
 
 
 def layer_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -201,7 +178,7 @@ def layer_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     maps = _feature_maps(runs).items()
     means = {name: {layer: mean_distance(grid) for layer, grid in by_layer.items()} for name, by_layer in maps}
     figure = run_lines(means, styles, "", "mean cosine distance").update_yaxes(rangemode="tozero")
-    return _one_chart("layers", "Mean feature distance over the layers, a line a run", {"": figure} if means else {})
+    return _one_chart("layers", {"": figure} if means else {})
 
 
 def feature_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -215,10 +192,8 @@ def feature_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
         bar[layer] = colour_bar(limits, DISTANCE_COLOURS, "cosine distance")
         for name, grid in grids.items():
             figures[name][layer] = heat_map(grid, limits, DISTANCE_COLOURS, "cosine distance")
-    cells = [
-        Cell(f"Feature distance of {name} over shifts, for the chosen layer", figures[name], name) for name in maps
-    ]
-    return Panel("features", cells, [("layer", [(layer, layer) for layer in bar])], grid=True, bar=bar)
+    cells = [Cell(figures[name], name) for name in maps]
+    return Panel("features", cells, [("layer", [(layer, layer) for layer in bar])], bar=bar)
 
 
 def _feature_maps(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:

@@ -31,8 +31,6 @@ def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
     Left over the sliced Wasserstein distance, right over the outputs' total variation as a share of the targets': 1 is
     as sharp as they are. The dotted line joins the options that no other one beats in both.
 
-    Shape: (height, width, 3), uint8.
-
     Raises:
         InputError: no option has both numbers of a panel.
     """

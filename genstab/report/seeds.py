@@ -21,17 +21,11 @@ Cost = tuple[Mapping[str, Any], float]
 
 @dataclass(frozen=True)
 class Option:
-    """A configuration, and its runs with one seed each.
+    """A configuration, and its runs with one seed each."""
 
-    Attributes:
-        name: the runs' own without their seeds.
-        runs: at least one.
-        cost: of a training step, over that of `none`; None: not measured.
-    """
-
-    name: str
+    name: str  # that of the runs, without their seeds
     runs: Sequence[Run]
-    cost: float | None = None
+    cost: float | None = None  # of a training step, over that of `none`; None: not measured
 
     def values(self, key: str) -> list[float]:
         """Return a number of each run that has it."""

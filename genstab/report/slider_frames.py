@@ -17,17 +17,11 @@ COLUMNS = 4  # of a sheet
 
 @dataclass(frozen=True)
 class Slide:
-    """The output of one run while its source slides to the right, a pixel a frame.
+    """The output of one run while its source slides to the right, a pixel a frame."""
 
-    Attributes:
-        source: the source at rest, (h, w, 3), uint8.
-        frames: the outputs, (frames, H, W, 3), uint8.
-        scale: pixels of the output a pixel of the source.
-    """
-
-    source: np.ndarray
-    frames: np.ndarray
-    scale: int = 1
+    source: np.ndarray  # at rest, (h, w, 3), uint8
+    frames: np.ndarray  # the outputs, (frames, H, W, 3), uint8
+    scale: int = 1  # pixels of the output a pixel of the source
 
 
 def save_frames(frames: np.ndarray, path: str | Path) -> None:

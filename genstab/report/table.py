@@ -75,13 +75,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def options_of(run: Run) -> dict[str, str]:
     """Return a run's options; its own folder in them is written …, as it differs between any two runs."""
-    folder = run.config.get("output_dir")
-    own = folder if isinstance(folder, str) and folder else None
-    return {
-        key: value.replace(own, "…") if own else value
-        for key, value in flatten(run.config).items()
-        if key != "run_name"
-    }
+    own = str(run.config.get("output_dir") or "…")
+    return {key: value.replace(own, "…") for key, value in flatten(run.config).items() if key != "run_name"}
 
 
 def differences(options: Iterable[Mapping[str, str]]) -> dict[str, list[tuple[str | None, bool]]]:

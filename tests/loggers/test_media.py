@@ -46,8 +46,8 @@ def row(path: Path, key: str) -> list[dict[str, Any]]:
 
 
 def test_an_offline_run_holds_metrics_pictures_and_the_best_value(tmp_path: Path, gif: Path) -> None:
-    logger = wandb_logger(tmp_path, mode="offline", name="n", group="g", tags=["t"], config={"a": {"b": 1}})
-    logger.log_hyperparams({"lr": 0.5})
+    logger = wandb_logger(tmp_path, mode="offline", name="n", group="g", tags=["t"])
+    logger.log_hyperparams({"lr": 0.5, "a": {"b": 1}})
     for step, (psnr, l1) in enumerate([(20.0, 0.3), (30.0, 0.1), (25.0, 0.2)]):
         logger.log_metrics({"val/psnr": psnr, "val/l1": l1, "val/tv": psnr}, step=10 * step)
         log_image(logger, "val/samples", IMAGE, step=10 * step, caption="three")
@@ -214,9 +214,6 @@ def test_bad_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WANDB_MODE", "on")
     with pytest.raises(InputError, match=r"^WANDB_MODE='on' is not one of"):
         wandb_logger(tmp_path)
-    for image in (np.zeros((2, 3, 3)), IMAGE[..., :1], IMAGE[0]):
-        with pytest.raises(InputError, match="not uint8 of shape"):
-            log_image(DummyLogger(), "key", image, step=0)
 
 
 def test_each_job_of_a_process_gets_its_own_run(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_corruptions_and_their_mean():
     panel = corruption_panel([run("a", measured)], STYLES)
     assert panel.cells[0].figures[""].data[0].y == (25, 20)
     assert panel.cells[0].figures["fog"].data[0].y == (20, None)
-    assert panel.table["rows"] == [["noise", "0.50"], ["fog", "–"]]
+    assert panel.table[1] == [["noise", "0.50"], ["fog", "–"]]
 
 
 def test_the_other_figures_hold_a_trace_a_run():
