@@ -38,21 +38,16 @@ def measure_generator(
     batches: Iterable[Batch],
     rolled: RolledOutputs,
     options: MeasureOptions,
-    number: int,
     results: Measured,
-) -> Batch:
+) -> None:
     """Measure shift PSNR in every protocol, quality and the spread of the outputs; add them to the results.
 
     Args:
         generate: the generator, as yielded by `genstab.inference.eval_mode.inference`.
-        batches: on the device of the generator; the first one has its output.
+        batches: on the device of the generator; the first one has its output, the others get theirs.
         rolled: the first images of the first batch; gets the outputs for their circular shifts.
         options: what to measure.
-        number: number of images to return.
         results: get the numbers, and a note if a protocol cannot be measured.
-
-    Returns:
-        The first images of one size with their outputs, at most `number`.
 
     Raises:
         InputError: the generator cannot take the images, or an output is not finite; a package that `perceptual` needs
@@ -63,21 +58,19 @@ def measure_generator(
     spread, as_a_set = OutputSpread(), SetQuality()
     quality: dict[str, list[Tensor]] = defaultdict(list)
     names: list[str] = []
-    first: Batch | None = None
     for batch in batches:
-        output = first_output(generate, batch.source, batch.names) if batch.output is None else batch.output
-        batch.output = output
+        if batch.output is None:
+            batch.output = first_output(generate, batch.source, batch.names)
+        output = batch.output
         spread.add(output, generate(batch.source))
         for each in protocols:
-            each.add(generate, batch, len(names), rolled if first is None else None)
+            each.add(generate, batch, len(names), None if names else rolled)
         for key, values in _quality(output, batch.target, results.notes).items():
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
             quality["lpips"].append(distances)
         as_a_set.add(output, batch.target)
         names += batch.names
-        first = batch.first(number) if first is None else first.extended(batch, number)
-    assert first is not None  # there is a first batch
     for each in protocols:
         each.report(names, results)
     if protocols and "shift_psnr" not in results.measurements:
@@ -88,7 +81,6 @@ def measure_generator(
     results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
     results.summary |= spread.summary() | as_a_set.summary(results.notes) | perceptual.summary(results.notes)
     results.summary["images"] = len(names)
-    return first
 
 
 class ProtocolErrors:
@@ -109,7 +101,7 @@ class ProtocolErrors:
         if isinstance(multiple := self.multiples[size], int):
             try:
                 errors, counts = [], []
-                known = {"multiple": multiple, "output": batch.output, "names": batch.names}
+                known: dict[str, Any] = {"multiple": multiple, "output": batch.output, "names": batch.names}
                 pairs = shift_pairs(generate, batch.source, self.shifts, self.protocol.name, **self.common, **known)
                 for shift, shifted_output, output_of_shifted, mask in pairs:
                     error, pixels = (each.cpu() for each in squared_error(shifted_output, output_of_shifted, mask))
