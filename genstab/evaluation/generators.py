@@ -13,6 +13,7 @@ from genstab.data.paths import shortened
 from genstab.errors import InputError
 from genstab.evaluation.dataset_batches import Batch
 from genstab.evaluation.options import MeasureOptions
+from genstab.metrics.output_spread import OutputSpread
 from genstab.metrics.perceptual import Perceptual
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
@@ -38,21 +39,16 @@ def measure_generator(
     batches: Iterable[Batch],
     rolled: RolledOutputs,
     options: MeasureOptions,
-    number: int,
     results: Measured,
-) -> Batch:
+) -> None:
     """Measure shift PSNR in every protocol, quality and the spread of the outputs; add them to the results.
 
     Args:
         generate: the generator, as yielded by `genstab.inference.eval_mode.inference`.
-        batches: on the device of the generator; the first one has its output.
+        batches: on the device of the generator; the first one has its output, the others get theirs.
         rolled: the first images of the first batch; gets the outputs for their circular shifts.
         options: what to measure.
-        number: number of images to return.
         results: get the numbers, and a note if a protocol cannot be measured.
-
-    Returns:
-        The first images of one size with their outputs, at most `number`.
 
     Raises:
         InputError: the generator cannot take the images, or an output is not finite; a package that `perceptual` needs
@@ -62,22 +58,23 @@ def measure_generator(
     protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes) for name in options.protocols]
     spread, as_a_set = OutputSpread(), SetQuality()
     quality: dict[str, list[Tensor]] = defaultdict(list)
+    floors: list[Tensor] = []
     names: list[str] = []
-    first: Batch | None = None
     for batch in batches:
-        output = first_output(generate, batch.source, batch.names) if batch.output is None else batch.output
-        batch.output = output
-        spread.add(output, generate(batch.source))
+        if batch.output is None:
+            batch.output = first_output(generate, batch.source, batch.names)
+        output = batch.output
+        spread.add(output)
+        error, pixels = squared_error(output, generate(batch.source))
+        floors.append(decibel(error / pixels).cpu())
         for each in protocols:
-            each.add(generate, batch, len(names), rolled if first is None else None)
+            each.add(generate, batch, len(names), None if names else rolled)
         for key, values in _quality(output, batch.target, results.notes).items():
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
             quality["lpips"].append(distances)
         as_a_set.add(output, batch.target)
         names += batch.names
-        first = batch.first(number) if first is None else first.extended(batch, number)
-    assert first is not None  # there is a first batch
     for each in protocols:
         each.report(names, results)
     if protocols and "shift_psnr" not in results.measurements:
@@ -86,9 +83,13 @@ def measure_generator(
     columns = {key: each for key, each in columns.items() if not each.isnan().all()}
     results.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
     results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
-    results.summary |= spread.summary() | as_a_set.summary(results.notes) | perceptual.summary(results.notes)
+    results.summary["val/noise_floor"] = torch.cat(floors).mean().item()
+    between, within = spread.compute()
+    results.summary["val/output_std"] = within
+    if between is not None:
+        results.summary["val/output_spread"] = between
+    results.summary |= as_a_set.summary(results.notes) | perceptual.summary(results.notes)
     results.summary["images"] = len(names)
-    return first
 
 
 class ProtocolErrors:
@@ -109,7 +110,7 @@ class ProtocolErrors:
         if isinstance(multiple := self.multiples[size], int):
             try:
                 errors, counts = [], []
-                known = {"multiple": multiple, "output": batch.output, "names": batch.names}
+                known: dict[str, Any] = {"multiple": multiple, "output": batch.output, "names": batch.names}
                 pairs = shift_pairs(generate, batch.source, self.shifts, self.protocol.name, **self.common, **known)
                 for shift, shifted_output, output_of_shifted, mask in pairs:
                     error, pixels = (each.cpu() for each in squared_error(shifted_output, output_of_shifted, mask))
@@ -228,35 +229,3 @@ class SetQuality:
         if len(self.by_shape) > 1:
             notes.append(f"spectrum_error, swd: of the {number} images of {'×'.join(map(str, shape))} alone")
         return {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
-
-
-class OutputSpread:
-    """How much outputs differ: between two runs on the same input, between images, and within an image."""
-
-    def __init__(self) -> None:
-        self.floor: list[Tensor] = []
-        self.spread_within: list[Tensor] = []
-        self.sums: dict[tuple[int, ...], list[Any]] = {}
-
-    def add(self, output: Tensor, again: Tensor) -> None:
-        """Add the outputs of two runs on the same batch, each (N, C, H, W)."""
-        output, again = output.double().cpu(), again.double().cpu()
-        self.floor.append(decibel((output - again).square().mean((1, 2, 3))))
-        self.spread_within.append(output.std((1, 2, 3), correction=0))
-        entry = self.sums.setdefault(output.shape[1:], [0, 0.0, 0.0])
-        entry[0] += len(output)
-        entry[1] = entry[1] + output.sum(0)
-        entry[2] = entry[2] + output.square().sum(0)
-
-    def summary(self) -> dict[str, float]:
-        """Return the noise floor in dB, and both spreads as root mean squares relative to the range of 2."""
-        result = {
-            "val/noise_floor": torch.cat(self.floor).mean().item(),
-            "val/output_std": torch.cat(self.spread_within).mean().item() / 2,
-        }
-        number, total, squares = max(self.sums.values(), key=lambda entry: entry[0])
-        if number > 1:
-            # E (a − b)² = 2 · variance, with the unbiased variance of each pixel
-            variance = (squares - total.square() / number).clamp(min=0) / (number - 1)
-            result["val/output_spread"] = math.sqrt(2 * variance.mean().item()) / 2
-        return result

@@ -80,28 +80,32 @@ class _Measurement:
         self.model, self.call, self.folder, self.options = model, call, folder, options
         self.device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         self.results = Measured()
+        self.names: list[str] = []
+        self.first: Batch | None = None
         self.sizes: set[torch.Size] = set()
 
     def run(self, dataset: Dataset) -> Measured:
         options, results = self.options, self.results
-        skip = options.on_error == "skip"
-        images = self._on_device(batches(dataset, options.images, options.batch_size, skip, results.notes))
+        parts = (options.map, options.features, options.corruptions)
+        number = max([SHOWN, *(part["images"] for part in parts if part)])
+        images = self._batches(dataset, number)
         batch = next(images)
-        output = batch.output = first_output(self.call, batch.source, batch.names)
+        output = first_output(self.call, batch.source, batch.names)
         if options.features and options.features["layers"] is not None:
             # fail early if a name is misspelt
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
         images = chain([batch], images)
-        parts = (options.map, options.features, options.corruptions)
-        number = max([SHOWN, *(part["images"] for part in parts if part)])
         rolled: RolledOutputs | None = None
         if output.ndim == 2:
-            first = self._classifier(images, number)
+            self._classifier(images)
         else:
+            batch.output = output
             rolled = RolledOutputs(batch.source[:number], output[:number])
-            first = measure_generator(self.call, images, rolled, options, number, results)
-            if len(first.names) > len(rolled.images) and first.output is not None:
-                rolled = RolledOutputs(first.source, first.output)  # the first batch had too few images
+            measure_generator(self.call, images, rolled, options, results)
+        first = self.first
+        assert first is not None  # there is at least one batch
+        if rolled is not None and first.output is not None and len(first.names) > len(rolled.images):
+            rolled = RolledOutputs(first.source, first.output)  # the first batch had too few images
         results.summary["images_per_second"] = self._speed(first.source[: options.batch_size])
         results.summary["parameters"] = _parameters(self.model)
         if len(self.sizes) > 1:
@@ -124,11 +128,16 @@ class _Measurement:
                 path.unlink(missing_ok=True)  # of an earlier measurement
         return results
 
-    def _on_device(self, images: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in images:
-            self.sizes.add(batch.source.shape[1:])
+    def _batches(self, dataset: Dataset, number: int) -> Iterator[Batch]:
+        """Yield the batches; keep the names, and up to `number` of the first images with what was added to them."""
+        options = self.options
+        skip = options.on_error == "skip"
+        for batch in batches(dataset, options.images, options.batch_size, skip, self.results.notes):
             batch.source = batch.source.to(self.device)
             yield batch
+            self.sizes.add(batch.source.shape[1:])
+            self.names += batch.names
+            self.first = self.first.extended(batch, number) if self.first else batch.first(number)
 
     @contextmanager
     def _noted(self, part: str) -> Iterator[None]:
@@ -138,41 +147,29 @@ class _Measurement:
         except InputError as error:
             self.results.notes.append(f"{part}: not measured, {error}")
 
-    def _classifier(self, images: Iterable[Batch], number: int) -> Batch:
-        """Measure consistency and accuracy of a classifier; return the first images."""
+    def _classifier(self, images: Iterable[Batch]) -> None:
+        """Measure consistency and accuracy of a classifier."""
         results, options = self.results, self.options
         part = options.consistency or PARTS["consistency"]
-        names: list[str] = []
-        first: list[Batch] = []
-
-        def passing() -> Iterator[dict[str, Tensor]]:
-            for batch in images:
-                names.extend(batch.names)
-                batch.output = None
-                first[:] = [first[0].extended(batch, number) if first else batch.first(number)]
-                labels = {} if batch.labels is None else {"label": batch.labels}
-                yield {"source": batch.source, **labels}
-
-        consistency = classifier_stability(
+        found = classifier_stability(
             self.model,
-            passing(),
+            ({"source": batch.source, "label": batch.labels} for batch in images),
             max_shift=part["max_shift"],
             pairs=part["pairs"],
             seed=options.seed,
             forward_batch=options.batch_size,
             dtype=options.dtype,
         )
-        results.measurements["consistency"] = {"images": names, **consistency}
-        results.summary["val/consistency"] = consistency["crop"]["consistency"]
-        results.summary["val/consistency_roll"] = consistency["circular"]["consistency"]
-        if "accuracy" in consistency["circular"]:
-            results.summary["val/accuracy"] = consistency["circular"]["accuracy"]
+        results.measurements["consistency"] = {"images": self.names, **found}
+        results.summary["val/consistency"] = found["crop"]["consistency"]
+        results.summary["val/consistency_roll"] = found["circular"]["consistency"]
+        if "accuracy" in found["circular"]:
+            results.summary["val/accuracy"] = found["circular"]["accuracy"]
         else:
             results.notes.append("accuracy: not measured, the images have no labels (data=classes has)")
         if options.perceptual:
             results.notes.append(f"{', '.join(options.perceptual)}: not measured, a classifier draws no images")
-        results.summary["images"] = len(names)
-        return first[0]
+        results.summary["images"] = len(self.names)
 
     def _speed(self, source: Tensor) -> float:
         """Return images per second: the fastest of three forward passes."""

@@ -33,7 +33,7 @@ def _choices(name: str, given: Sequence[str] | str, allowed: Collection[str]) ->
     return values
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeasureOptions:
     """Options of `genstab.evaluation.measure.measure`, with their defaults.
 
@@ -83,10 +83,6 @@ class MeasureOptions:
     corruptions: Mapping[str, Any] | None = _part("corruptions")
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {
-            "protocols": _choices("protocols", self.protocols, PROTOCOLS),
-            "perceptual": _choices("perceptual", self.perceptual, PERCEPTUAL),
-        }
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
         check_choice("precision", self.precision, PRECISIONS)
@@ -95,28 +91,27 @@ class MeasureOptions:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
             raise InputError(f"value_range={list(self.value_range)} is not [least, greatest]")
-        checked |= {name: self._checked_part(name, defaults) for name, defaults in PARTS.items()}
-        checked["shifts"] = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
-        checked["fractional_shifts"] = parse_shifts(self.fractional_shifts, fractional=True)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # it is frozen
-
-    def _checked_part(self, name: str, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
-        given = getattr(self, name)
-        if given is None:
-            return None
-        for key in given:
-            check_choice(name, key, defaults)
-        part = {**defaults, **given}
-        check_counts(**{f"{name}.{key}": part[key] for key in ("reach", "images", "max_shift", "pairs") if key in part})
-        if "protocol" in part:
+        self.protocols = _choices("protocols", self.protocols, PROTOCOLS)
+        self.perceptual = _choices("perceptual", self.perceptual, PERCEPTUAL)
+        self.shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
+        self.fractional_shifts = parse_shifts(self.fractional_shifts, fractional=True)
+        for name, defaults in PARTS.items():
+            if (given := getattr(self, name)) is not None:
+                for key in given:
+                    check_choice(name, key, defaults)
+                part = {**defaults, **given}
+                counted = {"reach", "images", "max_shift", "pairs"} & part.keys()
+                check_counts(**{f"{name}.{key}": part[key] for key in counted})
+                setattr(self, name, part)
+        if self.map:
             whole_pixels = [each.name for each in PROTOCOLS.values() if not each.fractional]
-            check_choice(f"{name}.protocol", part["protocol"], whole_pixels)
-        if name == "corruptions":
-            part["names"] = part["names"] and _choices("corruptions.names", part["names"], CORRUPTIONS)
-            if not part["severities"] or any(severity not in SEVERITIES for severity in part["severities"]):
-                raise InputError(f"corruptions.severities={part['severities']} are not some of 1, 2, 3, 4, 5")
-        return part
+            check_choice("map.protocol", self.map["protocol"], whole_pixels)
+        if self.corruptions:
+            names, severities = self.corruptions["names"], self.corruptions["severities"]
+            if not severities or any(severity not in SEVERITIES for severity in severities):
+                raise InputError(f"corruptions.severities={severities} are not some of 1, 2, 3, 4, 5")
+            names = names and _choices("corruptions.names", names, CORRUPTIONS)
+            self.corruptions = {**self.corruptions, "names": names}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -56,7 +56,7 @@ class ShiftConsistency(MeanMetric):
     tensor(0.5000)
     """
 
-    higher_is_better = True
+    higher_is_better = True  # type: ignore[assignment]  # None in MeanMetric
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("disable", **kwargs)

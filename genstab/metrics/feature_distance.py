@@ -116,7 +116,7 @@ class FeatureDistance(MeanMetric):
     tensor(0.5000)
     """
 
-    higher_is_better = False
+    higher_is_better = False  # type: ignore[assignment]  # None in MeanMetric
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("disable", **kwargs)

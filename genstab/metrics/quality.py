@@ -1,4 +1,4 @@
-"""Quality of outputs beside their targets: L1, PSNR, SSIM and total variation, one value an image."""
+"""Quality of outputs compared with their targets: L1, PSNR, SSIM and total variation, one value per image."""
 
 from typing import cast
 
@@ -22,15 +22,13 @@ def total_variation(images: Tensor) -> Tensor:
     return (rows + columns) / 2
 
 
-def image_quality(output: Tensor, target: Tensor, data_range: float = 2.0) -> dict[str, Tensor]:
-    """Compare outputs with their targets, one value an image: `l1`, `psnr` (dB), `ssim`, `tv` and `tv_target`.
+def image_quality(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Compute `l1`, `psnr` (dB), `ssim`, `tv` and `tv_target` for each output and its target, both in [−1, 1].
 
-    Stability must be read beside these: a constant or blurry generator is perfectly stable.
+    Stability must be read beside these: a constant or blurry generator is perfectly stable. SSIM has a window of 11
+    pixels and reflects 5 pixels at the border, as torchmetrics does; scikit-image leaves them out instead.
 
-    SSIM has a window of 11 pixels and reflects the border, as torchmetrics does; scikit-image leaves out 5 pixels on
-    each side instead.
-
-    Shape: two (N, C, H, W), H and W at least 6 (of which 5 are reflected) → (N,) each.
+    Shape: two (N, C, H, W), H and W at least 6 → (N,) each.
 
     Raises:
         InputError: the images are smaller.
@@ -44,10 +42,10 @@ def image_quality(output: Tensor, target: Tensor, data_range: float = 2.0) -> di
     if min(output.shape[-2:]) < 6:
         raise InputError(f"images of {output.shape[-2]}×{output.shape[-1]} are smaller than the 6×6 that SSIM needs")
     # a pair with the full image comes only on request
-    ssim = cast(Tensor, structural_similarity_index_measure(output, target, data_range=data_range, reduction="none"))
+    ssim = cast(Tensor, structural_similarity_index_measure(output, target, data_range=2.0, reduction="none"))
     return {
         "l1": (output - target).abs().mean((1, 2, 3)),
-        "psnr": peak_signal_noise_ratio(output, target, data_range=data_range, reduction="none", dim=(1, 2, 3)),
+        "psnr": peak_signal_noise_ratio(output, target, data_range=2.0, reduction="none", dim=(1, 2, 3)),
         "ssim": ssim.reshape(len(output)),
         "tv": total_variation(output),
         "tv_target": total_variation(target),
