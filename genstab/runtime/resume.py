@@ -1,7 +1,6 @@
 """Which checkpoint a training resumes from, and whether the two fit together."""
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,11 +65,6 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
     if not path.is_file():
         raise InputError(f"ckpt_path={wanted} does not exist" + (f": no {path}" if str(path) != wanted else ""))
     return path
-
-
-def dated(path: Path) -> str:
-    """Return a file with the date of its last change, by which `ckpt_path=last` chooses."""
-    return f"{path} of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(path.stat().st_mtime))}"
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
