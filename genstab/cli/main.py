@@ -26,7 +26,7 @@ from genstab.cli.arguments import (
     name_runs,
     quote_paths,
 )
-from genstab.cli.check_config import check_options, check_training, check_type
+from genstab.cli.check_config import check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
@@ -76,6 +76,8 @@ class Command:
         types = signature.types if (signature := signature_of(self.used_by)) else {}
         for key in types.keys() & config.keys():
             check_type(key, config[key], types[key])
+        if "seed" in config:
+            check_seed(config["seed"])
         if "value_range" in config:
             check_type("value_range", config["value_range"], tuple[float, float])
         if "trainer" in config:
