@@ -39,6 +39,7 @@ _WORDS = {
 
 def check_training(config: Mapping[str, Any]) -> None:
     """Raise an `InputError` for options of a training that have the right types, but no sense alone or together."""
+    check_seed(config["seed"])
     check_type("output_dir", config.get("output_dir", ""), str)
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
     for name, (harmless, reason) in REFUSED.items():

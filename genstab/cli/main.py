@@ -76,7 +76,7 @@ class Command:
         types = signature.types if (signature := signature_of(self.used_by)) else {}
         for key in types.keys() & config.keys():
             check_type(key, config[key], types[key])
-        if "seed" in config:
+        if isinstance(config.get("seed"), int):  # null keeps the order of shards
             check_seed(config["seed"])
         if "value_range" in config:
             check_type("value_range", config["value_range"], tuple[float, float])
