@@ -44,9 +44,6 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
     It is a checkpoint, the folder of a run, or `last`: that of `folder`. If there is none and the user named the folder
     (`fixed`), the training starts there, so that the same command starts and resumes it. If the folder is a new
     OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS.
-
-    Raises:
-        InputError: there is no such file, or no run to resume.
     """
     own = Path(folder) / CHECKPOINT
     if wanted == LAST:
