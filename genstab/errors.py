@@ -1,8 +1,14 @@
 """The one error that bad input raises, and the checks that everything needs."""
 
+import errno
 from collections.abc import Collection
 
 ON_ERROR = ("raise", "skip")  # the choices at an image that cannot be read
+
+# Errors of the disk, not of the program: no space, no quota, a failing, missing or read-only disk, no permission.
+DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENODEV, errno.ESTALE, errno.EROFS, errno.EACCES}
+)
 
 
 class InputError(ValueError):
@@ -50,3 +56,9 @@ def check_counts(**counts: object) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise InputError(f"{name}={count} is not an integer of at least 1")
+
+
+def reason(error: BaseException) -> str:
+    """Return the message of an error in one line, without the number and the file name of an `OSError`."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:200] or type(error).__name__

@@ -28,11 +28,7 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def check_launcher(words: Sequence[str]) -> None:
-    """Check the launcher of a sweep, before Hydra ignores it and runs the job here.
-
-    Raises:
-        InputError: it is not installed, lacks `-m`, or its sizes are not numbers.
-    """
+    """Check the launcher of a sweep, before Hydra ignores it and runs the job here."""
     for word in words:
         if not word.startswith(_LAUNCHER):
             continue

@@ -93,16 +93,7 @@ def check_options(config: Mapping[str, Any], group: str = "") -> None:
 
 
 def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") -> None:
-    """Check arguments against the signature of a class or function, as far as its source tells.
-
-    Args:
-        target: dotted path of what will be called.
-        arguments: plain types, as of a config.
-        group: what precedes the names in messages.
-
-    Raises:
-        InputError: an unknown argument, text for a number, null where there must be something, and the like.
-    """
+    """Check arguments against the signature of the class or function at a dotted path, as far as its source tells."""
     types, is_open = signature_of(target) or ({}, True)
     for name, value in arguments.items():
         key = f"{group}.{name}".lstrip(".")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genstab.cli.signatures import signature_of
-from genstab.errors import InputError
+from genstab.errors import DISK, InputError, reason
 
 
 def quieten() -> None:
@@ -33,8 +33,6 @@ def input_errors() -> Iterator[None]:
     import torch  # here, since only jobs need them
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    from genstab.runtime.files import reason
-
     try:
         yield
     except Exception as error:
@@ -46,7 +44,7 @@ def input_errors() -> Iterator[None]:
             late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known once the data are read
             if misspelt or late or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
                 raise InputError(one_line(cause)) from error
-            if isinstance(cause, OSError) and of_disk(cause):
+            if isinstance(cause, OSError) and cause.errno in DISK:
                 last = extract_tb(cause.__traceback__)[-1]
                 where = cause.filename or f"{last.name} of {Path(last.filename).name}"
                 raise InputError(f"{where}: {reason(cause)}") from error
@@ -60,13 +58,6 @@ def input_errors() -> Iterator[None]:
             said = (str(error).strip().splitlines() or ["no more"])[0]
             raise InputError(f"out of memory: smaller batches or images need less ({said})") from error
         raise
-
-
-def of_disk(error: OSError) -> bool:
-    """Return whether a disk or a permission is to blame."""
-    from genstab.runtime.files import DISK  # imports torch
-
-    return error.errno in DISK
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

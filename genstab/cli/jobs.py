@@ -38,11 +38,7 @@ from genstab.runtime.provenance import provenance
 
 
 def run_measure(config: DictConfig) -> float | None:
-    """Measure as `config` says; return `val/shift_psnr` in dB, None if it was not measured.
-
-    Raises:
-        InputError: the model, the images and the options do not fit together.
-    """
+    """Measure as `config` says; return `val/shift_psnr` in dB, None if it was not measured."""
     quieten()
     began = time.perf_counter()
     with input_errors():
@@ -84,11 +80,7 @@ def _name(model: DictConfig) -> str:
 
 
 def run_predict(config: DictConfig) -> None:
-    """Apply a model to a folder of images as `config` says; print a summary.
-
-    Raises:
-        InputError: something is wrong with the config or the data, or images were left out.
-    """
+    """Apply a model to a folder of images as `config` says; print a summary."""
     quieten()
     with input_errors():
         source, output = config.input, config.output
@@ -109,11 +101,7 @@ def run_predict(config: DictConfig) -> None:
 
 
 def run_report(config: DictConfig) -> None:
-    """Write the page that `config` describes and, if asked for, the table, the plot and the animation of its runs.
-
-    Raises:
-        InputError: a folder contains no run, an output cannot be written, or the costs cannot be read.
-    """
+    """Write the page that `config` describes and, if asked for, the table, the plot and the animation of its runs."""
     if not config.runs:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     costs = read_costs(config.costs) if config.costs else {}
@@ -147,11 +135,7 @@ def writing(key: str, path: str) -> Iterator[Path]:
 
 
 def run_shard(config: DictConfig) -> None:
-    """Write shards as `config` says; print a summary.
-
-    Raises:
-        InputError: something is wrong with the pairs or the folder, or pairs were left out.
-    """
+    """Write shards as `config` says; print a summary."""
     options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
@@ -163,11 +147,7 @@ def run_shard(config: DictConfig) -> None:
 
 
 def run_workspace(config: DictConfig) -> None:
-    """Save the W&B workspace that `config` names and print its URL.
-
-    Raises:
-        InputError: no user is logged in, or the server does not answer.
-    """
+    """Save the W&B workspace that `config` names and print its URL."""
     with input_errors():
         save_workspace(config.entity, config.project)
 
@@ -177,9 +157,6 @@ def model_of(options: DictConfig) -> nn.Module:
 
     `checkpoint` alone is any file that `load_model` takes, with its argument `norm`. With `_target_`, the class of a
     network, the other keys are its arguments and `checkpoint` has its weights. The class may be in the current folder.
-
-    Raises:
-        InputError: the class does not exist or does not take these arguments, or as `load_model`.
     """
     keys = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
     checkpoint = keys.pop("checkpoint", None)

@@ -26,9 +26,10 @@ from genstab.cli.arguments import (
     name_runs,
     quote_paths,
 )
-from genstab.cli.check_config import check_arguments, check_options, check_training, check_type
-from genstab.cli.config_errors import of_disk, one_line, refusal
-from genstab.errors import InputError
+from genstab.cli.check_config import check_options, check_seed, check_training, check_type
+from genstab.cli.config_errors import one_line, refusal
+from genstab.cli.signatures import signature_of
+from genstab.errors import DISK, InputError
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import version_text
 from genstab.runtime.run_folder import fresh
@@ -66,14 +67,17 @@ class Command:
 
     job: str  # the function that takes the config, imported after the config was checked
     overrides: Callable[[Sequence[str]], list[str]]  # turns the words on the command line into overrides of Hydra
-    typed: tuple[str, ...] = ()  # keys outside of the groups whose types are checked
-    used_by: str = ""  # the function or class that takes these keys
+    used_by: str = ""  # the function or class that takes the keys outside of groups
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
         model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
         check_options({**config, "model": model})
-        check_arguments(self.used_by, {key: config[key] for key in self.typed})
+        types = signature.types if (signature := signature_of(self.used_by)) else {}
+        for key in types.keys() & config.keys():
+            check_type(key, config[key], types[key])
+        if isinstance(config.get("seed"), int):  # null keeps the order of shards
+            check_seed(config["seed"])
         if "value_range" in config:
             check_type("value_range", config["value_range"], tuple[float, float])
         if "trainer" in config:
@@ -85,22 +89,15 @@ COMMANDS = {
     "measure": Command(
         "genstab.cli.jobs:run_measure",
         lambda words: add_model_keys(quote_paths(words)),
-        (
-            *("images", "batch_size", "protocols", "reach", "margin", "multiple", "perceptual", "seed"),
-            *("map", "features", "consistency", "corruptions"),
-        ),
         "genstab.evaluation.options.MeasureOptions",
     ),
     "predict": Command(
         "genstab.cli.jobs:run_predict",
         lambda words: add_model_keys(quote_paths(words)),
-        ("batch_size", "recursive", "overwrite"),
         "genstab.inference.predict.predict",
     ),
     "report": Command("genstab.cli.jobs:run_report", name_runs),
-    "shard": Command(
-        "genstab.cli.jobs:run_shard", quote_paths, ("size", "seed"), "genstab.data.shards.write.write_shards"
-    ),
+    "shard": Command("genstab.cli.jobs:run_shard", quote_paths, "genstab.data.shards.write.write_shards"),
     "workspace": Command("genstab.cli.jobs:run_workspace", list),
 }
 
@@ -180,7 +177,7 @@ def _launch(name: str, *given: object) -> None:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except OSError as error:
             # Hydra's own errors are OSErrors, too; after the start it can be the folder of the next job of a sweep
-            if error.filename is None or (started and not of_disk(error)):
+            if error.filename is None or (started and error.errno not in DISK):
                 raise
             key = "hydra.sweep.dir" if MULTIRUN & set(sys.argv) else "hydra.run.dir"
             raise InputError(f"cannot make {error.filename}: {error.strerror} ({key}=DIR sets it)") from error

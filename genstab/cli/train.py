@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from genstab.runtime.resume import (
     LAST,
     changes,
     check_fit,
-    dated,
     find_checkpoint,
     is_over,
     read_resumable,
@@ -41,11 +41,7 @@ from genstab.training.callbacks.summary import RunSummary, devices_of
 
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
-    """Train as `config` says; return the last `val/shift_psnr` in dB, None if it was not measured.
-
-    Args:
-        config: a composed `conf/train.yaml`.
-        processes: those that torchrun or SLURM started; the first of them sends the config to the others.
+    """Train as `config` says, a composed `conf/train.yaml`; return the last `val/shift_psnr` in dB, None without one.
 
     Raises:
         InputError: something is wrong with the config, the data or the machine; before training starts if possible.
@@ -68,7 +64,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
                 return summary.get("val/shift_psnr")
         rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
         if wanted:
-            say(f"Resuming from {dated(path)}" if path else f"Starting in {config.output_dir}: no checkpoint yet")
+            say(
+                f"Resuming from {path} of {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M:%S}"
+                if path
+                else f"Starting in {config.output_dir}: no checkpoint yet"
+            )
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
@@ -99,7 +99,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
                 for each in trainer.loggers:
                     outlive(each)
                     each.log_hyperparams({**plain, **ending.provenance})
-                with _workers_follow(config, processes), report_lost_process(trainer, _to_go_on(config), processes):
+                with _workers_follow(config, processes), report_lost_process(trainer, _to_resume(config), processes):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:
                 for each in trainer.loggers:
@@ -156,7 +156,7 @@ def _checkpoint_of(config: DictConfig) -> Path | None:
     return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
 
 
-def _to_go_on(config: DictConfig) -> str:
+def _to_resume(config: DictConfig) -> str:
     """Return the overrides with which the same command resumes from the last checkpoint of this run."""
     hydra = _job(config)
     if hydra and hydra.mode == RunMode.MULTIRUN:

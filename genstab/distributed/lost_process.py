@@ -1,4 +1,4 @@
-"""A lost process, a data loader's worker or one of several that train together: one line, and how to go on."""
+"""A lost process, a data loader's worker or one of several that train together: one line, and how to resume."""
 
 import multiprocessing
 import re
@@ -56,20 +56,15 @@ class ReportedByFirst(SystemExit):
 
 
 @contextmanager
-def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous | None = None) -> Iterator[None]:
-    """Fit in this context, and the loss of a process ends the training with one line that says how to go on.
+def report_lost_process(trainer: Trainer, to_resume: str, processes: Rendezvous | None = None) -> Iterator[None]:
+    """Fit in this context, and the loss of a process ends the training with one line that says how to resume.
 
     The first process reports for all and kills those that it started. Others give it `GRACE` seconds, and report only
     what it did not; that a process is missing, only the second one. How long processes wait for each other is the
-    `timeout` of the strategy.
-
-    Args:
-        trainer: that fits.
-        to_go_on: what to add to the command, for it to go on from the last checkpoint.
-        processes: those of torchrun or SLURM.
+    `timeout` of the strategy. `to_resume` is what to add to the command.
 
     Raises:
-        LostProcessError: what was lost, where the last checkpoint is, and how to go on. Other errors, except for an
+        LostProcessError: what was lost, where the last checkpoint is, and how to resume. Other errors, except for an
             `InputError`, get a note that says the latter.
         SystemExit: likewise, where torchrun's or SLURM's processes cannot train the next job of a sweep either.
     """
@@ -84,7 +79,7 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
             raise
         with process_state_restored():
             if processes and missing:
-                # torchrun ends all processes when one ended: not before it is said how to go on
+                # torchrun ends all processes when one ended: not before it is said how to resume
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if trainer.global_rank:
                 _wait_for_first(trainer, processes, missing)
@@ -93,7 +88,7 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
             elif isinstance(launcher := trainer.strategy.launcher, Launcher):
                 text = (missing and launcher.lost_process(EXIT)) or text
                 launcher.kill(signal.SIGKILL)
-            line = f"{text}; {_last_checkpoint(trainer, to_go_on)}"
+            line = f"{text}; {_last_checkpoint(trainer, to_resume)}"
             if text is not None and missing and processes is not None:
                 print(f"genstab: {line}", file=sys.stderr, flush=True)
                 raise SystemExit(1) from error
@@ -102,7 +97,7 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
                 _kill_workers()
             raise LostProcessError(line) from error
         if not isinstance(error, InputError):
-            error.add_note(f"genstab: {_last_checkpoint(trainer, to_go_on)}")
+            error.add_note(f"genstab: {_last_checkpoint(trainer, to_resume)}")
         raise
 
 
@@ -144,11 +139,11 @@ def _kill_workers() -> None:
     signal.signal(signal.SIGCHLD, handler)
 
 
-def _last_checkpoint(trainer: Trainer, to_go_on: str) -> str:
-    """Say where the last checkpoint is and how to go on."""
+def _last_checkpoint(trainer: Trainer, to_resume: str) -> str:
+    """Say where the last checkpoint is and how to resume."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, LastCheckpoint) and callback.path.is_file():
-            return f"the last checkpoint is {callback.path}, and the same command resumes from it with {to_go_on}"
+            return f"the last checkpoint is {callback.path}, and the same command resumes from it with {to_resume}"
     if trainer.ckpt_path:
         return f"the last checkpoint is still {trainer.ckpt_path}"
     return "there is no checkpoint yet"

@@ -30,14 +30,7 @@ class Rendezvous:
 
     All were started with the same command line. If each composed its own config, each would have its own run folder, by
     its own clock, and its own sweep. So only the first process does, and sends the config of every job that is ready to
-    train to the others.
-
-    Args:
-        launcher: what started the processes, for error messages.
-        environment: their number and ranks, and where the first one is.
-
-    Raises:
-        InputError: the others cannot be reached.
+    train to the others. Every method raises an `InputError` when another process does not come, ends or hangs.
     """
 
     def __init__(self, launcher: str, environment: ClusterEnvironment) -> None:
@@ -99,11 +92,7 @@ class Rendezvous:
             )
 
     def send_config(self, config: str) -> None:
-        """Send the config of a job to the other processes.
-
-        Raises:
-            InputError: not all of them came.
-        """
+        """Send the config of a job to the other processes."""
         if self.store is None:
             return
         if not self._holds(lambda store: store.add("joined", 0) >= self.size, PATIENCE):
@@ -117,12 +106,7 @@ class Rendezvous:
         _meet_at(port)
 
     def received_configs(self) -> Iterator[str]:
-        """Yield the configs that the first process sends, until it ends.
-
-        Raises:
-            InputError: it ended without saying so, or stopped answering.
-            SystemExit: it failed, and reported why.
-        """
+        """Yield the configs that the first process sends, until it ends; exit if it failed and reported why."""
         while "config" in (message := self._receive()):
             _meet_at(message["port"])
             yield message["config"]
@@ -190,11 +174,7 @@ class Rendezvous:
         return holds
 
     def _ask(self, question: Callable[[Store], T]) -> T:
-        """Return the store's answer, from a thread: torch waits without limit for a process that is stopped.
-
-        Raises:
-            InputError: the process that hosts the store, usually the first one, is gone or does not answer.
-        """
+        """Return the store's answer, from a thread: torch waits without limit for a process that is stopped."""
         store, answers = self.store, []
         assert store is not None
 

@@ -1,6 +1,5 @@
 """Atomic writes: a crash or a full disk while a file is written leaves the previous file as it was."""
 
-import errno
 import io
 import json
 import math
@@ -18,12 +17,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from genstab.errors import InputError
-
-# Errors of the disk, not of the program: no space, no quota, a failing, missing or read-only disk, no permission.
-DISK = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENODEV, errno.ESTALE, errno.EROFS, errno.EACCES}
-)
+from genstab.errors import InputError, reason
 
 
 class FailedWrites:
@@ -57,12 +51,6 @@ class FailedWrites:
             self.warned = True
             what = f"{self.kind} {path} could not be written ({reason(error)})"
             rank_zero_warn(f"{what}; {consequence or self.consequence}")
-
-
-def reason(error: BaseException) -> str:
-    """Return the message of an error in one line, without the number and the file name of an `OSError`."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(said.split())[:200] or type(error).__name__
 
 
 def unwritten_files(trainer: Trainer) -> dict[str, str]:

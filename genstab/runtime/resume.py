@@ -1,7 +1,6 @@
 """Which checkpoint a training resumes from, and whether the two fit together."""
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,6 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
     It is a checkpoint, the folder of a run, or `last`: that of `folder`. If there is none and the user named the folder
     (`fixed`), the training starts there, so that the same command starts and resumes it. If the folder is a new
     OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS.
-
-    Raises:
-        InputError: there is no such file, or no run to resume.
     """
     own = Path(folder) / CHECKPOINT
     if wanted == LAST:
@@ -66,11 +62,6 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
     if not path.is_file():
         raise InputError(f"ckpt_path={wanted} does not exist" + (f": no {path}" if str(path) != wanted else ""))
     return path
-
-
-def dated(path: Path) -> str:
-    """Return a file with the date of its last change, by which `ckpt_path=last` chooses."""
-    return f"{path} of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(path.stat().st_mtime))}"
 
 
 def read_resumable(path: Path) -> dict[str, Any]:

@@ -49,13 +49,6 @@ class StopSignals:
             signal.signal(signum, handler)
         self.before = {}
 
-    def __enter__(self) -> "StopSignals":
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a forked worker of a data loader
             if signum != signal.SIGINT:  # Ctrl-C reaches all processes; the main one reacts

@@ -15,12 +15,11 @@ from genstab import InputError
 from genstab.cli import main as cli
 from genstab.cli.arguments import check_launcher
 from genstab.cli.config_errors import refusal
-from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.distributed.test_processes import folders
 from tests.helpers import fake_slurm
 from tests.helpers.commands import ROOT, Popen, finish, start
-from tests.helpers.killed import TINY, differing, left, run
+from tests.helpers.killed import TINY, differing, left, run, stop_signals
 from tests.runtime.test_resume import several
 
 pytest.importorskip("submitit", reason="needs the extra: pip install 'genstab[slurm]'")
@@ -146,14 +145,14 @@ def test_a_job_that_cannot_be_done_is_one_line_and_so_is_one_with_too_few_tasks(
 def test_submitits_signal_counts_after_sigterm_too_and_only_in_its_jobs(monkeypatch):
     for signum in (signal.SIGUSR2, signal.SIGTERM):
         monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-        with StopSignals() as signals:
+        with stop_signals() as signals:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGUSR2)
             os.kill(os.getpid(), signum)
             assert signals.received == signal.SIGUSR2
     monkeypatch.delenv("SUBMITIT_EXECUTOR")
     before = signal.getsignal(signal.SIGUSR2)
-    with StopSignals():
+    with stop_signals():
         assert signal.getsignal(signal.SIGUSR2) == before
 
 

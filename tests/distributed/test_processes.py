@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning import Trainer
 
 from genstab import FeatureDistance, ShiftConsistency
-from genstab.distributed.rendezvous import free_port
 from genstab.metrics.sliced_wasserstein import SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 from tests.cli.test_config import TINY_SYNTHETIC, composed
@@ -189,7 +189,7 @@ def test_the_installed_command_starts_several_processes_too(tmp_path):
 def slurm(*arguments, processes=2):
     """Start `train.py` as srun would on one machine; return exit code and output of each process."""
     variables = {"SLURM_NTASKS": str(processes), "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
-    variables["MASTER_PORT"] = str(free_port())
+    variables["MASTER_PORT"] = str(find_free_network_port())
     started = []
     for rank in range(processes):
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from pytorch_lightning import Callback
 from genstab.cli.main import CONF
 from genstab.cli.train import run_train
 from genstab.runtime import files as whole_files
+from genstab.runtime.signals import StopSignals
 
 EPOCHS, BATCHES = 3, 8
 STEPS = EPOCHS * BATCHES
@@ -193,3 +195,14 @@ def main(folder, kills, seed):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+
+
+@contextmanager
+def stop_signals():
+    """Note signals as a training does."""
+    signals = StopSignals()
+    signals.start()
+    try:
+        yield signals
+    finally:
+        signals.stop()

@@ -20,7 +20,7 @@ from genstab.runtime import signals as stopping
 from genstab.runtime.resume import find_checkpoint
 from tests.helpers.commands import HELPERS, ROOT, program, start
 from tests.helpers.commands import finish as finish_program
-from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run
+from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run, stop_signals
 from tests.helpers.wandb_file import finish, read_history
 
 
@@ -143,7 +143,7 @@ def test_a_signal_saves_within_one_step_and_the_code_says_which(
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    with stopping.StopSignals() as signals:
+    with stop_signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGINT
@@ -153,7 +153,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_loaders_worker_dies_of_sigterm_and_leaves_ctrl_c_to_its_parent():
-    with stopping.StopSignals():
+    with stop_signals():
         child = os.fork()
         if child == 0:
             os.kill(os.getpid(), signal.SIGINT)

@@ -14,7 +14,7 @@ from tests.training.test_pix2pix import QUIET
 @pytest.mark.parametrize(
     ("max_steps", "line"),
     # the clock is read after batches 1 and 4, once each: 30 s for three batches
-    [(100, "96 batches to go at 10 s each: about 16 min 0 s, and the validations\n"), (4, ""), (-1, "")],
+    [(100, "96 batches to go at 10 s each: about 0:16:00 plus validations\n"), (4, ""), (-1, "")],
 )
 def test_the_time_that_is_left(monkeypatch, capsys, max_steps, line):
     readings = iter([100.0, 130.0])

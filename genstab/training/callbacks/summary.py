@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -28,8 +28,6 @@ from genstab.training.callbacks.collapse import CollapseWatch
 from genstab.training.callbacks.finite_guard import FiniteGuard
 from genstab.training.callbacks.pictures import ShiftPictures
 from genstab.training.callbacks.shift_stability import ShiftStability
-
-C = TypeVar("C", bound=Callback)
 
 
 class RunSummary(Callback):
@@ -98,6 +96,7 @@ class RunSummary(Callback):
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """Return what `summary.json` holds."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its callback connector
         paths = {"checkpoint": "", "best_checkpoint": ""}
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
@@ -114,9 +113,11 @@ class RunSummary(Callback):
             "seconds": round(time.perf_counter() - self.fit_began, 2),
             "images_per_second": round(self.images / self.training, 2) if self.training else None,
             "skipped": self.skipped or _skipped(trainer),
-            "updates_left_out": [each for guard in _of(trainer, FiniteGuard) for each in guard.left_out],
+            "updates_left_out": [
+                each for guard in callbacks if isinstance(guard, FiniteGuard) for each in guard.left_out
+            ],
             "unwritten": unwritten_lines(trainer, self.folder),
-            "warnings": [text for watch in _of(trainer, CollapseWatch) for text in watch.said.values()],
+            "warnings": [text for each in callbacks if isinstance(each, CollapseWatch) for text in each.said.values()],
             **(self.provenance or provenance(devices_of(trainer))),
             "config": self.config,
         }
@@ -176,20 +177,12 @@ class RunSummary(Callback):
 
 
 def devices_of(trainer: Trainer) -> list[torch.device]:
-    """Return the devices of this node that a trainer uses.
-
-    >>> devices_of(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
-    [device(type='cpu')]
-    """
+    """Return the devices of this node that a trainer uses."""
     return list(getattr(trainer.strategy, "parallel_devices", None) or [trainer.strategy.root_device])
 
 
 def _skipped(trainer: Trainer) -> list[str]:
     return list(getattr(trainer.datamodule, "skipped", ()))  # type: ignore[attr-defined]  # set by its data connector
-
-
-def _of(trainer: Trainer, kind: type[C]) -> list[C]:
-    return [each for each in trainer.callbacks if isinstance(each, kind)]  # type: ignore[attr-defined]  # as above
 
 
 def _relative(path: str, folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import timedelta
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -45,17 +46,6 @@ class TimeEstimate(Callback):
         left = trainer.estimated_stepping_batches - trainer.global_step
         if not 0 < left < math.inf:
             return
+        rest = timedelta(seconds=round(left * seconds))
         say = print if trainer.progress_bar_callback is None else trainer.progress_bar_callback.print
-        say(f"{left} batches to go at {seconds:.3g} s each: about {duration(left * seconds)}, and the validations")
-
-
-def duration(seconds: float) -> str:
-    """Format seconds in the two largest units.
-
-    >>> [duration(each) for each in (8.2, 220, 8000, 200000)]
-    ['8 s', '3 min 40 s', '2 h 13 min', '2 d 7 h']
-    """
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit} {int(seconds % size // part)} {smaller}"
-    return f"{seconds:.0f} s"
+        say(f"{left} batches to go at {seconds:.3g} s each: about {rest} plus validations")
