@@ -47,18 +47,7 @@ def read_image(path: str | Path) -> torch.Tensor:
 
 
 def decode_image(data: bytes, name: str) -> torch.Tensor:
-    """Decode the content of an image file as `read_image` does; messages call it `name`.
-
-    Shape: → (C, H, W).
-
-    Raises:
-        InputError: as `read_image`.
-
-    >>> file = io.BytesIO()
-    >>> Image.new("L", (2, 1), 255).save(file, "PNG")
-    >>> decode_image(file.getvalue(), "a.png")
-    tensor([[[1., 1.]]])
-    """
+    """Decode the content of an image file as `read_image` does; messages call it `name`."""
     file = io.BytesIO(data)
     file.name = name  # for messages, as an open file has one
     with _reasons(name):
@@ -76,28 +65,14 @@ def _values(header: Header, name: str | Path) -> torch.Tensor:
 
 
 def image_shape(path: str | Path) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of an image from the header of its file.
-
-    Raises:
-        InputError: as `read_image`, as far as the header shows.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Image.new("L", (3, 2)).save(f"{folder}/a.png")
-    ...     image_shape(f"{folder}/a.png")
-    (1, 2, 3)
-    """
+    """Return the shape (C, H, W) of an image from the header of its file; errors are those of `read_image`."""
     with _opened(path) as header:
         height, width, channels = header.shape
         return (channels, width, height) if header.orientation >= 5 else (channels, height, width)
 
 
 def image_depth(path: str | Path) -> int:
-    """Return the bits per channel of an image, 8 or 16, from the header of its file; 8 for bilevel and palettes.
-
-    Raises:
-        InputError: as `read_image`, as far as the header shows.
-    """
+    """Return the bits per channel of an image, 8 or 16, from the header of its file; 8 for bilevel and palettes."""
     with _opened(path) as header:
         return header.depth
 
@@ -123,13 +98,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize an image in [-1, 1]: bilinear, anti-aliased, clamped. An image of the right size is returned as it is.
-
-    Shape: (C, H, W) → (C, *size).
-
-    >>> resized(torch.tensor([[[-1.0, 1.0]]]), (1, 1))
-    tensor([[[0.]]])
-    """
+    """Resize an image (C, H, W) in [-1, 1]: bilinear, anti-aliased, clamped; one of that size is returned as it is."""
     if image.shape[1:] == tuple(size):
         return image
     result = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True, align_corners=False)
@@ -195,30 +164,18 @@ _HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
     ".webp": {8: (3, 4)},
     ".bmp": {8: (1, 3)},
 }
-_OPTIONS: dict[str, dict[str, Any]] = {
-    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact keeps the colours where alpha is 0
-    ".bmp": {"format": "BMP"},
-    ".png": {"format": "PNG"},
-}
+_JPEG = {"quality": 95, "subsampling": 0}
+_WEBP = {"lossless": True, "exact": True}  # exact keeps the colours where alpha is 0
+_OPTIONS: dict[str, dict[str, Any]] = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP}
 
 
 def unfinished(path: Path) -> Path:
-    """Return the temporary name of an image file while it is written.
-
-    >>> unfinished(Path("out/a.png")).name
-    '.a.png.part'
-    """
+    """Return the temporary name of an image file while it is written."""
     return path.with_name(f".{path.name}.part")
 
 
 def depth_of_format(path: str | Path, depth: int) -> int:
-    """Return `depth` if the format of a file name supports it, else 8.
-
-    >>> depth_of_format("a.tif", 16), depth_of_format("a.jpg", 16)
-    (16, 8)
-    """
+    """Return `depth` if the format of a file name supports it, else 8."""
     return depth if depth in _HOLDS.get(Path(path).suffix.lower(), ()) else 8
 
 
@@ -238,7 +195,6 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
         InputError: the format does not support the image, a value is NaN, or the file cannot be written.
 
     >>> import tempfile
-    >>> from genstab.data.image_io import read_image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_image(f"{folder}/a.png", torch.tensor([[[-1.0, 0.0, 2.0]]]), depth=16)
     ...     read_image(f"{folder}/a.png")
@@ -290,4 +246,4 @@ def _save(path: Path, pixels: np.ndarray, suffix: str) -> None:
             raise OSError(str(error)) from error
     else:
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA
-        image.save(path, **_OPTIONS[suffix])
+        image.save(path, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))
