@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,26 +109,25 @@ def _write(
             order = torch.randperm(len(each), generator=torch.Generator().manual_seed(seed)).tolist()
             each = [each[position] for position in order]
         sizes: set[tuple[int, int]] = set()
-        writer = _Writer(folder, split, most)
-        bar = tqdm(each, f"writing {split}", unit="pair", leave=False, disable=None)
-        for pair, reading in zip(bar, _submitted(each, full), strict=True):
-            try:
-                read = reading.result()
-                channels = channels or read.channels
-                if read.channels != channels:
-                    raise InputError(
-                        f"{pair.a}: A and B have {read.channels} channels, the pairs before have {channels}"
-                    )
-            except InputError as error:
-                if not skip:
-                    raise
-                written.left_out.append(printable(str(error)))
-                continue
-            sizes.add(read.size)
-            writer.add(read)
+        with closing(_Writer(folder, split, most)) as writer:
+            bar = tqdm(each, f"writing {split}", unit="pair", leave=False, disable=None)
+            for pair, reading in zip(bar, _submitted(each, full), strict=True):
+                try:
+                    read = reading.result()
+                    channels = channels or read.channels
+                    if read.channels != channels:
+                        raise InputError(
+                            f"{pair.a}: A and B have {read.channels} channels, the pairs before have {channels}"
+                        )
+                except InputError as error:
+                    if not skip:
+                        raise
+                    written.left_out.append(printable(str(error)))
+                    continue
+                sizes.add(read.size)
+                writer.add(read)
         if not sizes:
             raise InputError(f"none of the {len(each)} pairs for {split} can be read; {written.left_out[-1]}")
-        writer.close()
         least = [min(numbers) for numbers in zip(*sizes, strict=True)]
         known = {"size": least if len(sizes) == 1 else None, "least": least, "channels": list(channels or ())}
         splits[split] = {**known, "shards": writer.shards}
