@@ -21,13 +21,7 @@ _OURS = ("slurm", "slurm_cpu")
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raise an `InputError` for a word that is neither an option nor an override.
-
-    >>> check_words(["model.pt"])
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: 'model.pt' is not key=value, as in model.checkpoint=FILE (--help lists the keys)
-    """
+    """Raise an `InputError` for a word that is neither an option nor an override."""
     for before, word in zip(["", *words], words, strict=False):
         if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE:
             raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
@@ -38,11 +32,6 @@ def check_launcher(words: Sequence[str]) -> None:
 
     Raises:
         InputError: it is not installed, lacks `-m`, or its sizes are not numbers.
-
-    >>> check_launcher(["hydra/launcher=slurm"])
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: hydra/launcher=slurm starts the jobs of a sweep: add -m, for a single job, too
     """
     for word in words:
         if not word.startswith(_LAUNCHER):
@@ -86,11 +75,7 @@ def quote_paths(words: Sequence[str]) -> list[str]:
 
 
 def add_trainer_keys(words: Sequence[str]) -> list[str]:
-    """Let `trainer.KEY=` set any argument of Lightning's Trainer, also if conf/trainer does not list it.
-
-    >>> add_trainer_keys(["trainer.limit_train_batches=2", "+trainer.max_time=00:01:00:00", "trainer.max_epoch=3"])
-    ['++trainer.limit_train_batches=2', '++trainer.max_time=00:01:00:00', 'trainer.max_epoch=3']
-    """
+    """Let `trainer.KEY=` set any argument of Lightning's Trainer, also if conf/trainer does not list it."""
     if not any("trainer." in word for word in words):
         return list(words)
     signature = signature_of(TRAINER)
@@ -99,11 +84,7 @@ def add_trainer_keys(words: Sequence[str]) -> list[str]:
 
 
 def add_model_keys(words: Sequence[str]) -> list[str]:
-    """Let `model.KEY=` add a key, since the arguments of a user's network are not in our configs.
-
-    >>> add_model_keys(["model.width=8", "seed=1"])
-    ['++model.width=8', 'seed=1']
-    """
+    """Let `model.KEY=` add a key, since the arguments of a user's network are not in our configs."""
     return [re.sub(r"^(?=model\.[^=]+=)", "++", word) for word in words]
 
 

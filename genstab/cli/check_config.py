@@ -38,18 +38,7 @@ _WORDS = {
 
 
 def check_training(config: Mapping[str, Any]) -> None:
-    """Check what the config of a training must have beside arguments of the right types.
-
-    Raises:
-        InputError: an invalid seed or folder, an argument of the Trainer that does not work here, validations less than
-            a batch apart, a callback that is not a group of keys, an equivariance loss without overlapping crops, or
-            these without that loss or too small for it.
-
-    >>> check_training({"seed": 1, "callbacks": {"watch": 3}})
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: callbacks.watch=3 is neither null nor a group of keys
-    """
+    """Raise an `InputError` for options of a training that have the right types, but no sense alone or together."""
     check_seed(config["seed"])
     check_type("output_dir", config.get("output_dir", ""), str)
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
@@ -71,33 +60,21 @@ def check_training(config: Mapping[str, Any]) -> None:
 
 
 def check_seed(seed: object) -> None:
-    """Raise an `InputError` unless Python, NumPy and torch all take this seed.
-
-    >>> check_seed(-1)
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: seed=-1 is not an integer from 0 to 4294967295
-    """
+    """Raise an `InputError` unless Python, NumPy and torch all take this seed."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= GREATEST_SEED:
         raise InputError(f"seed={written(seed)} is not an integer from 0 to {GREATEST_SEED}")
 
 
 def _check_overlapping_crops(data: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    weight, key = model.get("equivariance_weight"), "overlap_offset"
-    if data.get("twin_reach") is not None:  # its name in version 0.1
-        key = "twin_reach"
+    weight, size = model.get("equivariance_weight"), data.get("crop_size")
+    key = "overlap_offset" if data.get("twin_reach") is None else "twin_reach"  # its name in version 0.1
     offset = data.get(key)
-    if not offset:
-        if weight:
-            raise InputError(
-                "model.equivariance_weight needs overlapping crops: set data.overlap_offset, for example to 8"
-            )
-        return
-    if weight == 0:
+    if weight and not offset:
+        raise InputError("model.equivariance_weight needs overlapping crops: set data.overlap_offset, for example to 8")
+    if offset and weight == 0:
         raise InputError(f"data.{key}={offset} without a model.equivariance_weight: set that, or data.{key}=0")
-    size = data.get("crop_size")
     sides = [side for side in (size if isinstance(size, list) else [size]) if isinstance(side, int)]
-    if weight and sides:
+    if offset and weight and sides:
         from genstab.data.overlapping_crops import MARGIN  # imports torch
 
         least = 2 * MARGIN + offset + 1
@@ -106,16 +83,7 @@ def _check_overlapping_crops(data: Mapping[str, Any], model: Mapping[str, Any]) 
 
 
 def check_options(config: Mapping[str, Any], group: str = "") -> None:
-    """Check the options of each group that names a class or function by `_target_`, as `check_arguments` does.
-
-    Raises:
-        InputError: as `check_arguments`, or `_target_` is not text.
-
-    >>> check_options({"data": {"_target_": "genstab.data.PairedData", "root": None}})
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: data.root=null is not text
-    """
+    """Check the options of each group that names a class or function by `_target_`, as `check_arguments` does."""
     if "_target_" in config:
         check_type(f"{group}._target_", config["_target_"], str)
         check_arguments(config["_target_"], {key: each for key, each in config.items() if key[:1] != "_"}, group)
@@ -134,15 +102,6 @@ def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") 
 
     Raises:
         InputError: an unknown argument, text for a number, null where there must be something, and the like.
-
-    >>> check_arguments("genstab.UNet", {"channels": "many"}, "model.generator")
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: model.generator.channels='many' is not an integer
-    >>> check_arguments("genstab.UNet", {"dropuot": 0.5}, "model.generator")
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: model.generator.dropuot is not known: did you mean dropout?
     """
     types, is_open = signature_of(target) or ({}, True)
     for name, value in arguments.items():

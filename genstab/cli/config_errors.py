@@ -38,8 +38,8 @@ def input_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        *causes, root = _chain(error)
-        for cause in (*causes, root):
+        causes = list(chain(error))
+        for cause in causes:
             if isinstance(cause, InputError):
                 raise cause from error.__cause__
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
@@ -50,9 +50,8 @@ def input_errors() -> Iterator[None]:
                 last = extract_tb(cause.__traceback__)[-1]
                 where = cause.filename or f"{last.name} of {Path(last.filename).name}"
                 raise InputError(f"{where}: {reason(cause)}") from error
-        if isinstance(error, InstantiationException) and isinstance(
-            root, TypeError | ValueError | ImportError | MisconfigurationException
-        ):
+        root = causes[-1]
+        if isinstance(error, InstantiationException) and isinstance(root, TypeError | ValueError | ImportError):
             key = re.search(r"full_key: (\S+)", str(error))
             target = re.search(r"Error locating target ('[^']*')", str(error))
             place = (key[1] if key else "an option") + (f"._target_={target[1]}" if target else "")
@@ -70,12 +69,11 @@ def of_disk(error: OSError) -> bool:
     return error.errno in DISK
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, its cause, the cause of that, …"""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def one_line(error: BaseException) -> str:
@@ -115,11 +113,7 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return the message of an error of submitit in one line, with the end of the job's log; None for other errors.
-
-    >>> refusal(RuntimeError("something else")) is None
-    True
-    """
+    """Return the message of an error of submitit in one line, with the end of the job's log; None for other errors."""
     trace, module = error.__traceback__, ""
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__"))

@@ -4,20 +4,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from torch import nn
 
-from genstab.cli.check_config import check_seed
-from genstab.cli.config_errors import input_errors, one_line, quieten
+from genstab.cli.config_errors import chain, input_errors, one_line, quieten
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -50,12 +48,10 @@ def run_measure(config: DictConfig) -> float | None:
     with input_errors():
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
-        _range(config.value_range)
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
         check_folder(config.output_dir)
         model = model_of(config.model)
         device = place(model, config.device)
-        check_seed(config.seed)
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
             config.data.check = "off"  # what is measured is read anyway
@@ -66,8 +62,7 @@ def run_measure(config: DictConfig) -> float | None:
         data.setup("validate")
         if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
             plain["antialias"] = dict(antialias)
-        logger = instantiate(config.logger) if config.get("logger") else None
-        loggers = [] if logger is None else [logger]
+        loggers = [instantiate(config.logger)] if config.get("logger") else []
         origin = provenance([device])
         found = measure(model, data.val_set, config.output_dir, options)
         try:
@@ -98,24 +93,19 @@ def run_predict(config: DictConfig) -> None:
     with input_errors():
         source, output = config.input, config.output
         size = None if config.size is None else as_size("size", config.size)
+        least, greatest = config.value_range
+        if not least < greatest:
+            raise InputError(f"value_range={config.value_range} is not [least, greatest]")
         model = model_of(config.model)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
-        with value_range(model, *_range(config.value_range)):
+        with value_range(model, least, greatest):
             result = predict_folder(model, source, output, size=size, device=device, **options)
     print(result.summary(output))
     for reason in result.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
     if result.failed:
         raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
-
-
-def _range(given: Any) -> tuple[float, float]:
-    """Return the least and the greatest value of the images that a generator takes and returns."""
-    numbers = list(given) if isinstance(given, ListConfig) else []
-    if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or not numbers[0] < numbers[1]:
-        raise InputError(f"value_range={given} is not [least,greatest], such as [0,1]")
-    return numbers[0], numbers[1]
 
 
 def run_report(config: DictConfig) -> None:
@@ -203,20 +193,9 @@ def model_of(options: DictConfig) -> nn.Module:
     try:
         network = instantiate(keys, _convert_="all")
     except InstantiationException as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise InputError(f"model._target_={keys['_target_']}: {_why(str(keys['_target_']), cause)}") from error
+        *_, cause = chain(error)
+        module, _, name = str(keys["_target_"]).rpartition(".")
+        absent = isinstance(cause, ModuleNotFoundError) and module in sys.modules
+        why = f"{module} has no {name}" if absent else one_line(cause)
+        raise InputError(f"model._target_={module}.{name}: {why}") from error
     return load_model(checkpoint, network)
-
-
-def _why(target: str, cause: BaseException) -> str:
-    """Return why the network cannot be made, with the arguments that it takes."""
-    module, _, name = target.rpartition(".")
-    if isinstance(cause, ModuleNotFoundError) and module in sys.modules:
-        return f"{module} has no {name}"
-    reason = one_line(cause)
-    if isinstance(cause, TypeError) and "unexpected keyword argument" in reason:
-        with suppress(Exception):  # built-in classes may have no signature
-            return f"{reason}; it takes {', '.join(signature(get_object(target)).parameters)}"
-    return reason

@@ -1,7 +1,6 @@
 """The command line: compose and check the config of a command, and only then import its job, and torch with it."""
 
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +26,11 @@ from genstab.cli.arguments import (
     name_runs,
     quote_paths,
 )
-from genstab.cli.check_config import check_arguments, check_options, check_training
+from genstab.cli.check_config import check_arguments, check_options, check_training, check_type
 from genstab.cli.config_errors import of_disk, one_line, refusal
 from genstab.errors import InputError
 from genstab.runtime.process_state import process_state_restored
-from genstab.runtime.provenance import git_states, processor, versions
+from genstab.runtime.provenance import version_text
 from genstab.runtime.run_folder import fresh
 from genstab.runtime.signals import SIGNALLED, Stopped, by_submitit
 
@@ -63,25 +62,20 @@ genstab --version shows versions, the machine and the commit: add it to a bug re
 
 @dataclass(frozen=True)
 class Command:
-    """A command of `genstab`.
+    """A command of `genstab`."""
 
-    Args:
-        job: the function that takes the config, imported after the config was checked.
-        overrides: turns the words on the command line into overrides of Hydra.
-        typed: keys outside of the groups whose types are checked.
-        used_by: the function or class that takes these keys.
-    """
-
-    job: str
-    overrides: Callable[[Sequence[str]], list[str]]
-    typed: tuple[str, ...] = ()
-    used_by: str = ""
+    job: str  # the function that takes the config, imported after the config was checked
+    overrides: Callable[[Sequence[str]], list[str]]  # turns the words on the command line into overrides of Hydra
+    typed: tuple[str, ...] = ()  # keys outside of the groups whose types are checked
+    used_by: str = ""  # the function or class that takes these keys
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
         model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
         check_options({**config, "model": model})
         check_arguments(self.used_by, {key: config[key] for key in self.typed})
+        if "value_range" in config:
+            check_type("value_range", config["value_range"], tuple[float, float])
         if "trainer" in config:
             check_training(config)
 
@@ -91,7 +85,10 @@ COMMANDS = {
     "measure": Command(
         "genstab.cli.jobs:run_measure",
         lambda words: add_model_keys(quote_paths(words)),
-        ("images", "batch_size", "reach", "margin", "multiple", "seed"),
+        (
+            *("images", "batch_size", "protocols", "reach", "margin", "multiple", "perceptual", "seed"),
+            *("map", "features", "consistency", "corruptions"),
+        ),
         "genstab.evaluation.options.MeasureOptions",
     ),
     "predict": Command(
@@ -117,7 +114,7 @@ def main() -> None:
     if command in ("-h", "--help"):
         print(USAGE)
     elif command == "--version":
-        print(_version())
+        print(version_text())
     elif command == "train":
         train()
     elif command in COMMANDS:
@@ -127,23 +124,9 @@ def main() -> None:
         sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}{meant}")
 
 
-def _version() -> str:
-    """Return versions, the machine and, in a checkout, the commit."""
-    lines = [f"{name} {number}" for name, number in versions().items()]
-    lines.append(f"{platform.platform()}, {processor()}, {os.cpu_count()} processors")
-    state = git_states()["genstab"]
-    if state and state["commit"]:
-        lines.append(f"commit {state['commit']}{' with changes' if state['dirty'] else ''}")
-    return "\n".join(lines)
-
-
+@process_state_restored()
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
-    with process_state_restored():
-        _train()
-
-
-def _train() -> None:
     processes: Rendezvous | None = None
     with _one_line_errors():
         if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:

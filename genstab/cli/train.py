@@ -22,7 +22,7 @@ from genstab.distributed.lost_process import ReportedByFirst, report_lost_proces
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
 from genstab.loggers.lifecycle import close, outlive
-from genstab.runtime.files import SUMMARY, check_folder
+from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
@@ -35,7 +35,6 @@ from genstab.runtime.resume import (
     find_checkpoint,
     is_over,
     read_resumable,
-    summary_of,
 )
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
@@ -62,20 +61,21 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
-        summary = summary_of(config.output_dir, place) if over else None
-        if checkpoint and summary and not changes(checkpoint.get("config", {}), plain):
-            say(f"Nothing is left to do: {config.output_dir} has its {summary['steps']} batches and its summary")
-            return summary.get("val/shift_psnr")
+        if checkpoint and over and (written := Path(config.output_dir) / SUMMARY).is_file():
+            summary = read_json(written)
+            if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), plain):
+                say(f"Nothing left to do: all {summary['steps']} batches are done, see {written}")
+                return summary.get("val/shift_psnr")
         rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
         if wanted:
-            say(f"Goes on from {dated(path)}" if path else f"Begins in {config.output_dir}: no checkpoint there yet")
+            say(f"Resuming from {dated(path)}" if path else f"Starting in {config.output_dir}: no checkpoint yet")
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         logger = instantiate(config.logger) if config.get("logger") else False
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
-                raise InputError(f"what the config makes a {type(made).__name__} of must be a {kind.__name__}")
+                raise InputError(f"the config makes a {type(made).__name__} where a {kind.__name__} is needed")
         callbacks.append(ending := RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
         if processes is not None:
@@ -117,38 +117,21 @@ def follow(processes: Rendezvous) -> None:
 
 
 def check_devices(trainer: Mapping[str, Any]) -> None:
-    """Check the accelerator and the devices of a trainer against this machine.
-
-    Raises:
-        InputError: no device, more than there are, or several without a strategy.
-
-    >>> check_devices({"accelerator": "cpu", "devices": 0})
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: trainer.devices=0 is not at least 1
-    """
+    """Raise an `InputError` for several devices without a strategy, or more than this machine has."""
     accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices", "auto")
-    gpus = torch.cuda.device_count()
-    processors = os.cpu_count() or 1
-    present = 4 * processors if accelerator == "cpu" else gpus  # several processes may share a processor
+    gpus, processors = torch.cuda.device_count(), os.cpu_count() or 1
     if isinstance(devices, list | ListConfig):
-        wanted, farthest = len(devices), max(devices, default=-1) + 1
+        count = len(devices)
     elif str(devices) in ("auto", "-1"):
-        wanted = farthest = 1 if accelerator == "cpu" else max(1, gpus)
-    elif isinstance(devices, int) or str(devices).isdigit():
-        wanted = farthest = int(devices)
+        count = 1 if accelerator == "cpu" else max(1, gpus)
     else:
-        return  # other notations of Lightning, "0,1" for example
-    if wanted < 1:
-        raise InputError(f"trainer.devices={devices} is not at least 1")
-    if wanted > 1 and trainer.get("strategy") is None:
+        count = int(devices) if str(devices).isdigit() else 1  # Lightning checks other notations
+    if count > 1 and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={devices} needs several processes: add trainer=ddp or trainer=ddp_cpu")
-    if accelerator == "cpu" and farthest > present:
+    if accelerator == "cpu" and count > 4 * processors:  # several processes may share a processor
         raise InputError(f"trainer.devices={devices}: this machine has {processors} processors")
-    if accelerator in ("gpu", "cuda") and farthest > present:
-        raise InputError(
-            f"trainer.devices={devices}: this machine has {present} CUDA devices; trainer=ddp_cpu needs none"
-        )
+    if accelerator in ("gpu", "cuda") and count > gpus:
+        raise InputError(f"trainer.devices={devices}: this machine has {gpus} CUDA devices; trainer=ddp_cpu needs none")
 
 
 def _job(config: DictConfig) -> HydraConf | None:

@@ -24,7 +24,7 @@ from genstab.errors import InputError
 class Launcher(_SubprocessScriptLauncher):
     """Lightning's, without its observer, which kills the first process when another one ended: it could report nothing.
 
-    `genstab.distributed.lost_process` takes its place.
+    On CPUs it is not needed: gloo raises an error in every process, and `report_lost_process` ends them.
     """
 
     def launch(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -33,7 +33,7 @@ class Launcher(_SubprocessScriptLauncher):
             self._call_children_scripts()  # which sets LOCAL_RANK: Lightning then starts and observes nothing
         return super().launch(function, *args, **kwargs)
 
-    def lost_process(self, seconds: float = 0) -> str | None:
+    def lost_process(self, seconds: float) -> str | None:
         """Return which of the other processes failed and how, once one did; None if none did within so many seconds."""
         until = time.monotonic() + seconds
         while True:
@@ -70,8 +70,9 @@ class NetworksDDP(DDPStrategy):
         self.networks: list[DistributedDataParallel] = []
 
     def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+        super()._configure_launcher()
+        if self.root_device.type == "cpu" and self.cluster_environment is not None:
+            self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup(self, trainer: Any) -> None:
         """Set up, with batch norm that is synchronized on CPUs too."""

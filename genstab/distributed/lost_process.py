@@ -1,7 +1,6 @@
 """A lost process, a data loader's worker or one of several that train together: one line, and how to go on."""
 
 import multiprocessing
-import os
 import re
 import signal
 import sys
@@ -55,9 +54,6 @@ class LostProcessError(InputError):
 class ReportedByFirst(SystemExit):
     """The silent end of a process whose error the first process reports."""
 
-    def __init__(self) -> None:
-        super().__init__(1)
-
 
 @contextmanager
 def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous | None = None) -> Iterator[None]:
@@ -78,9 +74,6 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
         SystemExit: likewise, where torchrun's or SLURM's processes cannot train the next job of a sweep either.
     """
     _set_SIGCHLD_handler()
-    finished, launcher = threading.Event(), trainer.strategy.launcher
-    if isinstance(launcher, Launcher):
-        threading.Thread(target=_observe, args=(trainer, launcher, to_go_on, finished), daemon=True).start()
     try:
         yield
     except BaseException as error:
@@ -97,7 +90,7 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
                 _wait_for_first(trainer, processes, missing)
             elif processes is not None:
                 processes.report_failure()
-            elif isinstance(launcher, Launcher):
+            elif isinstance(launcher := trainer.strategy.launcher, Launcher):
                 text = (missing and launcher.lost_process(EXIT)) or text
                 launcher.kill(signal.SIGKILL)
             line = f"{text}; {_last_checkpoint(trainer, to_go_on)}"
@@ -111,22 +104,14 @@ def report_lost_process(trainer: Trainer, to_go_on: str, processes: Rendezvous |
         if not isinstance(error, InputError):
             error.add_note(f"genstab: {_last_checkpoint(trainer, to_go_on)}")
         raise
-    finally:
-        finished.set()
 
 
 def known(error: BaseException | None) -> tuple[str | None, bool]:
-    """Return what an error, or one that led to it, says of a lost process, and whether that is one of several.
-
-    >>> known(RuntimeError("DataLoader timed out after 600 seconds"))
-    ('the workers of the data loader gave nothing for 600 s: does the disk answer?', False)
-    >>> known(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer"))
-    ('another process of this training ended', True)
-    >>> known(RuntimeError("shapes do not match"))
-    (None, False)
-    """
+    """Return what an error, or one that led to it, says of a lost process, and whether that is one of several."""
     while error is not None and not isinstance(error, InputError):
-        if isinstance(error, OSError | EOFError) and _receives_batch(error):
+        # raised while a worker of a loader was asked for the memory that holds a batch
+        frames = extract_tb(error.__traceback__) if isinstance(error, OSError | EOFError) else []
+        if any("resource_sharer" in frame.filename for frame in frames):
             return DIED.format(""), False
         of_others = isinstance(error, torch.distributed.DistError) or re.search("gloo|NCCL", str(error))
         if isinstance(error, RuntimeError | OSError):
@@ -137,22 +122,6 @@ def known(error: BaseException | None) -> tuple[str | None, bool]:
     return None, False
 
 
-def _receives_batch(error: BaseException) -> bool:
-    """Return whether an error came up while a worker of a loader was asked for the memory that holds a batch."""
-    return any("resource_sharer" in frame.filename for frame in extract_tb(error.__traceback__))
-
-
-def _observe(trainer: Trainer, launcher: Launcher, to_go_on: str, finished: threading.Event) -> None:
-    """End this process if it still waits for a lost one, deep in a library: NCCL, unlike gloo, raises no error."""
-    while not finished.wait(1):
-        if lost := launcher.lost_process():
-            if not finished.wait(GRACE):
-                print(f"genstab: {lost}; {_last_checkpoint(trainer, to_go_on)}", file=sys.stderr, flush=True)
-                launcher.kill(signal.SIGKILL)
-                os._exit(1)  # public, whatever its name: the main thread cannot be interrupted
-            return
-
-
 def _wait_for_first(trainer: Trainer, processes: Rendezvous | None, missing: bool) -> None:
     """Let the first process report the error and end this one; return if this one has to report it."""
     if processes is not None:
@@ -161,27 +130,25 @@ def _wait_for_first(trainer: Trainer, processes: Rendezvous | None, missing: boo
         time.sleep(GRACE)
         reported = False  # or this process would have been killed
     if reported or (missing and trainer.global_rank > 1):
-        raise ReportedByFirst
+        raise ReportedByFirst(1)
 
 
 def _kill_workers() -> None:
-    """Kill the workers of the data loaders: one that stands still would be waited for at the end of the program."""
+    """Kill the workers of the data loaders: one that hangs would be waited for at the end of the program."""
     if threading.current_thread() is not threading.main_thread():  # Python changes no handler there
         return
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
-    try:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-            worker.join(EXIT)
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join(EXIT)
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _last_checkpoint(trainer: Trainer, to_go_on: str) -> str:
     """Say where the last checkpoint is and how to go on."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, LastCheckpoint) and callback.path.is_file():
-            return f"the last checkpoint is {callback.path}, and the same command goes on from it with {to_go_on}"
+            return f"the last checkpoint is {callback.path}, and the same command resumes from it with {to_go_on}"
     if trainer.ckpt_path:
         return f"the last checkpoint is still {trainer.ckpt_path}"
     return "there is no checkpoint yet"

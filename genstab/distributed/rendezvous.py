@@ -1,15 +1,16 @@
 """Processes that torchrun, SLURM or submitit started: the first makes the config of a run, the others get it."""
 
 import json
-import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch.distributed import PrefixStore, Store, TCPStore
 
@@ -17,8 +18,7 @@ from genstab.errors import InputError
 
 T = TypeVar("T")
 
-
-# Seconds that the processes wait for each other at the start; those of one launcher come within a few.
+# Seconds that the processes wait for each other at the start, and later for a sign of life from the first one.
 PATIENCE = 300.0
 # Seconds that the first process waits at its end for the others, to which it hosts the store.
 FAREWELL = 10.0
@@ -29,7 +29,7 @@ class Rendezvous:
     """Where the processes that torchrun, SLURM or submitit started for one training meet, before they have a config.
 
     All were started with the same command line. If each composed its own config, each would have its own run folder, by
-    its own clock, and its own sweep. So only the first process does, and hands the config of every job that is ready to
+    its own clock, and its own sweep. So only the first process does, and sends the config of every job that is ready to
     train to the others.
 
     Args:
@@ -47,6 +47,8 @@ class Rendezvous:
         if self.size > 1:
             self.address, self.port = environment.main_address, environment.main_port
             self.store = self._join()
+            if self.rank == 0:
+                threading.Thread(target=self._beat, daemon=True).start()
 
     def _join(self) -> Store:
         # torchrun hosts a store itself. Otherwise the first process does, and torch's process group shares it later.
@@ -78,14 +80,17 @@ class Rendezvous:
             except OSError:
                 if time.monotonic() >= until:
                     raise
-            time.sleep(0.2)
+            time.sleep(POLL)
+
+    def _beat(self) -> None:
+        """Show the others that the first process lives, even where torchrun, and not this process, hosts the store."""
+        while self.store is not None:
+            with suppress(RuntimeError):
+                self.store.add("beats", 1)
+            time.sleep(PATIENCE / 10)
 
     def check_size(self, devices: int, nodes: int) -> None:
-        """Check that a trainer expects as many processes as were started.
-
-        Raises:
-            InputError: it does not.
-        """
+        """Raise an `InputError` unless a trainer expects as many processes as were started."""
         if devices * nodes != self.size:
             raise InputError(
                 f"{self.launcher} started {self.size} process{'es' * (self.size > 1)}, but trainer.devices={devices} "
@@ -101,12 +106,13 @@ class Rendezvous:
         """
         if self.store is None:
             return
-        if (came := self._wait_for("joined", self.size, PATIENCE)) < self.size:
+        if not self._holds(lambda store: store.add("joined", 0) >= self.size, PATIENCE):
+            came = self._ask(lambda store: store.add("joined", 0))
             raise InputError(
-                f"{self.launcher} speaks of {self.size} processes, but only {came} came within {PATIENCE:.0f} s: "
+                f"{self.launcher} announced {self.size} processes, but only {came} came within {PATIENCE:.0f} s: "
                 "was the command started by srun, on every node?"
             )
-        port = free_port() if self.jobs else None
+        port = find_free_network_port() if self.jobs else None
         self._send({"config": config, "port": port})
         _meet_at(port)
 
@@ -114,7 +120,7 @@ class Rendezvous:
         """Yield the configs that the first process sends, until it ends.
 
         Raises:
-            InputError: it ended without saying so.
+            InputError: it ended without saying so, or stopped answering.
             SystemExit: it failed, and reported why.
         """
         while "config" in (message := self._receive()):
@@ -145,7 +151,9 @@ class Rendezvous:
         finally:
             if self.store is not None:
                 self._send({"failed": failed})
-                self._wait_for("left", self.size - 1, FAREWELL)
+                with suppress(InputError):
+                    self._holds(lambda store: store.add("left", 0) >= self.size - 1, FAREWELL)
+                self.store = None
 
     def report_failure(self) -> None:
         """Tell the others that the first process reports why this job failed."""
@@ -154,8 +162,9 @@ class Rendezvous:
 
     def first_reports(self, seconds: float) -> bool:
         """Return whether the first process reports, within so many seconds, why this job failed."""
+        key = f"reported{self.jobs}"
         with suppress(InputError):
-            return self._has(f"reported{self.jobs}", seconds)
+            return self._holds(lambda store: store.check([key]), seconds)
         return False
 
     def _send(self, message: dict) -> None:
@@ -165,46 +174,46 @@ class Rendezvous:
 
     def _receive(self) -> dict:
         """Wait as long as the first process lives: it may have data to download and to check."""
-        key = f"job{self.jobs}"
+        key, beats = f"job{self.jobs}", None
         self.jobs += 1
-        self._has(key, math.inf)
+        while not self._holds(lambda store: store.check([key]), PATIENCE):
+            before, beats = beats, self._ask(lambda store: store.add("beats", 0))
+            if beats == before:
+                raise InputError(f"{self.launcher}: the first process hangs")
         return json.loads(self._ask(lambda store: store.get(key)))
 
-    def _has(self, key: str, seconds: float) -> bool:
-        """Return whether the store has this key within so many seconds."""
+    def _holds(self, condition: Callable[[Store], bool], seconds: float) -> bool:
+        """Return whether a condition on the store becomes true within so many seconds."""
         until = time.monotonic() + seconds
-        while not (found := self._ask(lambda store: store.check([key]))) and time.monotonic() < until:
+        while not (holds := self._ask(condition)) and time.monotonic() < until:
             time.sleep(POLL)
-        return found
+        return holds
 
     def _ask(self, question: Callable[[Store], T]) -> T:
-        """Return the store's answer.
+        """Return the store's answer, from a thread: torch waits without limit for a process that is stopped.
 
         Raises:
-            InputError: the first process, which hosts it, is gone.
+            InputError: the process that hosts the store, usually the first one, is gone or does not answer.
         """
-        assert self.store is not None
-        try:
-            # torch would print its stack if nobody listens any more
-            socket.create_connection((self.address, self.port), timeout=PATIENCE).close()
-            return question(self.store)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{self.launcher}: the first process ended without a word") from error
+        store, answers = self.store, []
+        assert store is not None
 
-    def _wait_for(self, key: str, number: int, seconds: float) -> int:
-        assert self.store is not None
-        until = time.monotonic() + seconds
-        while (came := self.store.add(key, 0)) < number and time.monotonic() < until:
-            time.sleep(0.05)
-        return came
+        def ask() -> None:
+            with suppress(OSError, RuntimeError):
+                # torch would print its stack if nobody listens any more
+                socket.create_connection((self.address, self.port), timeout=PATIENCE).close()
+                answers.append(question(store))
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        if not answers:
+            raise InputError(f"{self.launcher}: the first process {'hangs' if thread.is_alive() else 'is gone'}")
+        return answers[0]
 
 
 def join_rendezvous() -> Rendezvous | None:
-    """Meet the processes that torchrun, SLURM or submitit started with this one; None if it was started alone.
-
-    >>> join_rendezvous() is None
-    True
-    """
+    """Meet the processes that torchrun, SLURM or submitit started with this one; None if it was started alone."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         _set_torchrun_variables()
         return Rendezvous("submitit", TorchElasticEnvironment())
@@ -224,17 +233,6 @@ def _set_torchrun_variables() -> None:
     os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": tasks, "LOCAL_WORLD_SIZE": tasks, "GROUP_RANK": "0"}
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(15000 + int(job) % 10000)  # as Lightning makes it of a SLURM job's number
-
-
-def free_port() -> int:
-    """Return a port of this machine that is free now.
-
-    >>> 0 < free_port() < 65536
-    True
-    """
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
 
 
 def _meet_at(port: int | None) -> None:

@@ -1,12 +1,11 @@
 """Measure accuracy and shift consistency of a classifier, and plot one against the other."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -15,8 +14,9 @@ from genstab.data.collate import source_of
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
 from genstab.metrics.consistency import classes, same_class
+from genstab.metrics.protocols import Generate
+from genstab.report.figures import Picture, pixels
 
-Picture = np.ndarray
 PROTOCOLS = ("crop", "circular")
 
 
@@ -24,13 +24,9 @@ def draw_positions(index: int, max_shift: int, pairs: int, seed: int = 0) -> np.
     """Draw pairs of two different positions for the image `index`, with rows and columns from 0 to `max_shift`.
 
     Each position of a pair is uniformly distributed. Unlike in the paper, which draws them independently, they always
-    differ, since for equal positions the outputs would agree.
+    differ, since for equal positions the outputs would agree. More pairs begin with the same ones.
 
     Shape: → (pairs, 2, 2), the last axis being (row, column).
-
-    >>> two, five = (draw_positions(index=7, max_shift=8, pairs=pairs) for pairs in (2, 5))
-    >>> two.tolist() == five[:2].tolist()
-    True
     """
     places = (max_shift + 1) ** 2
     random = np.random.default_rng((seed, index))
@@ -42,13 +38,9 @@ def draw_positions(index: int, max_shift: int, pairs: int, seed: int = 0) -> np.
 def view(image: Tensor, position: Sequence[int], max_shift: int, protocol: str) -> Tensor:
     """Return an image (C, H, W) at a position (row, column) from 0 to `max_shift`; ⌊max_shift / 2⌋ is unmoved.
 
-    `crop` crops it to (C, H − max_shift, W − max_shift), `circular` rolls it.
-
-    >>> row = torch.arange(5.0).view(1, 1, 5).expand(1, 3, 5)
-    >>> [view(row, (1, column), 2, "crop").flatten().tolist() for column in (0, 1, 2)]
-    [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 4.0]]
-    >>> view(row, (1, 2), 2, "circular")[0, 0].tolist()
-    [4.0, 0.0, 1.0, 2.0, 3.0]
+    `crop` crops it to (C, H − max_shift, W − max_shift), `circular` rolls it. A greater row of a crop moves the scene
+    up, but a roll moves it down, unlike the protocols of shift PSNR: with one sign for both, `circular` would compare
+    other pairs for the same seed, and published numbers would change.
     """
     (top, left), (height, width) = position, image.shape[1:]
     if protocol == "crop":
@@ -64,9 +56,6 @@ def classifier_stability(
     pairs: int = 5,
     seed: int = 0,
     forward_batch: int = 32,
-    source_key: str = "source",
-    label_key: str = "label",
-    progress: Callable[[int], object] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, Any]]:
     """Measure the accuracy and the shift consistency of a classifier.
@@ -78,16 +67,13 @@ def classifier_stability(
 
     Args:
         model: returns logits (N, K); called in eval mode, and its mode restored.
-        data: a dataset of images with labels, as (image, label) or dicts, or a loader of their batches without
-            shuffling.
+        data: a dataset of images with labels, as (image, label) or dicts of `source` and `label`, or a loader of their
+            batches without shuffling.
         protocols: `crop`, `circular` or both.
         max_shift: largest distance in pixels of two shifts, in each direction.
         pairs: number of pairs of shifts for each image.
         seed: seed of the pairs.
         forward_batch: images in a forward pass.
-        source_key: key of the images, if items are dicts.
-        label_key: key of the labels, if items are dicts.
-        progress: called with the number of images done since the last call, like `tqdm.update`.
         dtype: precision of the forward pass, see `genstab.inference.eval_mode.inference`.
 
     Returns:
@@ -111,8 +97,6 @@ def classifier_stability(
     for protocol in protocols:
         check_choice("protocol", protocol, PROTOCOLS)
     check_counts(max_shift=max_shift, pairs=pairs, forward_batch=forward_batch)
-    if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed={seed!r} is not an integer of at least 0")
     batches = DataLoader(data, forward_batch) if isinstance(data, Dataset) else data
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     same: dict[str, list[float]] = {protocol: [] for protocol in protocols}
@@ -120,25 +104,28 @@ def classifier_stability(
     seen = 0
     with inference(model, dtype) as classify:
         for batch in batches:
-            images = source_of(batch, source_key).to(device)
-            labels = _labels_of(batch, label_key, len(images))
+            images = source_of(batch).to(device)
+            labels = _labels_of(batch, len(images))
             height, width = images.shape[-2:]
             if max_shift >= min(height, width):
                 raise InputError(f"max_shift={max_shift} needs larger images than {height}×{width}")
-            middle = np.full((1, 2), max_shift // 2)
+            unmoved = np.full((1, 2), max_shift // 2)
             places = [
-                np.concatenate((middle, draw_positions(seen + i, max_shift, pairs, seed).reshape(-1, 2)))
+                np.concatenate((unmoved, draw_positions(seen + i, max_shift, pairs, seed).reshape(-1, 2)))
                 for i in range(len(images))
             ]
             for protocol in protocols:
-                named = _classify(classify, images, places, max_shift, protocol, forward_batch)
+                views = [
+                    view(image, place, max_shift, protocol)
+                    for image, some in zip(images, places, strict=True)
+                    for place in some
+                ]
+                named = _classify(classify, views, forward_batch).view(len(images), -1)
                 agree = same_class(named[:, 1::2].flatten(), named[:, 2::2].flatten()).view(len(images), pairs)
                 same[protocol] += agree.double().mean(1).tolist()
                 if labels is not None:
                     correct[protocol] += (named[:, 0] == labels).tolist()
             seen += len(images)
-            if progress:
-                progress(len(images))
     if not seen:
         raise InputError("data: there are no images")
     results: dict[str, dict[str, Any]] = {}
@@ -149,10 +136,10 @@ def classifier_stability(
     return results
 
 
-def _labels_of(batch: Any, key: str, images: int) -> Tensor | None:
+def _labels_of(batch: Any, images: int) -> Tensor | None:
     """Return the labels (N,) of a batch on the CPU, or None."""
     if isinstance(batch, Mapping):
-        labels = batch.get(key)
+        labels = batch.get("label")
     else:
         labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
     if labels is None:
@@ -163,24 +150,16 @@ def _labels_of(batch: Any, key: str, images: int) -> Tensor | None:
     return labels.cpu()
 
 
-def _classify(
-    classify: Callable[[Tensor], Tensor],
-    images: Tensor,
-    places: Sequence[np.ndarray],
-    max_shift: int,
-    protocol: str,
-    forward_batch: int,
-) -> Tensor:
-    """Return the class of each image at each of its positions, (N, positions), on the CPU."""
-    views = [(image, place) for image, some in zip(images, places, strict=True) for place in some]
+def _classify(classify: Generate, views: list[Tensor], forward_batch: int) -> Tensor:
+    """Return the class of each view (C, H, W) on the CPU."""
     named = []
     for start in range(0, len(views), forward_batch):
-        some = views[start : start + forward_batch]
-        outputs = classify(torch.stack([view(image, place, max_shift, protocol) for image, place in some]))
+        some = torch.stack(views[start : start + forward_batch])
+        outputs = classify(some)
         if outputs.ndim != 2 or len(outputs) != len(some):
             raise InputError(f"the classifier returns {tuple(outputs.shape)} for {len(some)} images, not logits (N, K)")
         named.append(classes(outputs).cpu())
-    return torch.cat(named).view(len(images), -1)
+    return torch.cat(named)
 
 
 def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], title: str = "") -> Picture:
@@ -191,17 +170,8 @@ def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], titl
         title: title of the plot.
 
     Shape: → (height, width, 3), uint8.
-
-    Raises:
-        InputError: there is no point, or a number is not from 0 to 1.
     """
-    for name, point in points.items():
-        if not all(0 <= value <= 1 for value in point):
-            raise InputError(f"points: {name} has {point}, not an accuracy and a consistency from 0 to 1")
-    if not points:
-        raise InputError("points is empty")
     figure = Figure(figsize=(5.6, 4), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for (name, (accuracy, consistency)), marker in zip(points.items(), cycle("oDsv^Px*"), strict=False):
         axes.scatter(100 * consistency, 100 * accuracy, s=60, marker=marker, label=name)
@@ -209,5 +179,4 @@ def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], titl
     axes.margins(0.15)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")  # names beside points might overlap
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure)

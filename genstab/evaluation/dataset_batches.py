@@ -1,4 +1,4 @@
-"""The images of a dataset in batches of one size, and the first of them kept."""
+"""The images of a dataset in batches of the same size."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from genstab.errors import InputError
 
 @dataclass
 class Batch:
-    """Images of one size: (N, C, H, W) in [−1, 1], names, positions in the dataset; what else there is of them.
+    """Images of the same size: (N, C, H, W) in [−1, 1], names, positions in the dataset, and optionally more.
 
     Shape: target and output (N, C, H, W), labels (N,).
     """
@@ -33,10 +33,10 @@ class Batch:
         return Batch(self.names[:number], self.positions[:number], **tensors)
 
     def extended(self, batch: "Batch", number: int) -> "Batch":
-        """Return these images and those of another batch, if all have one size, at most `number` together."""
+        """Append images of another batch, if all have the same size, up to `number` images."""
         more = batch.first(number - len(self.names))
         mine, others = self._tensors(), more._tensors()
-        if not more.names or _shapes(mine) != _shapes(others):
+        if not more.names or _sizes(mine) != _sizes(others):
             return self
         tensors = {key: torch.cat([mine[key], others[key]]) for key in mine}
         return Batch(self.names + more.names, self.positions + more.positions, **tensors)
@@ -46,7 +46,7 @@ class Batch:
         return {key: images for key, images in every.items() if images is not None}
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {key: images.shape[1:] for key, images in tensors.items()}
 
 
@@ -55,16 +55,17 @@ def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, n
 
     Args:
         dataset: items are dicts of `source` (C, H, W) in [−1, 1], `name`, and maybe `target` likewise or `label`.
-        images: how many, from the first on; None: all.
-        batch_size: images a batch.
-        skip: go on after an image that cannot be read.
-        notes: gets a line for each image that is skipped.
+        images: number of images, from the first on; None: all.
+        batch_size: images in a batch.
+        skip: leave out images that cannot be read.
+        notes: gets a line for each of them.
 
     Raises:
-        InputError: an unreadable image, unless `skip`; no image at all.
+        InputError: an image cannot be read, unless `skip`; there is no image.
     """
     count = min(len(dataset), images or math.inf)  # type: ignore[arg-type]  # a Sized dataset
     waiting: list[tuple[int, dict[str, Any]]] = []
+    waiting_size: object = None
     for position in tqdm(range(int(count)), "images", unit="image", leave=False, disable=None):
         try:
             item = dataset[position]
@@ -73,17 +74,15 @@ def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, n
                 raise InputError(f"{error} (on_error=skip measures the others)") from error
             notes.append(f"skipped: {error}")
             continue
-        if waiting and (_sizes(item) != _sizes(waiting[0][1]) or len(waiting) == batch_size):
+        size = item["source"].shape, item["target"].shape if "target" in item else None
+        if waiting and (size != waiting_size or len(waiting) == batch_size):
             yield _batch(waiting)
             waiting = []
+        waiting_size = size
         waiting.append((position, item))
     if not waiting:
         raise InputError("there is no image to measure" + (": all of them are unreadable" if notes else ""))
     yield _batch(waiting)
-
-
-def _sizes(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    return item["source"].shape, item["target"].shape if "target" in item else None
 
 
 def _batch(waiting: list[tuple[int, dict[str, Any]]]) -> Batch:

@@ -1,4 +1,4 @@
-"""Measure a generator on every image: stability in every protocol, quality, and how much its outputs differ at all."""
+"""Measure a generator on every image: stability in every protocol, quality, and the spread of its outputs."""
 
 import math
 from collections import defaultdict
@@ -17,7 +17,7 @@ from genstab.metrics.perceptual import Perceptual
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
 from genstab.metrics.shift_map import RolledOutputs
-from genstab.metrics.shift_psnr import decibel, squared_error
+from genstab.metrics.shift_psnr import decibel, psnr_table, squared_error
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 from genstab.report.figures import Picture, shift_table
@@ -25,7 +25,7 @@ from genstab.report.figures import Picture, shift_table
 
 @dataclass
 class Measured:
-    """What was measured: `summary` under the log keys, `measurements` in full, `pictures` by log key."""
+    """Results of a measurement: `summary` by log key, `measurements` in full, `pictures` by log key, and notes."""
 
     summary: dict[str, Any] = field(default_factory=dict)
     measurements: dict[str, Any] = field(default_factory=dict)
@@ -41,21 +41,21 @@ def measure_generator(
     number: int,
     results: Measured,
 ) -> Batch:
-    """Measure shift PSNR in every protocol, quality and the outputs' spread; add them to the results.
+    """Measure shift PSNR in every protocol, quality and the spread of the outputs; add them to the results.
 
     Args:
-        generate: the generator, as `genstab.inference.eval_mode.inference` gives it.
-        batches: on the generator's device; the first one has its output.
-        rolled: the first images of the first batch; gets what is known of them rolled around.
+        generate: the generator, as yielded by `genstab.inference.eval_mode.inference`.
+        batches: on the device of the generator; the first one has its output.
+        rolled: the first images of the first batch; gets the outputs for their circular shifts.
         options: what to measure.
-        number: how many images to return.
-        results: get the numbers, and a note where a protocol cannot be measured.
+        number: number of images to return.
+        results: get the numbers, and a note if a protocol cannot be measured.
 
     Returns:
         The first images of one size with their outputs, at most `number`.
 
     Raises:
-        InputError: the generator cannot take the images, or gives something that is not finite; what `perceptual` needs
+        InputError: the generator cannot take the images, or an output is not finite; a package that `perceptual` needs
             is missing.
     """
     perceptual = Perceptual(options.perceptual, rolled.images.device)
@@ -69,7 +69,7 @@ def measure_generator(
         batch.output = output
         spread.add(output, generate(batch.source))
         for each in protocols:
-            each.add(generate, batch, rolled if first is None else None)
+            each.add(generate, batch, len(names), rolled if first is None else None)
         for key, values in _quality(output, batch.target, results.notes).items():
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
@@ -92,78 +92,71 @@ def measure_generator(
 
 
 class ProtocolErrors:
-    """The squared errors of one protocol over batches of any size; NaN for images that it cannot be measured on."""
+    """The squared errors of one protocol, batch by batch, without the images that it cannot be measured on."""
 
     def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
         self.protocol, self.options, self.notes = protocol, options, notes
         self.shifts = options.shifts_of(protocol.name)
-        self.errors: list[tuple[Tensor, Tensor]] = []  # and pixels, (shifts, images of a batch) each
+        self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
+        self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
         self.multiples: dict[torch.Size, int | str] = {}
 
-    def add(self, generate: Generate, batch: Batch, rolled: RolledOutputs | None = None) -> None:
-        """Measure a batch, and let `rolled` know what it can use; say in a note why it cannot be measured."""
+    def add(self, generate: Generate, batch: Batch, position: int, rolled: RolledOutputs | None = None) -> None:
+        """Measure a batch, the first image of which has this position; note why if it cannot be measured."""
         size = batch.source.shape[1:]
         if size not in self.multiples:
             self.multiples[size] = self._multiple(generate, batch.source[:1])
-        error, pixels = torch.full((2, len(self.shifts), len(batch.names)), math.nan, dtype=torch.float64)
         if isinstance(multiple := self.multiples[size], int):
-            known = {"output": batch.output, "names": batch.names}
             try:
-                for row, (shift, *pair_and_mask) in enumerate(self._pairs(generate, batch.source, multiple, **known)):
-                    error[row], pixels[row] = squared_error(*pair_and_mask)
+                errors, counts = [], []
+                known = {"multiple": multiple, "output": batch.output, "names": batch.names}
+                pairs = shift_pairs(generate, batch.source, self.shifts, self.protocol.name, **self.common, **known)
+                for shift, shifted_output, output_of_shifted, mask in pairs:
+                    error, pixels = (each.cpu() for each in squared_error(shifted_output, output_of_shifted, mask))
+                    errors.append(error)
+                    counts.append(pixels)
                     if rolled is not None and self.protocol.name == "circular":
-                        rolled.add(shift, error[row] / pixels[row], pair_and_mask[1])
+                        rolled.add(shift, error / pixels, output_of_shifted)
+                positions = torch.arange(position, position + len(batch.names))
+                self.errors.append((positions, torch.stack(errors), torch.stack(counts)))
             except InputError:
                 raise
-            except Exception as failure:  # the code is not ours, and may refuse what a shift makes of an image
-                multiple = self.multiples[size] = f"the generator failed: {_said(failure)}"
-                error[:], pixels[:] = math.nan, math.nan
+            except Exception as failure:  # the model is foreign code, which may reject shifted images
+                multiple = self.multiples[size] = f"the generator failed: {_message(failure)}"
         if isinstance(multiple, str):
             self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
-        self.errors.append((error, pixels))
-
-    def _pairs(self, generate: Generate, images: Tensor, multiple: int, **known: Any) -> Iterable[Any]:
-        options = self.options
-        common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size, "multiple": multiple}
-        return shift_pairs(generate, images, self.shifts, self.protocol.name, **common, **known)
 
     def _multiple(self, generate: Generate, image: Tensor) -> int | str:
-        """Return what windows of an image (1, C, H, W) must be a multiple of; or why it cannot be measured."""
+        """Return the multiple for the sides of windows of an image (1, C, H, W), or why it cannot be measured."""
         multiple = self.options.multiple or 1
         try:
             if self.protocol.windows and not self.options.multiple:
                 multiple = fitting_multiple(generate, image, self.shifts, self.protocol) or 0
                 if not multiple:
                     return "the generator takes no window smaller than the image"
-            for _ in self._pairs(lambda images: images, image[:, :1], multiple):
-                pass  # is there room for every shift?
+            # is there room for every shift?
+            one = image[:, :1]
+            list(shift_pairs(lambda x: x, one, self.shifts, self.protocol.name, multiple=multiple, **self.common))
         except InputError as error:
             return f"{error} (other {'' if self.protocol.name == 'circular' else 'margin or '}shifts may fit)"
         return multiple
 
     def report(self, names: list[str], results: Measured) -> None:
-        """Add the dB of each shift and image, and the reductions under the protocol's log keys."""
-        error, pixels = (torch.cat(column, 1) for column in zip(*self.errors, strict=True))
-        decibels = decibel(error / pixels)
-        measured = decibels[:, ~decibels.isnan().any(0)]
-        if not measured.numel():
+        """Add the dB of each shift and image, and the reductions under the log keys of the protocol."""
+        if not self.errors:
             return
-        table = shift_table(self.shifts, names, decibels, decibel(error.nansum(1) / pixels.nansum(1)))
+        decibels, pooled, reductions = psnr_table(self.errors, len(names))
+        table = shift_table(self.shifts, names, decibels, pooled)
         results.measurements.setdefault("shift_psnr", {})[self.protocol.name] = table
-        pooled = decibel(error.nansum() / pixels.nansum())
-        values = {"mean": measured.mean(), "worst": measured.min(), "pooled": pooled}
-        results.summary |= {key: values[reduction].item() for reduction, key in self.protocol.keys().items()}
+        results.summary |= {key: reductions[reduction].item() for reduction, key in self.protocol.keys().items()}
 
 
 def fitting_multiple(
     generate: Generate, image: Tensor, shifts: Sequence[Motion], protocol: Protocol = PROTOCOLS["crop"]
 ) -> int | None:
-    """Find the least power of two that the sides of a window must be a multiple of, for this generator.
+    """Find the smallest power of two, up to 256, such that the generator takes windows with sides of its multiples.
 
-    Shape: image (1, C, H, W).
-
-    Returns:
-        1, 2, …, 256; None where no window does.
+    None: there is no such window of the image (1, C, H, W).
 
     >>> from torch import nn
     >>> fitting_multiple(nn.Sequential(nn.PixelUnshuffle(4), nn.PixelShuffle(4)), torch.zeros(1, 1, 16, 16), [(0, 1)])
@@ -178,7 +171,7 @@ def fitting_multiple(
             return None
         try:
             output = generate(part)
-        except Exception:  # of torch, of a program with a size of its own, an `assert` of the network's author
+        except Exception:  # torch, exported programs and foreign code raise errors of any kind
             continue
         if output.shape[-2] % part.shape[-2] == 0 and output.shape[-1] % part.shape[-1] == 0:
             return multiple
@@ -186,7 +179,7 @@ def fitting_multiple(
 
 
 def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
-    """Return the quality of each image; of what cannot be compared with a target the total variation, the rest NaN."""
+    """Return the quality of each image; without comparable targets NaN, except for the total variation."""
     output = output.float().cpu()
     if target is not None and target.shape == output.shape:
         return image_quality(output, target)
@@ -199,29 +192,25 @@ def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[st
 
 
 def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor:
-    """Call a model for the first time; whatever it refuses becomes one line that names the image and its shape.
-
-    Raises:
-        InputError: the model cannot take such images.
-    """
+    """Call a model for the first time; any error becomes an `InputError` that names the image and its shape."""
     try:
         return generate(source)
-    except Exception as error:  # the code need not be ours
-        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {_said(error)}") from error
+    except Exception as error:  # the model is foreign code
+        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {_message(error)}") from error
 
 
-def _said(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _message(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class SetQuality:
-    """Whether the outputs, as a set, have such detail as the targets: by power spectrum and by patches."""
+    """How far outputs and targets differ as sets: power spectra and patches, for each size of images."""
 
     def __init__(self) -> None:
         self.by_shape: dict[tuple[int, ...], list[Any]] = {}
 
     def add(self, output: Tensor, target: Tensor | None) -> None:
-        """Add a batch, each (N, C, H, W); nothing where there is no target to compare with."""
+        """Add outputs and targets, each (N, C, H, W), if they have the same shape."""
         if target is None or target.shape != output.shape:
             return
         output = output.float().cpu()
@@ -232,7 +221,7 @@ class SetQuality:
         entry[0] += len(output)
 
     def summary(self, notes: list[str]) -> dict[str, float]:
-        """Return both numbers, of the images of the most frequent size; add a note where there are others."""
+        """Return both numbers for the most frequent size; add a note if there are others."""
         if not self.by_shape:
             return {}
         shape, (number, spectrum, patches) = max(self.by_shape.items(), key=lambda item: item[1][0])
@@ -242,7 +231,7 @@ class SetQuality:
 
 
 class OutputSpread:
-    """How much the outputs differ: between two runs of one input, between images, and within one."""
+    """How much outputs differ: between two runs on the same input, between images, and within an image."""
 
     def __init__(self) -> None:
         self.floor: list[Tensor] = []
@@ -250,7 +239,7 @@ class OutputSpread:
         self.sums: dict[tuple[int, ...], list[Any]] = {}
 
     def add(self, output: Tensor, again: Tensor) -> None:
-        """Add a batch and what a second run made of the same one, each (N, C, H, W)."""
+        """Add the outputs of two runs on the same batch, each (N, C, H, W)."""
         output, again = output.double().cpu(), again.double().cpu()
         self.floor.append(decibel((output - again).square().mean((1, 2, 3))))
         self.spread_within.append(output.std((1, 2, 3), correction=0))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from genstab.data.paths import hxw
 from genstab.errors import InputError
@@ -19,12 +18,7 @@ from genstab.evaluation.classifiers import classifier_stability
 from genstab.evaluation.dataset_batches import Batch, batches
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
-from genstab.evaluation.robustness import (
-    classification_corruption_errors,
-    corruption_errors,
-    corruption_picture,
-    relative_corruption_error,
-)
+from genstab.evaluation.robustness import corruption_errors, corruption_picture, relative_corruption_error
 from genstab.inference.eval_mode import inference, value_range
 from genstab.metrics.corruptions import SMALLEST, corruptions_for
 from genstab.metrics.feature_distance import feature_maps
@@ -43,25 +37,25 @@ FRAMES = 32  # of the animation
 def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: MeasureOptions | None = None) -> Measured:
     """Measure a generator: stability in every protocol, quality, map, features, corruptions, speed.
 
-    Of a model that returns logits (N, K), a classifier, its consistency and accuracy, features, errors under
-    corruptions, speed. Its weights, modes and the random state stay as they are.
+    For a classifier, a model that returns logits (N, K), consistency and accuracy take the place of stability and
+    quality. Weights, modes and the random state of the model are not changed.
 
     Args:
         model: maps (N, C, H, W) to images of the same size or an integer multiple of it, or to logits; on its device.
         dataset: see `genstab.evaluation.dataset_batches.batches`.
-        folder: gets `measurements.json` and the pictures; it is made where it is missing.
+        folder: gets `measurements.json` and the pictures; created if missing.
         options: what to measure.
 
     Raises:
-        InputError: images, options and generator do not fit together; an output that is not finite.
+        InputError: images, options and generator do not fit together; an output is not finite.
     """
     options = options or MeasureOptions()
     if options.corruptions and options.corruptions["baseline"]:
-        read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # what is missing is said before any work
+        read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # fail early if it is missing
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     in_range = value_range(model, *options.value_range) if tuple(options.value_range) != (-1, 1) else nullcontext()
-    # One stream of random numbers: what all parts compare with G(x) never repeats the draws of G(x).
+    # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
     with in_range, _same_buffers(model), inference(model, options.dtype) as call:
         results = _Measurement(model, call, folder, options).run(dataset)
     write_json(folder / MEASUREMENTS, results.measurements)
@@ -70,7 +64,7 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: Mea
 
 @contextmanager
 def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes even in eval mode, such as a counter."""
+    """Restore buffers that a forward pass changes even in eval mode, such as a counter."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -95,7 +89,7 @@ class _Measurement:
         batch = next(images)
         output = batch.output = first_output(self.call, batch.source, batch.names)
         if options.features and options.features["layers"] is not None:
-            # what is misspelt is said before any work
+            # fail early if a name is misspelt
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
         images = chain([batch], images)
         parts = (options.map, options.features, options.corruptions)
@@ -138,14 +132,14 @@ class _Measurement:
 
     @contextmanager
     def _noted(self, part: str) -> Iterator[None]:
-        """Let what goes wrong in one part be noted: the numbers of the others are worth keeping."""
+        """Turn an error in one part into a note, and keep the numbers of the other parts."""
         try:
             yield
         except InputError as error:
             self.results.notes.append(f"{part}: not measured, {error}")
 
     def _classifier(self, images: Iterable[Batch], number: int) -> Batch:
-        """Measure what a classifier makes of shifts; return the first images."""
+        """Measure consistency and accuracy of a classifier; return the first images."""
         results, options = self.results, self.options
         part = options.consistency or PARTS["consistency"]
         names: list[str] = []
@@ -193,35 +187,33 @@ class _Measurement:
         return len(source) / min(seconds)
 
     def _features(self, source: Tensor, rolled: RolledOutputs | None) -> None:
-        """Measure how far feature maps move with the image; the outputs on the way are of use for the map."""
+        """Measure the feature distance; the map reuses the outputs."""
         part, options, results = self.options.features, self.options, self.results
         if part is None:
             return
         images = source[: part["images"]]
         shifts = circular_grid(images, part["reach"])
-        with tqdm(total=len(shifts) * len(images), desc="features", unit="image", leave=False, disable=None) as bar:
-            distances = feature_maps(
-                self.model,
-                images,
-                shifts,
-                part["layers"],
-                options.batch_size,
-                bar.update,
-                options.dtype,
-                rolled.compare if rolled is not None and len(images) <= options.batch_size else None,
-            )
+        distances = feature_maps(
+            self.model,
+            images,
+            shifts,
+            part["layers"],
+            options.batch_size,
+            options.dtype,
+            rolled.compare if rolled is not None and len(images) <= options.batch_size else None,
+        )
         reach = shifts[-1][0]
         grids = {layer: grid.tolist() for layer, grid in distance_grids(distances, reach).items()}
         results.measurements["features"] = {"reach": reach, "images": len(images), "layers": grids}
-        results.summary["val/feature_distance"] = sum(each.mean().item() for each in distances.values()) / len(
-            distances
-        )
+        means = [each.mean().item() for each in distances.values()]
+        results.summary["val/feature_distance"] = sum(means) / len(means)
         results.pictures["features"] = feature_map_picture(grids)
 
     def _corruptions(self, first: Batch) -> None:
         """Measure how far a generator's output moves under corruptions, or how often a classifier is wrong."""
         options, results = self.options, self.results
-        if options.corruptions is None or (first.output is None and first.labels is None):
+        expected = first.labels if first.output is None else first.output
+        if options.corruptions is None or expected is None:
             return
         images = first.first(options.corruptions["images"])
         if min(images.source.shape[2:]) < SMALLEST:
@@ -229,22 +221,23 @@ class _Measurement:
             raise InputError(f"{size} images are smaller than {SMALLEST}×{SMALLEST}")
         severities = list(options.corruptions["severities"])
         names = list(options.corruptions["names"] or corruptions_for(images.source.shape[1]))
-        common: dict[str, Any] = {
-            "seed": options.seed, "indices": images.positions, "forward_batch": options.batch_size, "progress": True,
-        }  # fmt: skip
+        errors = corruption_errors(
+            self.call,
+            images.source,
+            expected[: len(images.names)],
+            names,
+            severities,
+            seed=options.seed,
+            indices=images.positions,
+            forward_batch=options.batch_size,
+        ).mean(2)
         part: dict[str, Any] = {"severities": severities, "images": images.names, "relative": None}
+        part["errors"] = dict(zip(names, errors.tolist(), strict=True))
         if images.output is None:
             key = "corruption_errors"
-            assert images.labels is not None  # see above
-            part["errors"] = classification_corruption_errors(
-                self.call, images.source, images.labels, names, severities, **common
-            )
-            results.summary["val/corruption_error"] = torch.tensor(list(part["errors"].values())).mean().item()
+            results.summary["val/corruption_error"] = errors.mean().item()
         else:
             key = "corruptions"
-            common["clean"] = images.output
-            errors = corruption_errors(self.call, images.source, names, severities, **common).mean(2)
-            part["errors"] = dict(zip(names, errors.tolist(), strict=True))
             part["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
             results.summary["val/corruption_psnr"] = decibel(errors).mean().item()
             results.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
@@ -279,13 +272,13 @@ class _Measurement:
     def _pictures(self, first: Batch, rolled: RolledOutputs, decibels: dict[Shift, float]) -> None:
         shown, part = first.first(SHOWN), self.options.map
         columns = {"source": shown.source, "output": shown.output, "target": shown.target}
-        samples = {title: images for title, images in columns.items() if images is not None}
+        samples = {key: images for key, images in columns.items() if images is not None}
         title = "" if part is None else f"{part['protocol']}, {len(first.names[: part['images']])} images"
         self.results.pictures |= write_exhibits(self.folder, self.call, samples, rolled, decibels, title, FRAMES)
 
 
 def _parameters(model: nn.Module) -> int | None:
-    """Count what was learned; a program may not tell."""
+    """Return the number of parameters; None for a program that does not tell."""
     if hasattr(model, "parameter_count"):
         return model.parameter_count  # type: ignore[return-value]  # a Program
     return sum(parameter.numel() for parameter in model.parameters())

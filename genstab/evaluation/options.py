@@ -1,6 +1,6 @@
 """The options of a measurement: which images, shifts and parts; checked before any work."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,7 @@ from genstab.metrics.perceptual import METRICS as PERCEPTUAL
 from genstab.metrics.protocols import PROTOCOLS, Motion
 from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, grid_shifts, parse_shifts
 
-PRECISIONS: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
-}
+PRECISIONS = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 PARTS: dict[str, dict[str, Any]] = {
     "map": {"reach": 8, "images": 2, "protocol": "circular"},
     "features": {"layers": None, "reach": 4, "images": 2},
@@ -27,14 +25,12 @@ def _part(name: str) -> Any:
     return field(default_factory=lambda: dict(PARTS[name]))
 
 
-def _choices(name: str, given: object, allowed: Collection[str]) -> list[str]:
+def _choices(name: str, given: Sequence[str] | str, allowed: Collection[str]) -> list[str]:
     """Return one or several choices as a list without repetitions."""
-    values = [given] if isinstance(given, str) else given
-    if not isinstance(values, Iterable):
-        raise InputError(f"{name}={given!r} is not a list of any of {', '.join(allowed)}")
+    values = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for value in values:
         check_choice(name, value, allowed)
-    return list(dict.fromkeys(values))
+    return values
 
 
 @dataclass(frozen=True)
@@ -42,27 +38,27 @@ class MeasureOptions:
     """Options of `genstab.evaluation.measure.measure`, with their defaults.
 
     Args:
-        images: how many images of the dataset, from the first on; None: all.
-        batch_size: images a forward pass.
+        images: number of images of the dataset to measure, from the first on; None: all.
+        batch_size: images in a forward pass.
         protocols: any of `genstab.metrics.protocols.PROTOCOLS`.
-        shifts: (dy, dx) in pixels, for `circular` and `crop`.
-        reach: all shifts up to so many pixels in every direction, in place of `shifts`.
-        fractional_shifts: (dy, dx) in fractions of a pixel, for `fractional`.
+        shifts: pairs (dy, dx) in pixels, for `circular` and `crop`.
+        reach: all shifts up to this many pixels in every direction, instead of `shifts`.
+        fractional_shifts: pairs (dy, dx) in fractions of a pixel, for `fractional`.
         margin: pixels left out on each side, for `crop` and `fractional`.
-        multiple: windows of `crop` are cut to a multiple of so many pixels; None finds what the generator needs.
+        multiple: windows of `crop` are cut to a multiple of this many pixels; None finds what the generator needs.
         precision: of weights and images, `float32`, `float64`, `bfloat16` or `float16`.
-        value_range: the least and the greatest value of the generator's images; they are brought to [−1, 1].
+        value_range: the smallest and the largest value of the images of the generator, converted from [−1, 1].
         perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.metrics.perceptual.Perceptual`.
-        seed: of the noise among the corruptions, and of a classifier's shifts.
+        seed: seed of the corruptions, and of the shifts of a classifier.
         on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
-        map: reach, images, protocol of the shift map; None leaves it out.
+        map: reach, images, protocol of the shift map; None: no map.
         features: layers (names or patterns, None for the default), reach and images of the feature distance; or None.
-        consistency: of a classifier: max_shift, how far two shifts of an image are apart at most, and pairs of them.
-        corruptions: names (None for all), severities, images, and the baseline: a folder that was measured with the
-            same ones; or None.
+        consistency: of a classifier: max_shift, the largest distance of two shifts of an image, and number of pairs.
+        corruptions: names (None for all), severities, images, and the baseline: the folder of a measurement with the
+            same images; or None.
 
     Raises:
-        InputError: an option that is not allowed, by its name.
+        InputError: the value of an option is not allowed.
 
     >>> MeasureOptions(protocols=("crop",), reach=1).shifts
     [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
@@ -70,7 +66,7 @@ class MeasureOptions:
 
     images: int | None = 64
     batch_size: int = 32
-    protocols: Sequence[str] = ("circular", "crop", "fractional")
+    protocols: Sequence[str] | str = ("circular", "crop", "fractional")
     shifts: Sequence[Motion] = EIGHT_TO_THE_RIGHT
     reach: int | None = None
     fractional_shifts: Sequence[Motion] = PARTS_OF_A_PIXEL
@@ -78,7 +74,7 @@ class MeasureOptions:
     multiple: int | None = None
     precision: str = "float32"
     value_range: Sequence[float] = (-1.0, 1.0)
-    perceptual: Sequence[str] = ()
+    perceptual: Sequence[str] | str = ()
     seed: int = 1
     on_error: str = "raise"
     map: Mapping[str, Any] | None = _part("map")
@@ -97,8 +93,6 @@ class MeasureOptions:
         check_choice("on_error", self.on_error, ON_ERROR)
         if not isinstance(self.margin, int) or self.margin < 0:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed={self.seed} is not an integer from 0 to 4294967295")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
             raise InputError(f"value_range={list(self.value_range)} is not [least, greatest]")
         checked |= {name: self._checked_part(name, defaults) for name, defaults in PARTS.items()}
@@ -111,8 +105,6 @@ class MeasureOptions:
         given = getattr(self, name)
         if given is None:
             return None
-        if not isinstance(given, Mapping):
-            raise InputError(f"{name}={given!r} is neither null nor a group of {', '.join(defaults)}")
         for key in given:
             check_choice(name, key, defaults)
         part = {**defaults, **given}
@@ -121,9 +113,7 @@ class MeasureOptions:
             whole_pixels = [each.name for each in PROTOCOLS.values() if not each.fractional]
             check_choice(f"{name}.protocol", part["protocol"], whole_pixels)
         if name == "corruptions":
-            part["names"] = [part["names"]] if isinstance(part["names"], str) else part["names"]
-            for corruption in part["names"] or ():
-                check_choice("corruptions.names", corruption, CORRUPTIONS)
+            part["names"] = part["names"] and _choices("corruptions.names", part["names"], CORRUPTIONS)
             if not part["severities"] or any(severity not in SEVERITIES for severity in part["severities"]):
                 raise InputError(f"corruptions.severities={part['severities']} are not some of 1, 2, 3, 4, 5")
         return part

@@ -1,4 +1,4 @@
-"""What becomes of a measurement: its summary, its page, the loggers, and the words in the terminal."""
+"""Write, log and print the results of a measurement."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,18 +28,15 @@ def publish(
     loggers: Iterable[Logger] = (),
     origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `summary.json` and `report.html`, log what was found under the keys of a training, and print it.
+    """Write `summary.json` and `report.html`, log the results under the keys of a training, and print them.
 
     Args:
         found: see `genstab.evaluation.measure.measure`.
-        folder: the one that it was given.
+        folder: the folder of the measurement.
         config: as plain types, for the summary.
-        seconds: that the measurement took.
-        loggers: get the metrics, tables, pictures and the film, at step 0.
-        origin: of `genstab.runtime.provenance`, for the summary; None: found out here.
-
-    Returns:
-        The summary.
+        seconds: duration of the measurement.
+        loggers: get the metrics, tables, pictures and the animation, at step 0.
+        origin: of `genstab.runtime.provenance`, for the summary; None: determined here.
     """
     metrics = {key: value for key, value in found.summary.items() if key.startswith("val/")}
     summary = {

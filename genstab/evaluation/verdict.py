@@ -8,49 +8,40 @@ from genstab.metrics.registry import metrics as registered
 from genstab.metrics.registry import protocols
 
 # A shift PSNR of d dB is a root mean square change of 10^(−d/20) of the value range. One of 255 grey levels, about the
-# least step that a display shows and the eye sees, is 48 dB; the eye needs several where there is texture.
-FLICKERS = 25.0
-"""dB; below, shifts change the output by more than 5.6 % of the range, 14 grey levels: visible at a glance."""
-STEADY = 35.0
-"""dB; below, by more than 1.8 %, 4.5 grey levels: a shimmer, seen in plain areas."""
-STILL = 45.0
-"""dB; from here on by at most 0.6 %, 1.4 grey levels: hardly anybody sees it."""
-CAP = 100.0
-"""dB; what no change at all counts as."""
+# smallest step that a display shows and the eye sees, is 48 dB; on texture the eye needs several.
+FLICKERS = 25.0  # dB; below, shifts change the output by more than 5.6 % of the range, 14 grey levels: obvious
+STEADY = 35.0  # dB; below, by more than 1.8 %, 4.5 grey levels: a shimmer in plain areas
+STILL = 45.0  # dB; from here on by at most 0.6 %, 1.4 grey levels: hardly visible
+CAP = 100.0  # dB of an output that does not change at all
+# dB, 10 times the error, by which rolling must exceed another protocol, or the mean the worst shift, to be mentioned,
+# if the lower number is visible (below `STILL`). Trained U-Nets stay within 7 dB of their mean at their worst.
 GAP = 10.0
-"""dB, 10 times the error, by which rolling must beat another protocol, or the mean the worst shift, to be mentioned;
-only if the lesser can be seen (below `STILL`). Trained U-Nets stay within 7 dB of their mean at their worst."""
+# dB, twice the squared error, by which the mean must exceed the pooled number to be mentioned: a few constant images,
+# 100 dB each, dominate the mean. Trained U-Nets stay within 1.3 dB.
 POOLED_GAP = 3.0
-"""dB, twice the squared error, by which the mean must beat the pooled number to be mentioned: a few images that are
-constant, 100 dB each, carry the mean. Trained U-Nets stay within 1.3 dB."""
-NOISE = 3.0
-"""dB; a shift PSNR less than so far below the noise floor owes half of its error or more to chance."""
-BLURRY, BUSY = 0.75, 1.25
-"""Total variation of outputs by that of targets: below, detail is missing; above, there is too much."""
-SAME = 0.01
-"""Share of the value range, 2.6 grey levels: outputs that differ less from each other are one picture."""
-LESS_ROBUST, MORE_ROBUST = 1.1, 0.9
-"""Corruption error by the baseline's."""
-INCONSISTENT, CONSISTENT = 0.9, 0.98
-"""Share of pairs of shifts with one class; plain ImageNet classifiers have 0.8 to 0.9 (Zhang 2019)."""
-MOSTLY_WRONG = 0.5
-"""Accuracy below which a classifier is wrong more often than right."""
+NOISE = 3.0  # dB; a shift PSNR less than this below the noise floor owes at least half of its error to noise
+BLURRY, BUSY = 0.75, 1.25  # total variation of outputs relative to targets: detail is missing; there is too much
+SAME = 0.01  # share of the value range, 2.6 grey levels: outputs that differ less are the same picture
+LESS_ROBUST, MORE_ROBUST = 1.1, 0.9  # corruption error relative to the baseline
+INCONSISTENT, CONSISTENT = 0.9, 0.98  # of pairs of shifts; plain ImageNet classifiers have 0.8 to 0.9 (Zhang 2019)
+MOSTLY_WRONG = 0.5  # accuracy
 
 _CIRCULAR, _WORST, _POOLED = "val/shift_psnr", "val/shift_psnr_worst", "val/shift_psnr_pooled"
 _CONSISTENCY = {"val/consistency": "the camera moves", "val/consistency_roll": "the image is rolled around"}
 
 
 def flags(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what is noteworthy as short words; a missing number raises none.
-
-    `val/output_spread` (root mean square distance between outputs of different images) and `val/output_std` (standard
-    deviation within an output) are shares of the value range.
+    """Return the noteworthy findings as short words; a missing number raises none.
 
     >>> flags({"val/shift_psnr": 41.0, "val/tv": 0.05, "val/tv_target": 0.1})
     ['blurry']
     """
     known = _known(metrics)
-    psnr, ratio, consistency = known.get(_headline(known)), _sharpness(known), known.get(_judged(known), 1.0)
+    psnr, ratio, consistency = (
+        known.get(_headline(known)),
+        registered()["tv_ratio"].of(known),
+        known.get(_judged(known), 1.0),
+    )
     constant, flat = (known.get(key, 1.0) < SAME for key in ("val/output_spread", "val/output_std"))
     raised = {
         "flickers": psnr is not None and psnr < FLICKERS,
@@ -70,11 +61,10 @@ def flags(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[str]:
-    """Judge a model from the numbers of its `summary.json`: at most six sentences, each with its number.
+    """Judge a model by the numbers of its `summary.json`: at most six sentences, each with its number.
 
-    How stable, by `val/shift_psnr_crop` where there is one, which is what a camera does; whether that number can be
-    believed; what it costs. Nothing is said of a number that is missing, None or not finite. No sentence judges
-    corruption without a baseline.
+    They say how stable it is, by `val/shift_psnr_crop` if measured, which is what a camera does; whether that number is
+    reliable; and what it costs. Numbers that are missing, None or not finite are left out.
 
     >>> for sentence in verdict({"val/shift_psnr": 31.0, "val/tv": 0.05, "val/tv_target": 0.1}):
     ...     print(sentence)
@@ -95,7 +85,7 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
-    """How stable, and whether the number can be believed."""
+    """How stable the model is, and whether the number is reliable."""
     key = _headline(known)
     if not key:
         return []
@@ -118,7 +108,6 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         else:
             sentences.append(f"{chance}; shifts change it more, {floor - psnr:.1f} dB below that noise floor.")
     if "rolling-only" in raised:
-        # what lies behind: new content at the border, or a grid of whole pixels
         others = _list(known, {other: when[other] for other in _behind(known)})
         sentences.append(f"Rolling flatters it: {_said(known, _CIRCULAR)} {when[_CIRCULAR]}, but {others}.")
     if "uneven" in raised:
@@ -128,8 +117,8 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
 
 
 def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
-    """What the stability is bought with."""
-    psnr, ratio = known.get(_headline(known)), _sharpness(known)
+    """What the stability costs."""
+    psnr, ratio = known.get(_headline(known)), registered()["tv_ratio"].of(known)
     stable = psnr is not None and psnr >= FLICKERS
     if "constant" in raised:
         spread = 100 * known["val/output_spread"]
@@ -176,7 +165,7 @@ def _list(known: Mapping[str, float], words: Mapping[str, str]) -> str:
 
 
 def _when() -> dict[str, str]:
-    """What moves, in words, by the log key of each protocol; the camera first."""
+    """Return what moves, in words, by the log key of each protocol; the camera first."""
     order = sorted(protocols().values(), key=lambda protocol: protocol.name != "crop")
     return {protocol.key: protocol.when for protocol in order}
 
@@ -186,12 +175,12 @@ def _headline(known: Mapping[str, float]) -> str:
 
 
 def _judged(known: Mapping[str, float]) -> str:
-    """The consistency that counts; empty for what is no classifier."""
+    """Return the key of the consistency to judge; empty for a generator."""
     return next((key for key in _CONSISTENCY if key in known), "")
 
 
 def _far_below(known: Mapping[str, float], key: str, gap: float = GAP) -> bool:
-    """Whether a number is far below the mean of the protocol circular, and visibly."""
+    """Return whether a number is far below the mean of the protocol circular, and low enough to be visible."""
     return {key, _CIRCULAR} <= known.keys() and known[key] <= known[_CIRCULAR] - gap and known[key] < STILL
 
 
@@ -200,11 +189,6 @@ def _behind(known: Mapping[str, float]) -> list[str]:
 
 
 def _uneven(known: Mapping[str, float]) -> dict[str, str]:
-    """The numbers that the mean hides."""
+    """Return the numbers that the mean hides, with words for them."""
     hidden = {_POOLED: ("pooled", POOLED_GAP), _WORST: ("at the worst shift and image", GAP)}
     return {key: words for key, (words, gap) in hidden.items() if _far_below(known, key, gap)}
-
-
-def _sharpness(known: Mapping[str, float]) -> float | None:
-    """Total variation of the outputs by the targets'; None without targets or if they are flat."""
-    return registered()["tv_ratio"].of(known)

@@ -14,14 +14,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def submodule(module: nn.Module, name: str | None) -> nn.Module:
-    """Return the submodule `name`, or the module itself for None.
-
-    Raises:
-        InputError: there is no such submodule.
-
-    >>> submodule(nn.Sequential(nn.Tanh()), "0")
-    Tanh()
-    """
+    """Return the submodule `name`, or the module itself for None."""
     try:
         return module if name is None else module.get_submodule(name)
     except AttributeError:
@@ -101,11 +94,6 @@ def value_range(module: nn.Module, least: float, greatest: float) -> Iterator[No
     """Convert between images in [−1, 1] and the value range of a module, by hooks that are removed on exit.
 
     Outputs that are not 4-D, such as logits, are not changed.
-
-    >>> brighter = nn.Threshold(0.5, 0.5)  # for images in [0, 1]: no pixel is darker than grey
-    >>> with value_range(brighter, 0, 1):
-    ...     brighter(torch.tensor([[[[-1.0, 0.5]]]])).tolist()
-    [[[[0.0, 0.5]]]]
     """
     middle, half = (least + greatest) / 2, (greatest - least) / 2
     hooks = [

@@ -1,7 +1,7 @@
-"""Programs in files as modules: TorchScript, `torch.export` and ONNX.
+"""Exported models as modules: TorchScript, `torch.export` and ONNX files.
 
-A program is code: load only those of people you trust. What can be refused without running it, pickled objects and
-compiled libraries inside of an exported program, is refused.
+Such a file is a program: load only files that you trust. Pickled objects and compiled libraries in an exported program
+are refused without running them.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -20,59 +21,58 @@ from torch.export.passes import move_to_device_pass
 from genstab.errors import InputError
 
 TORCHSCRIPT, EXPORTED, ONNX = "a TorchScript file", "an exported program", "an ONNX file"
-ANY_BATCH = (1, None)
-ANY_SIZE = (None, None, None)
-# Members of an exported program's archive: libraries, and objects that only pickle could bring back.
+# Members of an exported program's archive: compiled libraries, and pickled objects.
 _UNSAFE = ("/data/aotinductor/", "/opaque_obj_", "/custom_obj_")
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _CPU = torch.device("cpu")
 _Run = Callable[[Tensor], Tensor]
+_Shape = Sequence[int | None]
+_ONNX_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
 
 
 class Program(nn.Module):
-    """A program as a module on images: chunks where its batch size is fixed, and a clear word on sizes it can't take.
+    """A program as a module, which takes batches of any size even if the program's batch size is fixed.
 
-    It runs in the precision that it was made in, has neither parameters nor submodules, and is always in the mode that
-    it was made in. `.to(device)` loads it again there.
+    It has no parameters and no submodules, and its precision and mode cannot be changed. `.to(device)` loads the
+    program again on that device.
 
     Args:
-        name: what to call it in messages.
-        run: the function from images to images, on the CPU.
-        load: gives it for another device.
-        batch: the least and the most images at once, None for no limit. A smaller batch is filled with its last
-            image, and the results of those are cut off.
-        size: channels, rows and columns; None where any number will do.
-        parameter_count: how many numbers it learned; None where the file does not tell.
+        name: name of the program in messages.
+        load: returns the program as a function from images to images on a device.
+        shape: (N, C, H, W) that the program takes; None for any. A smaller batch than N is filled with copies of its
+            last image.
+        parameter_count: number of parameters, if the file tells.
+
+    Raises:
+        InputError: in `forward`, if the program cannot take the images.
 
     >>> def load(device):
     ...     return lambda images: images + len(images)
-    >>> Program("a program", load("cpu"), load, batch=(2, 2))(torch.zeros(3, 1, 1, 1)).flatten()
+    >>> Program("a program", load, shape=(2, None, None, None))(torch.zeros(3, 1, 1, 1)).flatten()
     tensor([2., 2., 2.])
     """
 
     def __init__(
         self,
         name: str,
-        run: _Run,
         load: Callable[[torch.device], _Run],
-        batch: tuple[int, int | None] = ANY_BATCH,
-        size: Sequence[int | None] = ANY_SIZE,
+        shape: _Shape = (None, None, None, None),
         parameter_count: int | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.run, self.load, self.device = name, run, load, _CPU
-        self.batch, self.size, self.parameter_count = batch, tuple(size), parameter_count
+        self.name, self.load, self.shape, self.parameter_count = name, load, tuple(shape), parameter_count
+        self.run, self.device = load(_CPU), _CPU
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the program on (N, C, H, W), for any N."""
         if images.ndim != 4:
             raise InputError(f"{self.name} takes a batch of images (N, C, H, W), not {tuple(images.shape)}")
-        if any(wanted not in (None, found) for wanted, found in zip(self.size, images.shape[1:], strict=True)):
-            raise InputError(f"{self.name} takes images of {_pixels(self.size)}, not {_pixels(images.shape[1:])}")
-        least, most = self.batch
+        batch, *size = self.shape
+        if any(length not in (None, given) for length, given in zip(size, images.shape[1:], strict=True)):
+            raise InputError(f"{self.name} takes images of {_pixels(size)}, not {_pixels(images.shape[1:])}")
         outputs = []
-        for chunk in images.split(most or len(images)):
-            missing = max(0, least - len(chunk))
+        for chunk in images.split(batch or len(images)):
+            missing = batch - len(chunk) if batch else 0
             output = self.run(torch.cat([chunk, chunk[-1:].expand(missing, -1, -1, -1)]) if missing else chunk)
             if not isinstance(output, Tensor):
                 raise InputError(f"{self.name} returns a {type(output).__name__}, not a tensor of images")
@@ -80,12 +80,12 @@ class Program(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def train(self, mode: bool = True) -> "Program":
-        """Change nothing but the flag: a program has no modes."""
+        """Set the flag only: a program has no modes."""
         self.training = mode
         return self
 
+    # torch has no public hook for `.to`, `.cuda` and the like, which all call this.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Program":
-        # What `.to`, `.cuda` and the like come down to. A change of precision has nothing to act upon.
         device = fn(torch.empty(0)).device
         if device != self.device:
             self.run, self.device = self.load(device), device
@@ -96,7 +96,7 @@ def load_program(path: Path, kind: str) -> Program:
     """Return the program in a file of kind `TORCHSCRIPT`, `EXPORTED` or `ONNX`, in eval mode, on the CPU.
 
     Raises:
-        InputError: the file can't be read, does not take one batch of images, or onnxruntime is missing.
+        InputError: the file cannot be read, its program does not take one batch of images, or onnxruntime is missing.
     """
     return {TORCHSCRIPT: _torchscript, EXPORTED: _exported, ONNX: _onnx}[kind](path).eval()
 
@@ -104,44 +104,42 @@ def load_program(path: Path, kind: str) -> Program:
 def _torchscript(path: Path) -> Program:
     def read(device: torch.device) -> nn.Module:
         with _readable(path, TORCHSCRIPT), catch_warnings():
-            simplefilter("ignore", DeprecationWarning)  # torch 2.13 would rather have an exported program
+            simplefilter("ignore", DeprecationWarning)  # torch 2.13 recommends torch.export
             module = torch.jit.load(str(path), map_location=device)
-        # A frozen one has no modes, and its weights are constants.
+        # A frozen module has no modes, and its weights are constants.
         return module.eval().float() if hasattr(module, "training") else module
 
-    def run(module: nn.Module) -> _Run:
-        def call(images: Tensor) -> Tensor:  # the module itself would become a submodule
+    on_cpu = read(_CPU)
+
+    def load(device: torch.device) -> _Run:
+        module = on_cpu if device == _CPU else read(device)
+
+        def run(images: Tensor) -> Tensor:
             try:
                 return module(images.float())
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # the reason is the last of many lines
+            except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
-                raise InputError(f"{path.name} cannot take images of {_pixels(images.shape[1:])}: {reason}") from error
+                raise _cannot_take(path, images, reason) from error
 
-        return call
+        return run
 
-    module = read(_CPU)
-    count = sum(parameter.numel() for parameter in module.parameters())
-    return Program(path.name, run(module), lambda device: run(read(device)), parameter_count=count or None)
+    count = sum(parameter.numel() for parameter in on_cpu.parameters())
+    return Program(path.name, load, parameter_count=count or None)
 
 
 def _exported(path: Path) -> Program:
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
             if any(part in f"/{member}" for part in _UNSAFE):
-                raise InputError(f"{path} holds {member}, compiled or pickled: refused, nothing in it was run")
+                raise InputError(f"{path} holds {member}, which is compiled or pickled: refused, nothing in it was run")
     with _readable(path, EXPORTED), open(path, "rb") as file:
         program = torch.export.load(file)
     names = program.graph_signature.user_inputs
     inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     if len(names) != 1 or len(inputs) != 1 or getattr(inputs[0], "ndim", 0) != 4:
-        raise InputError(f"{path} takes {len(names)} inputs; wanted is one batch of images (N, C, H, W)")
-    count, *size = [length if isinstance(length, int) else None for length in inputs[0].shape]
-    batch: tuple[int, int | None] = (count, count) if count is not None else ANY_BATCH
-    if count is None and (bounds := program.range_constraints.get(inputs[0].shape[0].node.expr)) is not None:
-        # Export writes 2 for a least batch of 1.
-        batch = (int(bounds.lower) if bounds.lower > 2 else 1, int(bounds.upper) if bounds.upper.is_Integer else None)
+        raise InputError(f"{path} takes {len(names)} inputs, not one batch of images (N, C, H, W)")
 
     def load(device: torch.device) -> _Run:
         module = move_to_device_pass(program, device).module()
@@ -152,12 +150,12 @@ def _exported(path: Path) -> Program:
             except AssertionError as error:
                 if not str(error).startswith("Guard failed"):
                     raise
-                raise InputError(f"{path.name} cannot take images of {_pixels(images.shape[1:])}: {error}") from error
+                raise _cannot_take(path, images, str(error)) from error
 
         return run
 
-    count = sum(parameter.numel() for parameter in program.parameters())
-    return Program(path.name, load(_CPU), load, batch, size, count)
+    shape = [length if isinstance(length, int) else None for length in inputs[0].shape]
+    return Program(path.name, load, shape, sum(parameter.numel() for parameter in program.parameters()))
 
 
 def _onnx(path: Path) -> Program:
@@ -168,46 +166,43 @@ def _onnx(path: Path) -> Program:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
 
-    def session_on(device: torch.device) -> tuple:
+    def session_on(device: torch.device) -> Any:
         provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}.get(device.type, device.type)
         present = onnxruntime.get_available_providers()
         if provider not in present:
-            raise InputError(f"{path.name} cannot run on {device}: onnxruntime has {', '.join(present)} here")
+            raise InputError(f"{path.name} cannot run on {device}: this onnxruntime has {', '.join(present)}")
         choice = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
         with _readable(path, ONNX):
-            session = onnxruntime.InferenceSession(str(path), options, providers=[choice])
-        return session, session.get_inputs(), session.get_outputs()
+            return onnxruntime.InferenceSession(str(path), options, providers=[choice])
 
-    _, inputs, outputs = session_on(_CPU)
-    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4:
-        found = f"{len(inputs)} inputs, {len(outputs)} outputs, the first input of {inputs[0].shape if inputs else []}"
-        raise InputError(f"{path} has {found}; wanted is one batch of images (N, C, H, W) in, one out")
-    kinds = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
-    if inputs[0].type not in kinds:
-        raise InputError(f"{path} takes a {inputs[0].type}, not one of {', '.join(kinds)}")
-    # A length that may vary has a name, or none, or is not positive.
-    count, *size = [length if isinstance(length, int) and length > 0 else None for length in inputs[0].shape]
+    on_cpu = session_on(_CPU)
+    inputs, outputs = on_cpu.get_inputs(), on_cpu.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _ONNX_TYPES:
+        found = f"{len(inputs)} inputs and {len(outputs)} outputs"
+        first = f", the first input {inputs[0].type} of {inputs[0].shape}" if inputs else ""
+        raise InputError(f"{path} has {found}{first}, not one batch of images (N, C, H, W) in and one out")
+    name, dtype = inputs[0].name, _ONNX_TYPES[inputs[0].type]
 
     def load(device: torch.device) -> _Run:
-        session = session_on(device)[0]
+        session = on_cpu if device == _CPU else session_on(device)
 
         def run(images: Tensor) -> Tensor:
-            array = images.detach().to("cpu", kinds[inputs[0].type]).numpy()
             try:
-                (output,) = session.run(None, {inputs[0].name: array})
-            except Exception as error:  # its exceptions have no common class but this
-                reason = " ".join(str(error).split())
-                raise InputError(f"{path.name} cannot take images of {_pixels(array.shape[1:])}: {reason}") from error
+                (output,) = session.run(None, {name: images.detach().to("cpu", dtype).numpy()})
+            except Exception as error:  # onnxruntime's exceptions have no other common class
+                raise _cannot_take(path, images, " ".join(str(error).split())) from error
             return torch.from_numpy(output).to(images.device)
 
         return run
 
-    return Program(path.name, load(_CPU), load, ANY_BATCH if count is None else (count, count), size)
+    # A dynamic length is a name, None, or not positive.
+    shape = [length if isinstance(length, int) and length > 0 else None for length in inputs[0].shape]
+    return Program(path.name, load, shape)
 
 
 @contextmanager
 def _readable(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever a reader raises for a damaged file into one line, and let no pickle in it run code."""
+    """Turn any error of a reader into an `InputError` of one line, and let no pickle run code."""
     logger, allowed = logging.getLogger("torch.export"), os.environ.get(_WEIGHTS_ONLY)
     silent, logger.disabled = logger.disabled, True  # it would print the traceback
     os.environ[_WEIGHTS_ONLY] = "1"
@@ -223,6 +218,10 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
             os.environ[_WEIGHTS_ONLY] = allowed
 
 
-def _pixels(size: Sequence[int | None]) -> str:
+def _cannot_take(path: Path, images: Tensor, reason: str) -> InputError:
+    return InputError(f"{path.name} cannot take images of {_pixels(images.shape[1:])}: {reason}")
+
+
+def _pixels(size: _Shape) -> str:
     channels, height, width = ("any" if length is None else str(length) for length in size)
     return f"{channels} channel{'s' * (channels != '1')} and {height}×{width} pixels"

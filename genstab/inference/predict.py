@@ -1,6 +1,7 @@
 """Apply a generator to a folder of images."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,16 @@ class Predicted:
         count = len(self.written)
         counted = f"{count} image{'s' * (count != 1)} written to {output}, {len(self.present)} there already"
         return counted + (f", {len(self.failed)} left out" if self.failed else "")
+
+    @contextmanager
+    def leave_out(self, name: str, on_error: str) -> Iterator[None]:
+        """With `skip`, record an `InputError` as the reason why an image is left out."""
+        try:
+            yield
+        except InputError as error:
+            if on_error == "raise":
+                raise
+            self.failed[name] = str(error)
 
 
 @dataclass(frozen=True)
@@ -92,26 +103,22 @@ def predict(
     jobs: list[_Job] = []
     for path in paths:
         name = path.relative_to(source).as_posix()
-        if (output / name).is_file() and not overwrite:
-            unfinished(output / name).unlink(missing_ok=True)  # left by a run that was killed while overwriting
+        target = output / name
+        if target.is_file() and not overwrite:
+            unfinished(target).unlink(missing_ok=True)  # left by a run that was killed while overwriting
             result.present.append(name)
             continue
-        try:
-            depth = depth_of_format(path, image_depth(path))
-            jobs.append(_Job(name, path, output / name, image_shape(path), depth))
-        except InputError as error:
-            _fail(name, error, result, on_error)
+        with result.leave_out(name, on_error):
+            jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(path, image_depth(path))))
     with inference(generator) as call, tqdm(total=len(jobs), unit="image", disable=None) as bar:
         for batch in _batches(jobs, batch_size, size):
-            read = {}
+            images: dict[_Job, Tensor] = {}
             for job in batch:
-                try:
+                with result.leave_out(job.name, on_error):
                     image = read_image(job.source)
-                    read[job] = image if size is None else resized(image, size)
-                except InputError as error:
-                    _fail(job.name, error, result, on_error)
-            if read:
-                _generate(read, call, size is None, device, result, on_error)
+                    images[job] = image if size is None else resized(image, size)
+            if images:
+                _generate(images, call, size is None, device, result, on_error)
             bar.update(len(batch))
     return result
 
@@ -140,40 +147,41 @@ def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterat
 
 
 def _generate(
-    read: dict[_Job, Tensor],
+    images: dict[_Job, Tensor],
     call: Callable[[Tensor], Tensor],
     native: bool,
     device: str | torch.device,
     result: Predicted,
     on_error: str,
 ) -> None:
-    jobs, images = list(read), torch.stack(list(read.values())).to(device)
-    shape = f"{images.shape[1]} channels of {hxw(images.shape[2:])} pixels"
+    """Call the generator with a batch, and write the outputs."""
+    inputs = torch.stack(list(images.values())).to(device)
+    shape = f"{inputs.shape[1]} channels of {hxw(inputs.shape[2:])} pixels"
     try:
-        outputs = call(images)
-        if outputs.ndim != 4 or len(outputs) != len(images):
+        outputs = call(inputs)
+        if outputs.ndim != 4 or len(outputs) != len(inputs):
             raise InputError(f"the generator returns {tuple(outputs.shape)}, not images (N, C, H, W)")
-        if native and not _same_up_to_an_integer(outputs.shape[2:], images.shape[2:]):
+        if native and not _same_up_to_an_integer(outputs.shape[2:], inputs.shape[2:]):
             raise InputError(
                 f"the generator returns {hxw(outputs.shape[2:])} pixels: set size=[height,width] to resize before it "
                 "and back after it"
             )
     except torch.OutOfMemoryError as error:
-        raise InputError(f"out of memory with {len(jobs)} images of {shape}: lower batch_size") from error
+        raise InputError(f"out of memory with {len(images)} images of {shape}: lower batch_size") from error
     except (InputError, RuntimeError, AssertionError) as error:  # torch raises a RuntimeError if sizes do not match
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        for job in jobs:
-            _fail(job.name, InputError(f"{job.source}, {shape}: {reason}"), result, on_error, error)
+        for job in images:
+            with result.leave_out(job.name, on_error):
+                raise InputError(f"{job.source}, {shape}: {reason}") from error
         return
-    for job, image in zip(jobs, outputs, strict=True):
-        try:
-            job.target.parent.mkdir(parents=True, exist_ok=True)
+    for job, image in zip(images, outputs, strict=True):
+        with result.leave_out(job.name, on_error):
+            try:
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot create the folder {job.target.parent}: {error.strerror}") from error
             write_image(job.target, image if native else resized(image, job.shape[1:]), job.depth)
             result.written.append(job.name)
-        except OSError as error:
-            raise InputError(f"cannot create the folder {job.target.parent}: {error.strerror}") from error
-        except InputError as error:
-            _fail(job.name, error, result, on_error)
 
 
 def _same_up_to_an_integer(size: Sequence[int], other: Sequence[int]) -> bool:
@@ -181,9 +189,3 @@ def _same_up_to_an_integer(size: Sequence[int], other: Sequence[int]) -> bool:
     small, large = sorted((tuple(size), tuple(other)))
     ratio = large[0] // small[0]
     return all(b == ratio * a for a, b in zip(small, large, strict=True))
-
-
-def _fail(name: str, error: InputError, result: Predicted, on_error: str, cause: Exception | None = None) -> None:
-    if on_error == "raise":
-        raise error from cause
-    result.failed[name] = str(error)

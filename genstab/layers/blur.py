@@ -13,26 +13,23 @@ from genstab.layers.filters import PADDING_MODES, Filter, is_ideal, taps
 from genstab.layers.ideal import ideal_lowpass
 from genstab.layers.padding import pad2d
 
+Stride = int | tuple[int, int]
+TapsPair = tuple[Tensor, Tensor]
+Taps = Tensor | TapsPair
 
-def blur_padding(taps: tuple[Tensor, Tensor], mirrored: bool = False) -> tuple[int, int, int, int]:
-    """Return the padding (left, right, top, bottom) with which a blur keeps the size, from taps of (rows, columns).
 
-    >>> blur_padding((taps("tri3"), taps("bin4"))), blur_padding((taps("tri3"), taps("bin4")), mirrored=True)
-    ((1, 2, 1, 1), (2, 1, 1, 1))
-    """
+def blur_padding(taps: TapsPair, mirrored: bool = False) -> tuple[int, int, int, int]:
+    """Return the padding (left, right, top, bottom) with which a blur keeps the size, from taps of (rows, columns)."""
     (top, bottom), (left, right) = ((max(0, t.numel() - 1) // 2, t.numel() // 2) for t in taps)
     return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
 
 
-def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int] = 1) -> Tensor:
+def blur_valid2d(images: Tensor, taps: TapsPair, stride: Stride = 1) -> Tensor:
     """Blur and subsample without padding, with taps for (rows, columns).
 
     For the ideal low-pass filter, the images are periodic.
 
     Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
-
-    >>> blur_valid2d(torch.tensor([[[[1., 2., 4.]]]]), (taps("none"), taps("tri3"))).item()
-    2.25
     """
     if any(map(is_ideal, taps)):
         return _with_ideal(images, taps, stride, "circular", mirrored=False)
@@ -41,26 +38,25 @@ def blur_valid2d(images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tupl
     return F.conv2d(images, kernel, stride=stride, groups=channels)
 
 
-def _with_ideal(
-    images: Tensor, taps: tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str, mirrored: bool
-) -> Tensor:
+def _with_ideal(images: Tensor, taps: TapsPair, stride: Stride, padding_mode: str, mirrored: bool) -> Tensor:
     """Blur one axis after the other, at least one of them with the ideal low-pass filter."""
     steps = stride if isinstance(stride, tuple) else (stride, stride)
-    one = taps[0].new_ones(1)
-    for dim, axis_taps, step, local_taps, local_step in (
-        (-2, taps[0], steps[0], (taps[0], one), (steps[0], 1)),
-        (-1, taps[1], steps[1], (one, taps[1]), (1, steps[1])),
-    ):
+    for dim, axis_taps, step in zip((-2, -1), taps, steps, strict=True):
         if is_ideal(axis_taps):
             images = ideal_lowpass(images, dim, max(2, step), step, padding_mode=padding_mode)
         else:
-            images = blur_downsample2d(images, local_taps, local_step, padding_mode, mirrored)
+            strides = (step, 1) if dim == -2 else (1, step)
+            images = blur_downsample2d(images, _along(dim, axis_taps), strides, padding_mode, mirrored)
     return images
 
 
-def _pairs(
-    images: Tensor, taps: Tensor | tuple[Tensor, Tensor], stride: int | tuple[int, int], padding_mode: str
-) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+def _along(dim: int, taps: Tensor) -> TapsPair:
+    """Return the taps of (rows, columns) that blur one dimension, −2 (rows) or −1 (columns)."""
+    identity = taps.new_ones(1)
+    return (taps, identity) if dim == -2 else (identity, taps)
+
+
+def _pairs(images: Tensor, taps: Taps, stride: Stride, padding_mode: str) -> tuple[TapsPair, tuple[int, int]]:
     """Check the arguments; return taps and strides of (rows, columns)."""
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     if not (images.is_floating_point() or images.is_complex()):
@@ -74,19 +70,14 @@ def _pairs(
     return pair, _strides(stride)
 
 
-def _strides(stride: int | tuple[int, int]) -> tuple[int, int]:
+def _strides(stride: Stride) -> tuple[int, int]:
     steps = tuple(stride) if isinstance(stride, tuple | list) else (stride, stride)
     if len(steps) != 2 or not all(isinstance(step, int) and step > 0 and step is not True for step in steps):
         raise InputError(f"stride={stride!r} is not an integer of at least 1 or a pair of them")
     return steps
 
 
-def blur2d(
-    images: Tensor,
-    taps: Tensor | tuple[Tensor, Tensor],
-    padding_mode: str = "reflect",
-    mirrored: bool = False,
-) -> Tensor:
+def blur2d(images: Tensor, taps: Taps, padding_mode: str = "reflect", mirrored: bool = False) -> Tensor:
     """Blur each channel with the outer product of the taps; a pair of taps is for (rows, columns).
 
     A filter with an even number of taps has no centre tap and moves the image by half a pixel to the left and up. With
@@ -101,11 +92,7 @@ def blur2d(
 
 
 def blur_downsample2d(
-    images: Tensor,
-    taps: Tensor | tuple[Tensor, Tensor],
-    stride: int | tuple[int, int] = 2,
-    padding_mode: str = "reflect",
-    mirrored: bool = False,
+    images: Tensor, taps: Taps, stride: Stride = 2, padding_mode: str = "reflect", mirrored: bool = False
 ) -> Tensor:
     """Blur as `blur2d`, then keep every `stride`-th pixel; a pair of strides is for (rows, columns).
 
@@ -124,11 +111,7 @@ def blur_downsample2d(
 
 
 def blur_upsample2d(
-    images: Tensor,
-    taps: Tensor | tuple[Tensor, Tensor],
-    stride: int | tuple[int, int] = 2,
-    padding_mode: str = "reflect",
-    mirrored: bool = True,
+    images: Tensor, taps: Taps, stride: Stride = 2, padding_mode: str = "reflect", mirrored: bool = True
 ) -> Tensor:
     """Insert `stride` − 1 zeros after every pixel, then blur with a gain that preserves constants.
 
@@ -153,17 +136,12 @@ def blur_upsample2d(
         elif step > 1:
             images = _upsample(images, dim, axis_taps, step, padding_mode, mirrored)
         else:
-            one = axis_taps.new_ones(1)
-            images = blur2d(images, (axis_taps, one) if dim == -2 else (one, axis_taps), padding_mode, mirrored)
+            images = blur2d(images, _along(dim, axis_taps), padding_mode, mirrored)
     return images
 
 
 def phase_sums(taps: Tensor, stride: int) -> Tensor:
-    """Return for each tap the sum of the taps at a distance of a multiple of `stride`, itself included.
-
-    >>> phase_sums(torch.tensor([1., 4., 6., 4., 1.]), 2).tolist()
-    [8.0, 8.0, 8.0, 8.0, 8.0]
-    """
+    """Return for each tap the sum of the taps at a distance of a multiple of `stride`, itself included."""
     apart = torch.arange(taps.numel(), device=taps.device)
     return ((apart[:, None] - apart) % stride == 0).to(taps) @ taps
 
@@ -205,11 +183,7 @@ class BlurPool2d(nn.Module):
     taps: Tensor
 
     def __init__(
-        self,
-        filter: Filter = "tri3",
-        stride: int | tuple[int, int] = 2,
-        padding_mode: str = "reflect",
-        mirrored: bool = False,
+        self, filter: Filter = "tri3", stride: Stride = 2, padding_mode: str = "reflect", mirrored: bool = False
     ) -> None:
         super().__init__()
         check_choice("padding_mode", padding_mode, PADDING_MODES)
@@ -246,16 +220,12 @@ class BlurUnpool2d(BlurPool2d):
     """
 
     def __init__(
-        self,
-        filter: Filter = "tri3",
-        stride: int | tuple[int, int] = 2,
-        padding_mode: str = "reflect",
-        mirrored: bool = True,
+        self, filter: Filter = "tri3", stride: Stride = 2, padding_mode: str = "reflect", mirrored: bool = True
     ) -> None:
         super().__init__(filter, stride, padding_mode, mirrored)
+        if is_ideal(self.taps):
+            return
         for step in _strides(stride):
-            if is_ideal(self.taps):
-                continue
             if self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6:
                 raise InputError(f"stride={stride}: filter={filter!r} gives some of the new pixels no weight")
 

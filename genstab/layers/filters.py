@@ -50,11 +50,7 @@ def taps(filter: Filter) -> Tensor:
 
 
 def is_ideal(taps: Tensor) -> bool:
-    """Return whether taps represent the ideal low-pass filter, which is applied by `genstab.layers.ideal`.
-
-    >>> is_ideal(taps("ideal")), is_ideal(taps("tri3"))
-    (True, False)
-    """
+    """Return whether taps represent the ideal low-pass filter, which is applied by `genstab.layers.ideal`."""
     return taps.numel() == 0
 
 

@@ -55,11 +55,7 @@ def _concatenated(images: Tensor, dim: int, before: int, after: int, mode: str) 
 
 
 def _padded_index(size: int, before: int, after: int, mode: str, device: torch.device) -> Tensor:
-    """Return for each padded position the pixel that it copies; any pad, however small the map.
-
-    >>> _padded_index(3, 3, 2, "reflect", torch.device("cpu")).tolist()
-    [1, 2, 1, 0, 1, 2, 1, 0]
-    """
+    """Return for each padded position the pixel that it copies."""
     index = torch.arange(-before, size + after, device=device)
     # With a single pixel there is nothing to repeat; inductor fails on the remainder of a division by 1.
     if statically_known_true(size == 1):

@@ -14,11 +14,7 @@ from genstab.layers.filters import AntiAlias, Filter
 
 
 def ceil_padding(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
-    """Return by how many pixels `ceil_mode` extends the input at the end, as in torch.
-
-    >>> ceil_padding(size=5, kernel=2, stride=2, padding=0), ceil_padding(size=6, kernel=2, stride=2, padding=0)
-    (1, 0)
-    """
+    """Return by how many pixels `ceil_mode` extends the input at the end, as in torch."""
     last = size + 2 * padding - dilation * (kernel - 1) - 1  # start of the last window that fits
     # The next multiple of the stride, unless that window would see only padding. For the exporters, without a branch on
     # the size and without division of a negative number, which ONNX rounds towards zero.

@@ -18,9 +18,9 @@ from genstab.runtime.files import write_whole
 class WholeCSVLogger(CSVLogger):
     """Lightning's `CSVLogger`, but `metrics.csv` holds complete rows only, and no row is lost while the disk is full.
 
-    Lightning's own deletes the file of an earlier run before it has a row to write, and opens it anew for a new column,
-    so a full disk would lose all rows. This one keeps the rows in memory, appends to the file, and replaces it
-    atomically when there is a new column.
+    Lightning's logger deletes the file of an earlier run before it has a row to write, and rewrites it in place for a
+    new column, so a full disk would lose all rows. This one keeps the rows in memory, appends to the file, and replaces
+    it atomically when there is a new column.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -62,26 +62,23 @@ class WholeCSVLogger(CSVLogger):
             return
         path = Path(self.log_dir, "metrics.csv")
         columns = sorted(set(self.columns).union(*new))
-        if columns == self.columns and path.is_file():
-            _append(path, _lines(new, columns))
+        append = columns == self.columns and path.is_file()
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        if not append:
+            writer.writeheader()
+        writer.writerows(new if append else self.metrics)
+        lines = text.getvalue().encode()
+        if append:
+            _append(path, lines)
         else:
-            content = _lines(self.metrics, columns, header=True)
-            write_whole(path, lambda file: file.write(content))
+            write_whole(path, lambda file: file.write(lines))
         self.columns, self.saved = columns, len(self.metrics)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the last rows."""
         self.save()
-
-
-def _lines(rows: list[dict[str, Any]], columns: list[str], header: bool = False) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def _append(path: Path, lines: bytes) -> None:

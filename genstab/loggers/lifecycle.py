@@ -1,4 +1,4 @@
-"""The logger of a job: failing without ending the job, its end, and where to look at what was logged."""
+"""A logger that fails without ending the training, its end, and where to look at what was logged."""
 
 import shlex
 import threading
@@ -24,19 +24,12 @@ METHODS = (
 
 @rank_zero_only
 def how_to_view(logger: Logger) -> str | None:
-    """Return the one or two lines that say where to look at what was logged; None if nothing was.
+    """Return the one or two lines that say where to look at what was logged; None if nothing was, and on other ranks.
 
-    An online W&B run has a URL, and the command that uploads its folder; an offline one the commands `wandb sync`
-    (upload it) and `wandb leet` (see it in the terminal); TensorBoard has its command and CSV its file. This starts no
-    run, and works after the end of one. On ranks other than 0 it returns None.
-
-    Args:
-        logger: any Lightning logger.
+    This starts no W&B run, and works after the end of one.
 
     >>> how_to_view(CSVLogger("outputs", name="run", version=0))
     'outputs/run/version_0/metrics.csv'
-    >>> how_to_view(WandbLogger(save_dir="outputs")) is None  # nothing was logged
-    True
     """
     if isinstance(logger, WandbLogger):
         if logger.version is None or logger.experiment.disabled:  # without a version, it would start now
@@ -54,12 +47,9 @@ def how_to_view(logger: Logger) -> str | None:
 
 @rank_zero_only
 def close(logger: Logger) -> None:
-    """End the W&B run of a job, so that the next job of the same program gets a run of its own.
+    """End the W&B run of a job, so that the next job of the same program gets its own; undo what `outlive` changed.
 
-    A run that cannot be ended does not fail the job: one warning says so, and how to upload what it has. Of other
-    loggers only what `outlive` changed is undone.
-
-    >>> close(CSVLogger("outputs"))
+    A run that cannot be ended does not fail the job: one warning says so, and how to upload what it has.
     """
     if hook := vars(logger).pop("thread_hook", None):
         threading.excepthook = hook
@@ -73,15 +63,6 @@ def outlive(logger: Logger) -> None:
 
     `metrics.csv` keeps its rows until they can be written (see `csv_log`), and TensorBoard continues in another file.
     Call `close` at the end.
-
-    >>> logger = CSVLogger("/dev/null")
-    >>> outlive(logger)
-    >>> import warnings
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("ignore")
-    ...     logger.log_metrics({"val/l1": 0.5}, step=0)
-    >>> logger.unwritten.files
-    {'/dev/null/lightning_logs/version_0/metrics.csv': 'Not a directory'}
     """
     then = "the training goes on, and what is logged until it can be written again is lost"
     if isinstance(logger, WholeCSVLogger):

@@ -11,26 +11,17 @@ from genstab.loggers.lifecycle import outlived
 
 
 def log_image(logger: Logger, key: str, image: np.ndarray, step: int, caption: str | None = None) -> None:
-    """Log one picture at a step of the metrics' axis, to W&B or TensorBoard.
-
-    Any other logger (CSV, for one) has no place for pictures and gets none: the run folder holds them.
+    """Log one picture (H, W, 3), uint8, to W&B or TensorBoard; others get none, the run folder holds it.
 
     Args:
         logger: any Lightning logger.
         key: the log key.
-        image: uint8, shape (H, W, 3).
+        image: the picture.
         step: the number of training batches so far, as in the metrics.
         caption: a line under the picture; W&B only.
 
     Raises:
-        InputError: the image is not uint8 of shape (H, W, 3).
-
-    >>> from pytorch_lightning.loggers import CSVLogger
-    >>> log_image(CSVLogger("outputs"), "val/samples", np.zeros((2, 3, 3), np.uint8), step=0)
-    >>> log_image(CSVLogger("outputs"), "val/samples", np.zeros((2, 3)), step=0)
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: image is float64 of shape (2, 3), not uint8 of shape (H, W, 3)
+        InputError: the image has another type or shape.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"image is {image.dtype} of shape {image.shape}, not uint8 of shape (H, W, 3)")
@@ -43,18 +34,6 @@ def log_image(logger: Logger, key: str, image: np.ndarray, step: int, caption: s
 
 
 def log_video(logger: Logger, key: str, path: str | Path, step: int) -> None:
-    """Log one GIF at a step of the metrics' axis, to W&B.
-
-    Any other logger gets none: the run folder holds it.
-
-    Args:
-        logger: any Lightning logger.
-        key: the log key.
-        path: the file; it is copied.
-        step: the number of training batches so far, as in the metrics.
-
-    >>> from pytorch_lightning.loggers import CSVLogger
-    >>> log_video(CSVLogger("outputs"), "val/shift", "shift.gif", step=0)
-    """
+    """Log one GIF file at a step of the metrics' axis, to W&B; other loggers get none, the run folder holds it."""
     if isinstance(logger, WandbLogger):
         logger.log_video(key, [str(path)], step=step, format=["gif"])

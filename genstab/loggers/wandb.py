@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
 from genstab.metrics.registry import best_ends
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ def wandb_logger(
     group: str | None = None,
     tags: Iterable[str] = (),
     config: Mapping[str, Any] | None = None,
-    summary: Mapping[str, str] | None = None,
     init_timeout: float = 10.0,
     finish_timeout: float = 120.0,
 ) -> WandbLogger:
     """Return a logger whose W&B run starts at first use, on rank 0 only, under `save_dir/wandb`.
 
     Nobody is asked to log in. If an online run cannot start (no login, no network, no answer), the run is offline, one
-    warning says so, and the training goes on. Each job has a run of its own: one that an earlier job of the same
-    process left open is finished first. A server that fails later delays only the end of the run.
+    warning says so, and the training continues. A server that fails later delays only the end of the run. Each job has
+    its own run: one that an earlier job of the same process left open is finished first. The run's summary holds the
+    best value of a metric, as `KEY.max` or `KEY.min`, beside the last one, `KEY.last`.
 
     Args:
         save_dir: the folder of the job; it is created if it is missing.
@@ -50,16 +50,12 @@ def wandb_logger(
         group: the group of the run.
         tags: the tags of the run.
         config: shown as the configuration of the run; `log_hyperparams` adds to it.
-        summary: "max" or "min" for each metric whose best value the summary of the run holds: as `KEY.max` or
-            `KEY.min`, beside the last value, which is then `KEY.last`; None: what the registry of metrics says.
         init_timeout: seconds to wait for the server before the run goes offline.
         finish_timeout: seconds that the end of the run waits for its upload; the rest stays in the folder of the run.
 
     Raises:
-        InputError: the mode (or WANDB_MODE) or one of the summaries is not one of the choices.
+        InputError: the mode (or WANDB_MODE) is not one of the choices.
 
-    >>> wandb_logger("outputs", mode="offline").name
-    'genstab'
     >>> wandb_logger("outputs", mode="of")
     Traceback (most recent call last):
     ...
@@ -69,12 +65,8 @@ def wandb_logger(
     if mode is None and (mode := os.environ.get("WANDB_MODE") or None):
         source = "WANDB_MODE"
         mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # their older names
-    if mode is not None and mode not in MODES:
-        raise InputError(f"{source}={mode!r} is not one of {', '.join(MODES)}")
-    summary = best_ends() if summary is None else summary
-    for key, best in summary.items():
-        if best not in ("max", "min"):
-            raise InputError(f"summary[{key!r}]={best!r} is not one of max, min")
+    if mode is not None:
+        check_choice(source, mode, MODES)
     settings = {
         "console": "off",  # no copy of the terminal: a progress bar is not a log
         "disable_code": True,  # no diff of a large working tree; the commit is still noted
@@ -86,7 +78,6 @@ def wandb_logger(
     return FallbackWandbLogger(
         save_dir,
         mode,
-        summary,
         project=project,
         name=name,
         group=group,
@@ -97,18 +88,11 @@ def wandb_logger(
 
 
 class FallbackWandbLogger(WandbLogger):
-    """A `WandbLogger` whose run is offline if it cannot be online; made by `wandb_logger`.
+    """A `WandbLogger` whose run is offline if it cannot be online; `options` are arguments of `wandb.init`."""
 
-    Args:
-        save_dir: the folder of the job.
-        mode: as in `wandb_logger`.
-        summary: as in `wandb_logger`.
-        **options: arguments of `wandb.init`.
-    """
-
-    def __init__(self, save_dir: str | Path, mode: str | None, summary: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, save_dir: str | Path, mode: str | None, **options: Any) -> None:
         super().__init__(save_dir=save_dir, project=options["project"])
-        self.mode, self.summary, self.options = mode, dict(summary), options
+        self.mode, self.options = mode, options
         self.run: wandb.Run | None = None
         self.run_id: str | None = None  # of the run to resume
         self.takes_tables = True
@@ -150,20 +134,20 @@ class FallbackWandbLogger(WandbLogger):
                     raise
                 problem = problem or one_line(error)
         if problem and run.disabled:
-            rank_zero_warn(f"W&B cannot log at all: {problem}. The training goes on without it")
+            rank_zero_warn(f"W&B cannot log at all: {problem}. The training continues without it")
         elif problem:
             then = f"This run is logged offline; upload it later with `{how_to_upload(run)}`"
             rank_zero_warn(f"W&B cannot log online: {run.settings.base_url}: {problem}. {then}")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
-        for key, best in self.summary.items():
+        for key, best in best_ends().items():
             run.define_metric(key, step_metric=STEP, step_sync=True, summary=f"{best},last")
         return run
 
     def _init(self, mode: str) -> "wandb.Run":
         import wandb
 
-        if mode == "online" and not _logged_in():
+        if mode == "online" and not logged_in():
             raise InputError("no API key is configured (see `wandb login`)")
         # A new run must not say that it may resume: an upload would be added to what the server has of it already.
         resume = {"id": self.run_id, "resume": "allow"} if self.run_id else {}
@@ -178,12 +162,13 @@ def _default_mode() -> str:
         stored = wandb.setup().settings.mode
         if stored in ("offline", "disabled"):
             return stored
-        return "online" if _logged_in() else "offline"
+        return "online" if logged_in() else "offline"
     except Exception:
         return "online"  # to fail again, where the user is told why
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
+    """Return whether W&B has an API key; nobody is asked for one, and no server is."""
     import wandb
 
     # Without a viewer, for login would ask the server for the user's name, up to ten seconds, only to print it.
@@ -218,9 +203,5 @@ def run_folder(run: "wandb.Run") -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error in one line, without wandb's advice.
-
-    >>> one_line(OSError("no\\nanswer\\nConsider waiting"))
-    'no answer'
-    """
+    """Return the message of an error in one line, without wandb's advice."""
     return " ".join(str(error).partition("\nConsider ")[0].split()) or type(error).__name__

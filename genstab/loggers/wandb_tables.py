@@ -14,40 +14,25 @@ Rows = list[list[Any]]
 PER_SHIFT = ("protocol", "dy", "dx", "mean dB", "worst dB", "pooled dB")
 CORRUPTIONS = ("corruption", "severity", "dB")
 FEATURES = ("layer", "dy", "dx", "distance")
-MOST_ROWS = 10_000  # what W&B shows of a table
+MOST_ROWS = 10_000  # `wandb.Table` leaves out the rest without a word
 
 
 def log_tables(logger: Logger, measurements: Mapping[str, Any], step: int) -> None:
-    """Log what a run measured as tables `per_shift`, `per_image`, `corruptions` and `features`, to W&B.
+    """Log what `measurements.json` holds as tables `per_shift`, `per_image`, `corruptions` and `features`, to W&B.
 
-    A part that was not measured has no table; any other logger gets none, `measurements.json` holds it all. A table has
-    at most 10 000 rows; a longer one is cut, with a warning.
-
-    Args:
-        logger: any Lightning logger.
-        measurements: what `measurements.json` holds.
-        step: the number of training batches so far, as in the metrics.
-
-    >>> from pytorch_lightning.loggers import CSVLogger
-    >>> log_tables(CSVLogger("outputs"), {"shift_psnr": {}}, step=0)
+    A part that was not measured has no table; other loggers get none.
     """
     if not isinstance(logger, WandbLogger):
         return
     for key, (columns, rows) in tables(measurements).items():
         if len(rows) > MOST_ROWS:
-            rank_zero_warn(
-                f"W&B gets the first {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all"
-            )
+            rank_zero_warn(f"W&B keeps {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all")
         if rows:
-            logger.log_table(key, list(columns), rows[:MOST_ROWS], step=step)
+            logger.log_table(key, list(columns), rows, step=step)
 
 
 def tables(measurements: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Rows]]:
-    """Return the columns and the rows of each table by its log key.
-
-    >>> list(tables({}))
-    ['per_shift', 'per_image', 'corruptions', 'features']
-    """
+    """Return the columns and the rows of each table by its log key."""
     return {
         "per_shift": (PER_SHIFT, per_shift_rows(measurements)),
         "per_image": (per_image_columns(), per_image_rows(measurements)),
@@ -57,12 +42,7 @@ def tables(measurements: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Ro
 
 
 def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return mean, worst and pooled dB of each protocol and shift, in the columns of `PER_SHIFT`.
-
-    >>> circular = {"shifts": [[0, 1]], "images": ["a", "b"], "decibels": [[20.0, 30.0]], "pooled": [22.6]}
-    >>> per_shift_rows({"shift_psnr": {"circular": circular}})
-    [['circular', 0, 1, 25.0, 20.0, 22.6]]
-    """
+    """Return mean, worst and pooled dB of each protocol and shift, in the columns of `PER_SHIFT`."""
     rows: Rows = []
     for protocol, part in (measurements.get("shift_psnr") or {}).items():
         pooled = part.get("pooled") or [None] * len(part["shifts"])
@@ -79,13 +59,7 @@ def per_image_columns() -> list[str]:
 
 
 def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the mean dB over the shifts of each protocol and the quality of each image, see `per_image_columns`.
-
-    >>> quality = {"images": ["a"], "l1": [0.2], "psnr": [15.0], "ssim": [0.5], "tv": [0.1], "tv_target": [0.1]}
-    >>> circular = {"shifts": [[0, 1], [0, 2]], "images": ["a"], "decibels": [[20.0], [30.0]]}
-    >>> per_image_rows({"shift_psnr": {"circular": circular}, "quality": quality})
-    [['a', 25.0, None, None, 0.2, 15.0, 0.5, 0.1, 0.1]]
-    """
+    """Return the mean dB over the shifts of each protocol and the quality of each image, see `per_image_columns`."""
     columns = {f"{name} dB": image_means(part) for name, part in (measurements.get("shift_psnr") or {}).items()}
     columns |= {
         metric.key.removeprefix("val/"): by_image for metric, by_image in quality_by_image(measurements).items()
@@ -96,11 +70,7 @@ def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
 
 
 def corruption_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the dB of each corruption and severity, in the columns of `CORRUPTIONS`.
-
-    >>> corruption_rows({"corruptions": {"severities": [1, 2], "decibels": {"fog": [30.0, 20.0]}}})
-    [['fog', 1, 30.0], ['fog', 2, 20.0]]
-    """
+    """Return the dB of each corruption and severity, in the columns of `CORRUPTIONS`."""
     part = measurements.get("corruptions") or {"severities": [], "decibels": {}}
     return [
         [kind, severity, value]
@@ -110,12 +80,7 @@ def corruption_rows(measurements: Mapping[str, Any]) -> Rows:
 
 
 def feature_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the feature distance of each layer and shift but zero, in the columns of `FEATURES`.
-
-    >>> grid = [[0.1, 0.2, 0.1], [0.3, 0.0, 0.3], [0.1, 0.2, 0.1]]
-    >>> feature_rows({"features": {"reach": 1, "layers": {"encoder.0": grid}}})[3:5]
-    [['encoder.0', 0, -1, 0.3], ['encoder.0', 0, 1, 0.3]]
-    """
+    """Return the feature distance of each layer and shift but zero, in the columns of `FEATURES`."""
     part = measurements.get("features") or {"reach": 0, "layers": {}}
     span = range(-part["reach"], part["reach"] + 1)
     return [

@@ -1,12 +1,9 @@
 """A W&B workspace that compares runs: stability with quality beside it. Needs the extra `workspace`."""
 
-import importlib
-import warnings
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genstab.errors import InputError
-from genstab.loggers.wandb import STEP
+from genstab.loggers.wandb import STEP, logged_in
 from genstab.loggers.wandb_tables import tables
 from genstab.metrics.registry import Metric, best_ends, metrics
 
@@ -21,26 +18,26 @@ GROUPS = ("antialias.filter", "antialias.placement")
 
 
 def workspace(entity: str, project: str = "genstab") -> "Workspace":
-    """Return the definition of a workspace; nothing is sent anywhere.
+    """Return the definition of a workspace of an entity (a W&B user or team); nothing is sent anywhere.
 
     Shift PSNR over the training with quality below it, one against the other over the runs, pictures, tables, and the
     options that differ. Runs are grouped, and so coloured, by `antialias.filter` and `antialias.placement`, the most
     stable first.
 
-    Args:
-        entity: the W&B user or team.
-        project: the W&B project.
-
     Raises:
         InputError: wandb-workspaces is not installed, or a name is empty or has a slash.
-
-    >>> [section.name for section in workspace("me").sections][:3]
-    ['Stability', 'Quality', 'Quality against stability']
     """
     for name, value in (("entity", entity), ("project", project)):
         if not isinstance(value, str) or not value.strip() or "/" in value:
             raise InputError(f"{name}={value!r} is not the name of a W&B {name}")
-    ws, wr, expr = (_library(name) for name in ("workspaces", "reports.v2", "expr"))
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+        from wandb_workspaces import expr
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "wandb_workspaces":
+            raise
+        raise InputError("a W&B workspace needs wandb-workspaces: pip install 'genstab[workspace]'") from error
 
     every, best = metrics(), best_ends()
     # what the targets have stands beside what the outputs have
@@ -50,17 +47,17 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
     def summary(key: str) -> str:
         return f"{key}.last" if key in best else key  # of those the summary holds the best value too
 
-    def lines(metric: Metric) -> object:
-        keys = [key for key in (metric.key, f"{metric.key}_target") if key in every]
+    def lines(metric: Metric) -> Any:
+        keys: list[Any] = [key for key in (metric.key, f"{metric.key}_target") if key in every]
         hint = {"max": " (higher is better)", "min": " (lower is better)"}.get(metric.better, "")
         title = f"{metric.title}{' of outputs and targets' if len(keys) > 1 else hint}"
         return wr.LinePlot(title=title, x=STEP, y=keys, smoothing_type="none")
 
-    def scatter(x: Metric, y: Metric) -> object:
+    def scatter(x: Metric, y: Metric) -> Any:
         keys = [wr.SummaryMetric(summary(metric.key)) for metric in (x, y)]
         return wr.ScatterPlot(title=f"{x.name} and {y.name}", x=keys[0], y=keys[1])
 
-    def media(key: str) -> object:
+    def media(key: str) -> Any:
         return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1)
 
     sections = {
@@ -88,45 +85,23 @@ def workspace(entity: str, project: str = "genstab") -> "Workspace":
     )
 
 
-def save(definition: "Workspace") -> str:
-    """Save a workspace at W&B and return its URL; nobody is ever asked to log in.
+def publish(entity: str, project: str = "genstab") -> str:
+    """Save the workspace of a project at W&B, print its URL and return it: `genstab workspace`.
 
     Raises:
-        InputError: nobody is logged in, the server does not answer, or it refuses.
+        InputError: as for `workspace`, and where nobody is logged in, the server does not answer, or it refuses.
     """
     import wandb
 
+    definition = workspace(entity, project)
     try:
-        # No viewer: login would ask the server for the user's name, only to print it.
-        wandb.setup(wandb.Settings(mode="online", x_disable_viewer=True, silent=True))
-        if not wandb.login(prompt=False, verify=False):
+        if not logged_in():
             raise InputError("nobody is logged in to W&B: run `wandb login` first")
         wandb.Api(timeout=ANSWER_TIMEOUT)  # asks the server who this is
-        return definition.save().url
+        url = definition.save().url
     except InputError:
         raise
     except Exception as error:  # what its service raises is no public class, and no wandb.Error
         raise InputError(f"W&B did not save the workspace: {' '.join(str(error).split())}") from error
-
-
-def publish(entity: str, project: str = "genstab") -> str:
-    """Make the workspace of a project, save it, print its URL and return it: `genstab workspace`.
-
-    Raises:
-        InputError: as for `workspace` and `save`.
-    """
-    url = save(workspace(entity, project))
     print(url)
     return url
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            # wandb-workspaces 0.4 declares its models in pydantic's old way.
-            warnings.filterwarnings("ignore", "Pydantic V1 style", DeprecationWarning)
-            return importlib.import_module(f"wandb_workspaces.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "wandb_workspaces":
-            raise
-        raise InputError("a W&B workspace needs wandb-workspaces: pip install 'genstab[workspace]'") from error

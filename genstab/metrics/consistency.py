@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
 
 from genstab.errors import InputError
 
@@ -13,12 +13,6 @@ def classes(outputs: Tensor) -> Tensor:
     """Return the predicted classes: the argmax of logits, or −1 if one is NaN; classes are returned as they are.
 
     Shape: (N, K) logits with K of at least 2, or (N,) integer classes → (N,).
-
-    Raises:
-        InputError: the outputs have another shape or dtype.
-
-    >>> classes(torch.tensor([[0.1, 2.0], [3.0, -1.0], [0.0, torch.nan]])).tolist()
-    [1, 0, -1]
     """
     floating = outputs.is_floating_point()
     if outputs.ndim == 1 and not floating and not outputs.is_complex():
@@ -35,12 +29,6 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
     """Return whether two outputs predict the same class, for each image; the class −1 never equals another.
 
     Shape: two of (N, K) logits or (N,) classes → (N,), bool.
-
-    Raises:
-        InputError: the outputs are neither logits nor classes, or differ in number.
-
-    >>> same_class(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1])).tolist()
-    [True, False]
     """
     first, second = classes(outputs), classes(others)
     if len(first) != len(second):
@@ -48,7 +36,7 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
     return (first == second) & (first >= 0)
 
 
-class ShiftConsistency(Metric):
+class ShiftConsistency(MeanMetric):
     """Compute the share of images for which a classifier predicts the same class at two shifts.
 
     As input to `update` the metric accepts:
@@ -69,23 +57,15 @@ class ShiftConsistency(Metric):
     """
 
     higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-
-    same: Tensor
-    pairs: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("same", "pairs"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__("disable", **kwargs)
+        self.set_dtype(torch.float64)
 
-    def update(self, outputs: Tensor, others: Tensor) -> None:
+    def update(self, outputs: Tensor, others: Tensor) -> None:  # type: ignore[override]  # other arguments
         """Update the state with logits (N, K) or classes (N,) of two shifts of the same images."""
-        same = same_class(outputs, others)
-        self.same += same.sum()
-        self.pairs += len(same)
+        super().update(same_class(outputs, others).double())
 
     def compute(self) -> Tensor:
         """Compute the share of images with the same class."""
-        return (self.same / self.pairs).float()
+        return super().compute().float()

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric
+from tqdm import tqdm
 
 from genstab.errors import InputError, check_counts
 from genstab.inference.eval_mode import inference
@@ -43,15 +44,6 @@ def feature_distance(
 
     Raises:
         InputError: the shapes differ or are not those of feature maps, or shift or image size is invalid.
-
-    A layer keeps every second of eight columns, so that a line that moves from the first column to the second one
-    vanishes. The upsampled and shifted map has it in two of the eight columns.
-
-    >>> image = torch.zeros(1, 1, 8, 8)
-    >>> image[..., 0] = 1
-    >>> subsampled, of_moved = image[..., ::2, ::2], image.roll(1, -1)[..., ::2, ::2]
-    >>> feature_distance(subsampled, of_moved, (0, 1), (8, 8))
-    tensor([0.2500], dtype=torch.float64)
     """
     if features.shape != features_of_shifted.shape or features.ndim not in (2, 4) or 0 in features.shape[1:]:
         raise InputError(
@@ -70,11 +62,14 @@ def _directions(features: Tensor) -> Tensor:
     near 0; it is ½ + ½ if one of the vectors is zero, and 0 if both are.
     """
     vectors = features if features.dtype == torch.float64 else features.float()
-    vectors = vectors[:, None, None] if vectors.ndim == 2 else vectors.movedim(1, -1).contiguous()
-    largest = vectors.abs().amax(-1, keepdim=True)
-    vectors = vectors / torch.where(largest > 0, largest, 1)  # or the squares of small numbers would underflow
-    length = vectors.square().sum(-1, keepdim=True).sqrt_()
-    return torch.cat((vectors / torch.where(largest > 0, length, 1), (largest > 0).to(vectors)), dim=-1)
+    vectors = vectors[:, None, None] if vectors.ndim == 2 else vectors.movedim(1, -1)
+    directions = vectors.new_empty(*vectors.shape[:-1], vectors.shape[-1] + 1)
+    units = directions[..., :-1].copy_(vectors)
+    largest = units.abs().amax(-1, keepdim=True)
+    directions[..., -1:] = largest > 0
+    units /= torch.where(largest > 0, largest, 1)  # or the squares of small numbers would underflow
+    units /= torch.where(largest > 0, units.square().sum(-1, keepdim=True).sqrt_(), 1)
+    return directions
 
 
 def _distance(shifted: Tensor, of_shifted: Tensor, shift: Shift, image_size: tuple[int, int]) -> Tensor:
@@ -102,7 +97,7 @@ def _row_pairs(rows: int, height: int, shift: int) -> tuple[Tensor, Tensor, Tens
     return pairs // rows, pairs % rows, counts.double() / fine
 
 
-class FeatureDistance(Metric):
+class FeatureDistance(MeanMetric):
     """Compute the mean `feature_distance` of a layer over images and shifts; 0 is perfect equivariance.
 
     As input to `update` the metric accepts the arguments of `feature_distance`.
@@ -122,28 +117,20 @@ class FeatureDistance(Metric):
     """
 
     higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-
-    distance: Tensor
-    images: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("distance", "images"):
-            self.add_state(name, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        super().__init__("disable", **kwargs)
+        self.set_dtype(torch.float64)
 
-    def update(
+    def update(  # type: ignore[override]  # other arguments
         self, features: Tensor, features_of_shifted: Tensor, shift: Sequence[int], image_size: Sequence[int]
     ) -> None:
         """Update the state; the arguments are those of `feature_distance`."""
-        distances = feature_distance(features, features_of_shifted, shift, image_size)
-        self.distance += distances.sum()
-        self.images += len(distances)
+        super().update(feature_distance(features, features_of_shifted, shift, image_size))
 
     def compute(self) -> Tensor:
         """Compute the mean distance."""
-        return (self.distance / self.images).float()
+        return super().compute().float()
 
 
 def feature_maps(
@@ -152,11 +139,10 @@ def feature_maps(
     shifts: Sequence[Sequence[int]],
     layers: Sequence[str] | str | None = None,
     forward_batch: int = 32,
-    progress: Callable[[int], object] | None = None,
     dtype: torch.dtype = torch.float32,
     outputs: Callable[[Shift, Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Measure the feature distance of layers inside a model, for each shift and image.
+    """Measure the feature distance of layers inside a model, for each shift and image, with a progress bar.
 
     The model is called in eval mode and its mode restored. For a layer that returns a tuple, the first item is
     compared; for one that is called several times, the mean over its calls. If a network pads its input, the padding
@@ -172,7 +158,6 @@ def feature_maps(
         layers: names or glob patterns (`*` matches dots too), as in `model.named_modules()`; matches without a feature
             map are left out. None: see `genstab.metrics.layer_outputs.default_layers`.
         forward_batch: images in a forward pass; several shifts may share one.
-        progress: called with the number of shifted images done since the last call, like `tqdm.update`.
         dtype: precision of the forward pass, see `genstab.inference.eval_mode.inference`.
         outputs: called with each shift and the model's outputs (N, …) for the shifted images, once for each
             `forward_batch` images.
@@ -197,17 +182,28 @@ def feature_maps(
     for dy, dx in pairs:
         if dy % height == 0 and dx % width == 0:
             raise InputError(f"shift={(dy, dx)} rolls an image of {height}×{width} onto itself: a zero shift")
-    with inference(model, dtype) as forward:
+    bar = tqdm(total=len(pairs) * len(images), desc="features", unit="image", leave=False, disable=None)
+    with inference(model, dtype) as forward, bar:
         chosen = choose_layers(model, forward, images[:1], layers)
-        parts = [
-            _distances(forward, chosen, chunk, pairs, forward_batch, progress or (lambda done: None), outputs)
-            for chunk in images.split(forward_batch)
-        ]
+        parts = []
+        for chunk in images.split(forward_batch):
+            _, reference = record(forward, chosen, chunk, lambda name, call, features: _directions(features))
+            at_once = max(1, forward_batch // len(chunk))
+            rows = []
+            for start in range(0, len(pairs), at_once):
+                some = pairs[start : start + at_once]
+                output, row = _distances(forward, chosen, chunk, some, reference)
+                rows.append(row)
+                for shift, output_of_shifted in zip(some, output.split(len(chunk)), strict=True):
+                    if outputs is not None:
+                        outputs(shift, output_of_shifted)
+                bar.update(len(some) * len(chunk))
+            parts.append({name: torch.cat([row[name] for row in rows]) for name in chosen})
     distances = {name: torch.cat([part[name] for part in parts], dim=1) for name in chosen}
     for name, values in distances.items():
         if not values.isfinite().all():
-            row, image = (~values.isfinite()).nonzero()[0].tolist()
-            raise InputError(f"layer {name} returns NaN or infinity for image {image}, shift={pairs[row]}")
+            row_of_shift, image = (~values.isfinite()).nonzero()[0].tolist()
+            raise InputError(f"layer {name} returns NaN or infinity for image {image}, shift={pairs[row_of_shift]}")
     return distances
 
 
@@ -216,29 +212,9 @@ def _distances(
     layers: Mapping[str, nn.Module],
     images: Tensor,
     shifts: list[Shift],
-    forward_batch: int,
-    progress: Callable[[int], object],
-    outputs: Callable[[Shift, Tensor], object] | None,
-) -> dict[str, Tensor]:
-    """Return the distances of one chunk of images, (len(shifts), N) for each layer."""
-    reference = record(forward, layers, images, lambda name, call, features: _directions(features))
-    rows = []
-    at_once = max(1, forward_batch // len(images))
-    for start in range(0, len(shifts), at_once):
-        some = shifts[start : start + at_once]
-        rows.append(_distances_at_once(forward, layers, images, some, reference, outputs))
-        progress(len(some) * len(images))
-    return {name: torch.cat([row[name] for row in rows]) for name in layers}
-
-
-def _distances_at_once(
-    forward: Forward,
-    layers: Mapping[str, nn.Module],
-    images: Tensor,
-    shifts: list[Shift],
     reference: dict[str, list[Tensor]],
-    outputs: Callable[[Shift, Tensor], object] | None,
-) -> dict[str, Tensor]:
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the outputs for the shifted images and the distances of each layer, (len(shifts), N), in one pass."""
     size = (images.shape[-2], images.shape[-1])
 
     def compare(name: str, call: int, features: Tensor) -> Tensor:
@@ -247,17 +223,10 @@ def _distances_at_once(
         if before[0].shape != directions[: len(images)].shape:
             raise InputError(f"layer {name} {DIFFERS}")
         pairs = zip(shifts, directions.split(len(images)), strict=True)
-        return torch.stack([_distance(before[0], of_moved, shift, size) for shift, of_moved in pairs])
+        return torch.stack([_distance(before[0], of_shifted, shift, size) for shift, of_shifted in pairs])
 
-    def observed(moved: Tensor) -> Tensor:
-        output = forward(moved)
-        if outputs is not None:
-            for shift, output_of_moved in zip(shifts, output.split(len(images)), strict=True):
-                outputs(shift, output_of_moved)
-        return output
-
-    calls = record(observed, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
+    output, calls = record(forward, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
     for name, distances in calls.items():
         if len(distances) != len(reference[name]):
             raise InputError(f"layer {name} {DIFFERS}")
-    return {name: torch.stack(distances).mean(0) for name, distances in calls.items()}
+    return output, {name: torch.stack(distances).mean(0) for name, distances in calls.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genstab.data.paths import shortened
 from genstab.errors import InputError
 from genstab.layers.surgery import Patterns, matches, names_of
 
@@ -23,17 +24,8 @@ INNER = (
 )  # fmt: skip
 
 
-def features_of(output: Any) -> Any:
-    """Return the features in a layer's output: the first item of a tuple or list."""
-    return output[0] if isinstance(output, tuple | list) and output else output
-
-
 def refusal(features: Any, images: int) -> str:
-    """Return why the features of a layer cannot be compared with those of a shifted image, or "".
-
-    >>> refusal(torch.zeros(2, 9, 8), 2)
-    'returns a sequence (2, 9, 8) without rows and columns to shift'
-    """
+    """Return why the features of a layer cannot be compared with those of shifted images, or an empty string."""
     if not isinstance(features, Tensor):
         return f"returns a {type(features).__name__}, not a tensor"
     shape = tuple(features.shape)
@@ -46,17 +38,16 @@ def refusal(features: Any, images: int) -> str:
 
 @contextmanager
 def hooked(layers: Mapping[str, nn.Module], callback: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `callback` with the name and the features of each layer when it has run; remove the hooks on exit.
+    """Call `callback` with the name and the features of each layer after it ran; remove the hooks on exit.
 
-    >>> layer = nn.ReLU()
-    >>> with hooked({"relu": layer}, lambda name, features: print(name, features)):
-    ...     layer(torch.tensor(-1.0))
-    relu tensor(0.)
-    tensor(0.)
+    The features are the output of the layer, or the first item of a tuple or list.
     """
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, inputs, output: callback(name, features_of(output))
+        def call(module: nn.Module, inputs: Any, output: Any) -> None:
+            callback(name, output[0] if isinstance(output, tuple | list) and output else output)
+
+        return call
 
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
@@ -68,18 +59,10 @@ def hooked(layers: Mapping[str, nn.Module], callback: Callable[[str, Any], None]
 
 def record(
     forward: Forward, layers: Mapping[str, nn.Module], images: Tensor, reduce: Callable[[str, int, Tensor], Tensor]
-) -> dict[str, list[Tensor]]:
-    """Run a model and return `reduce(name, call, features)` of every call of each layer.
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Run a model; return its output and `reduce(name, call, features)` of every call of each layer.
 
-    The function is applied inside the hook, since later layers may change the output in place.
-
-    Raises:
-        InputError: a layer does not return a feature map of these images.
-
-    >>> import torch
-    >>> relu = nn.ReLU()
-    >>> record(lambda x: relu(relu(x) - 1), {"relu": relu}, torch.eye(2), lambda name, call, features: features.sum())
-    {'relu': [tensor(2.), tensor(0.)]}
+    The function is applied inside the hook, since later layers may change the features in place.
     """
     calls: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -89,8 +72,7 @@ def record(
         calls[name].append(reduce(name, len(calls[name]), features))
 
     with hooked(layers, callback):
-        forward(images)
-    return calls
+        return forward(images), calls
 
 
 def default_layers(model: nn.Module, usable: Collection[nn.Module]) -> list[nn.Module]:
@@ -154,17 +136,16 @@ def choose_layers(
         )
     if patterns is None:
         return {names[layer][0]: layer for layer in default_layers(model, usable)}
-    some = [names[layer][0] for layer in usable[:40]]
-    choices = ", ".join(some) + (f" and {len(usable) - 40} more" if len(usable) > 40 else "")
+    choices = f"these have a feature map: {shortened([names[layer][0] for layer in usable], 40)}"
     if not patterns:
-        raise InputError(f"layers={patterns!r} is empty; these layers have a feature map: {choices}")
+        raise InputError(f"layers={patterns!r} is empty; {choices}")
     chosen = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = [layer for layer in names if matches(names[layer], pattern, False)]
         if not found:
-            raise InputError(f"layers={pattern!r} matches no layer of {kind}; these have a feature map: {choices}")
+            raise InputError(f"layers={pattern!r} matches no layer of {kind}; {choices}")
         if not any(layer in usable for layer in found):
             reason = reasons.get(found[0], "does not run")
-            raise InputError(f"layers={pattern!r}: {names[found[0]][0]} {reason}; these have a feature map: {choices}")
+            raise InputError(f"layers={pattern!r}: {names[found[0]][0]} {reason}; {choices}")
         chosen |= {layer for layer in found if layer in usable}
     return {names[layer][0]: layer for layer in usable if layer in chosen}

@@ -42,20 +42,19 @@ class Perceptual:
         self.device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
         for name in self.names:
             check_choice("perceptual", name, METRICS)
+        self.fid: FrechetInceptionDistance | None = None
+        self.lpips: LearnedPerceptualImagePatchSimilarity | None = None
+        wanted = f"perceptual=[{','.join(self.names)}]"
         before = random_states(self.device)  # building a network draws random weights
         try:
-            self.fid = FrechetInceptionDistance().to(self.device) if "fid" in self.names else None
-            self.lpips = (
-                LearnedPerceptualImagePatchSimilarity("alex", reduction="none").to(self.device)
-                if "lpips" in self.names
-                else None
-            )
+            if "fid" in self.names:
+                self.fid = FrechetInceptionDistance().to(self.device)
+            if "lpips" in self.names:
+                self.lpips = LearnedPerceptualImagePatchSimilarity("alex", reduction="none").to(self.device)
         except ImportError as error:
-            text = f"perceptual=[{','.join(self.names)}] needs {NEEDED}: pip install 'genstab[perceptual]'"
-            raise InputError(text) from error
+            raise InputError(f"{wanted} needs {NEEDED}: pip install 'genstab[perceptual]'") from error
         except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:  # no network; damaged
-            text = f"perceptual=[{','.join(self.names)}]: the networks' weights cannot be downloaded or read: {error}"
-            raise InputError(text) from error
+            raise InputError(f"{wanted}: the networks' weights cannot be downloaded or read: {error}") from error
         finally:
             set_random_states(before, self.device)
 
@@ -66,8 +65,14 @@ class Perceptual:
         """
         if not self.names:
             return None
+        reason = ""
+        if target is None:
+            reason = "there are no targets"
+        elif target.shape != output.shape:
+            reason = "outputs and targets differ in size"
+        elif output.shape[1] not in (1, 3):
+            reason = f"images of {output.shape[1]} channels, neither 1 nor 3"
         unknown = torch.full((len(output),), torch.nan)
-        reason = self._refused(output, target)
         if reason or target is None:
             _note(notes, f"{', '.join(self.names)}: not measured, {reason}")
             return unknown
@@ -83,13 +88,6 @@ class Perceptual:
         distances = self.lpips(*pair).reshape(-1).cpu()
         self.lpips.reset()  # it would keep all distances
         return distances
-
-    def _refused(self, output: Tensor, target: Tensor | None) -> str:
-        if target is None:
-            return "there are no targets"
-        if target.shape != output.shape:
-            return "outputs and targets differ in size"
-        return "" if output.shape[1] in (1, 3) else f"images of {output.shape[1]} channels, neither 1 nor 3"
 
     def summary(self, notes: list[str]) -> dict[str, float]:
         """Return `val/fid`, or append a note if there are fewer than two images."""

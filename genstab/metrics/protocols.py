@@ -1,4 +1,4 @@
-"""A protocol: how an image moves, how an output moves likewise, which pixels count; and the loop over its shifts."""
+"""Protocols: how an image and an output move and which pixels count; and the loop over the shifts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ Generate = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to move images: how they move, how outputs move likewise, and which pixels are then compared.
+    """A way to move images: how they move, how outputs move likewise, and which pixels are compared.
 
     `register_protocol` adds one to the choices of every option, to tables and to pages.
 
     Args:
-        name: what options and files call it.
-        heading: of a column in a table.
-        meaning: one line that explains it.
-        when: ends a sentence of the verdict, as in "Is steady when the camera moves".
-        move: (images, motion, scale, margin) → the images moved, and the mask (1, 1, H, W) of the pixels that are
-            compared. An output is `scale` times as high and wide as its input, in whose pixels motion and `margin` are.
-        windows: (images, motions, multiple) → the window at rest and each of the moved ones, where the generator sees
-            windows of the image whose sides are cut to a `multiple`; None: it sees the whole image, moved by `move`.
-        fractional: it moves by parts of a pixel, and by `fractional_shifts` where an option has both kinds.
-        reductions: of its dB that are logged: the mean under `key`, others of `ShiftPSNR` under `key` and their name.
+        name: its name in options and files.
+        heading: heading of a column in a table.
+        meaning: explanation in one line.
+        when: end of a sentence of the verdict, as in "Is steady when the camera moves".
+        move: (images, motion, scale, margin) → the moved images, and the mask (1, 1, H, W) of the pixels to compare. An
+            output is `scale` times as high and wide as its input; motion and `margin` are in pixels of the input.
+        windows: (images, motions, multiple) → the unmoved window and an iterator over the moved ones, with sides cut to
+            a `multiple`, if the generator sees windows of the image; None: it sees the whole image, moved by `move`.
+        fractional: moves by fractions of a pixel, and by `fractional_shifts` where an option has both kinds.
+        reductions: the reductions that are logged: the mean under `key`, others as `key` and their name.
     """
 
     name: str
@@ -53,19 +53,11 @@ class Protocol:
         return {each: self.key if each == "mean" else f"{self.key}_{each}" for each in self.reductions}
 
     def parse(self, motions: Iterable[Sequence[float]]) -> list[Motion]:
-        """Check motions as a user writes them.
-
-        Raises:
-            InputError: the list is empty, or one is none of this protocol, or moves nothing.
-        """
+        """Check motions given by a user and return them as tuples."""
         return list(parse_shifts(motions, self.fractional))
 
     def inputs(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
-        """Return the input at rest, `images` itself unless that is a window, and the input moved by each motion.
-
-        Raises:
-            InputError: the images are too small for a motion.
-        """
+        """Return the unmoved input, `images` itself unless it is a window, and the input moved by each motion."""
         if self.windows is not None:
             return self.windows(images, motions, multiple)
         return images, (self.move(images, motion, 1, 0)[0] for motion in motions)
@@ -100,7 +92,7 @@ register_protocol(
     Protocol(
         "circular",
         heading="circular",
-        meaning="the image is rolled around, and every pixel counts",
+        meaning="the image is shifted circularly; every pixel counts",
         when="when the image is rolled around",
         move=_roll,
         reductions=("mean", "worst", "pooled"),
@@ -110,7 +102,7 @@ register_protocol(
     Protocol(
         "crop",
         heading="crop",
-        meaning="two windows of one image, as of a camera that moved, where they overlap",
+        meaning="two overlapping crops of the image, as if the camera moved; only the overlap counts",
         when="when the camera moves",
         move=lambda images, motion, scale, margin: translate(images, _larger(motion, scale), scale * margin),
         windows=_windows,
@@ -120,7 +112,7 @@ register_protocol(
     Protocol(
         "fractional",
         heading="fractional",
-        meaning="the image moves by parts of a pixel, by a phase of its spectrum",
+        meaning="the image is shifted by fractions of a pixel in the Fourier domain",
         when="when the image moves by fractions of a pixel",
         move=lambda images, motion, scale, margin: fourier_shift(images, _larger(motion, scale), scale * margin),
         fractional=True,
@@ -142,52 +134,44 @@ def shift_pairs(
 ) -> Iterator[tuple[Motion, Tensor, Tensor, Tensor]]:
     """Yield (shift, S G(x), G(S x), mask) for each shift.
 
-    `circular` rolls the image; every pixel counts. `crop` cuts two windows out of the image, as a camera that moved
-    would, and compares them where they overlap, less `margin` pixels on each side. `fractional` moves by parts of a
-    pixel, by `fourier_shift`, and leaves out what came in from outside and `margin` pixels on each side. Others are
-    added by `register_protocol`.
-
-    A generator of larger images (super-resolution) is measured at their scale: where its output is k times as high
-    and as wide as its input, S moves the output by k times the shift, and k times the margin is left out.
+    A generator of larger images (super-resolution) is measured at their scale: if its output is k times as high and
+    wide as its input, S moves the output by k times the shift, and k times the margin is left out.
 
     Args:
-        generate: images → images of k times the height and width, k = 1, 2, …, with any number of channels; called on
-            at most `forward_batch` images at once.
+        generate: maps images to images of k times the height and width, k = 1, 2, …, with any number of channels;
+            called on at most `forward_batch` images at once.
         images: (N, C, H, W).
-        shifts: (dy, dx) each, in pixels of the input; integers, or for `fractional` also floats.
+        shifts: pairs (dy, dx) in pixels of the input; integers, or for `fractional` also floats.
         protocol: one of `PROTOCOLS`.
         margin: pixels of the input left out on each side of the overlap, for `crop` and `fractional`.
-        forward_batch: images a forward pass; several shifts share one.
-        multiple: windows of `crop` are cut to a multiple of so many pixels, for generators that need one.
-        check_finite: raise where an output is not finite; else NaN and infinity go on into the pairs.
-        names: what the error calls the images, (N,); None: their index in the batch.
-        output: G(images) where it is known already; protocols that cut no windows then don't compute it again.
+        forward_batch: images in a forward pass; several shifts share one.
+        multiple: windows of `crop` are cut to a multiple of this many pixels, for generators that need one.
+        check_finite: raise if an output is not finite, instead of yielding it.
+        names: names of the images for the error, (N,); None: their index in the batch.
+        output: G(images), if it has been computed already; not used by protocols with windows.
 
     Raises:
-        InputError: the protocol is unknown, a shift is bad, there are no images or they are too small for the shifts, a
-            circular shift goes once around, `generate` makes another size, or an output is not finite.
+        InputError: the protocol or a shift is invalid, there are no images or they are too small for the shifts, a
+            circular shift rolls them onto themselves, an output has another size, or an output is not finite.
     """
     check_choice("protocol", protocol, PROTOCOLS)
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W) with N of at least 1")
-    if names is not None and len(names) != len(images):
-        raise InputError(f"names: {len(names)} of them for {len(images)} images")
     moving = PROTOCOLS[protocol]
     motions = moving.parse(shifts)
-    called = range(len(images)) if names is None else names
     at_rest, moved = moving.inputs(images, motions, multiple)
     if output is None or at_rest is not images:
         output = in_chunks(generate, at_rest, forward_batch)
     scale = _scale(at_rest, output, moving)
     if check_finite:
-        _check_finite(output, [(0, 0)], called)
+        require_finite(output, names, " at shift=(0, 0)")
     at_once = max(1, forward_batch // len(images))
     for start in range(0, len(motions), at_once):
         some = motions[start : start + at_once]
         outputs_of_moved = in_chunks(generate, torch.cat(list(islice(moved, len(some)))), forward_batch)
-        if check_finite:
-            _check_finite(outputs_of_moved, some, called)
         for motion, output_of_moved in zip(some, outputs_of_moved.split(len(images)), strict=True):
+            if check_finite:
+                require_finite(output_of_moved, names, f" at shift={motion}")
             moved_output, mask = moving.move(output, motion, scale, margin)
             yield motion, moved_output, output_of_moved, mask
 
@@ -213,9 +197,10 @@ def _scale(images: Tensor, output: Tensor, protocol: Protocol) -> int:
     return scale
 
 
-def _check_finite(outputs: Tensor, moves: Sequence[Motion], names: Sequence[object]) -> None:
+def require_finite(outputs: Tensor, names: Sequence[object] | None, condition: str) -> None:
+    """Raise an `InputError` that names the first image, or its index, whose output has a NaN or infinity."""
     finite = outputs.isfinite().flatten(1).all(1)
     if not finite.all():
-        first = int(finite.logical_not().nonzero()[0])
-        shift = moves[first // len(names)]
-        raise InputError(f"the generator's output for image {names[first % len(names)]} at shift={shift} is not finite")
+        first = int(finite.int().argmin())
+        name = first if names is None else names[first]
+        raise InputError(f"the model's output for image {name}{condition} is not finite")

@@ -1,4 +1,4 @@
-"""The registry of metrics: what every table, page, plot, verdict and logger knows about a number.
+"""The registry of metrics for tables, pages, plots, verdicts and loggers.
 
 A new metric is a file that computes it and one `register` here. `python -m genstab.metrics.registry` prints the list of
 keys for the README.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from genstab.metrics.protocols import Protocol
 
 Better = Literal["max", "min", "one", ""]
-# In the order in which tables show them; what nobody registered comes under the last one.
+# In the order of the tables; metrics that are not registered belong to the last one.
 GROUPS = ("shift PSNR", "stability", "quality", "cost", "further")
 
 
@@ -25,17 +25,17 @@ class Metric:
 
     Attributes:
         key: its log key, or its key in `summary.json`.
-        heading: what a table calls it within its group.
-        meaning: one line that explains it.
+        heading: its name in a table, within its group.
+        meaning: explanation in one line.
         group: one of `GROUPS`.
-        unit: "dB", say; empty for a bare number.
-        better: `max`, `min`, `one` (nearest to 1), or empty where no value is better than another.
-        digits: after the point.
-        in_training: a validation logs it; otherwise only `genstab measure` finds it, or it is never logged.
+        unit: "dB", for example; empty for a bare number.
+        better: `max`, `min`, `one` (nearest to 1), or empty if no value is better than another.
+        digits: after the decimal point.
+        in_training: a validation logs it; otherwise only `genstab measure` computes it.
         per_image: `measurements.json` has it for each image, too.
-        brief: the Markdown table of options, which has to fit a README, has it too.
-        derive: works it out from the summary; None: the summary holds it.
-        scale: from the summary's number to the unit.
+        brief: it is also in the short Markdown table of options.
+        derive: computes it from the summary; None: the summary holds it.
+        scale: factor from the number in the summary to the unit.
     """
 
     key: str
@@ -53,7 +53,7 @@ class Metric:
 
     @property
     def name(self) -> str:
-        """What to call it away from its group."""
+        """Its name outside its group."""
         return f"{self.group} {self.heading}" if self.group == "shift PSNR" else self.heading
 
     @property
@@ -62,7 +62,7 @@ class Metric:
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
     def of(self, summary: Mapping[str, Any]) -> float | None:
-        """Return its value in a summary, None where there is none.
+        """Return its value in a summary, or None.
 
         >>> metrics()["tv_ratio"].of({"val/tv": 0.03, "val/tv_target": 0.04})
         0.75
@@ -79,7 +79,7 @@ class Metric:
         return f"{value:.{self.digits}f} {self.unit}".rstrip()
 
     def goodness(self, value: float) -> float:
-        """Return a number that is greater for a better value; 0 for every value where none is better."""
+        """Return a number that is larger for a better value; 0 if no value is better than another."""
         return {"max": value, "min": -value, "one": -abs(value - 1)}.get(self.better, 0.0)
 
 
@@ -95,22 +95,16 @@ def register(metric: Metric) -> None:
     """Add a metric to every table, page, plot and logger.
 
     Raises:
-        InputError: its key is taken, or its group or `better` is not one of the choices.
-
-    >>> register(Metric("val/l1", "L1", "again"))
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: the metric val/l1 is registered already
+        InputError: its key is taken, or its group is not one of `GROUPS`.
     """
     if metric.key in _METRICS:
         raise InputError(f"the metric {metric.key} is registered already")
     check_choice("group", metric.group, GROUPS)
-    check_choice("better", metric.better, ("max", "min", "one", ""))
     _METRICS[metric.key] = metric
 
 
 def metrics() -> dict[str, Metric]:
-    """Return every metric by its key, in the order in which tables show them: those of the protocols come first.
+    """Return every metric by its key, in the order of the tables.
 
     >>> list(metrics())[:4]
     ['val/shift_psnr', 'val/shift_psnr_worst', 'val/shift_psnr_pooled', 'val/shift_psnr_crop']
@@ -120,21 +114,18 @@ def metrics() -> dict[str, Metric]:
 
 
 def metric_of(key: str) -> Metric:
-    """Return the metric of a key; one that nobody registered stands under `further`."""
+    """Return the metric of a key; one that is not registered belongs to the last group."""
     return metrics().get(key) or Metric(key, key.removeprefix("val/"), "not registered", "further", digits=4)
 
 
 def best_ends() -> dict[str, str]:
-    """Return `max` or `min` for each logged metric of which one end is the good one."""
-    return {
-        metric.key: metric.better
-        for metric in metrics().values()
-        if metric.better in ("max", "min") and metric.key.startswith("val/")
-    }
+    """Return `max` or `min` for each log key for which one direction is better."""
+    logged = {key: metric.better for key, metric in metrics().items() if key.startswith("val/")}
+    return {key: better for key, better in logged.items() if better in ("max", "min")}
 
 
 def quality_by_image(measurements: Mapping[str, Any]) -> dict[Metric, dict[str, float | None]]:
-    """Return what `measurements.json` holds for each image, by metric; those that were not measured have none."""
+    """Return the numbers per image of `measurements.json` by metric; an empty dict if one was not measured."""
     quality = measurements.get("quality") or {}
     images = unique(quality.get("images") or ())
     return {
@@ -146,8 +137,8 @@ def quality_by_image(measurements: Mapping[str, Any]) -> dict[Metric, dict[str, 
 
 REDUCTIONS = {
     "mean": "mean over images and shifts",
-    "worst": "the least of them",
-    "pooled": "one PSNR of the mean error",
+    "worst": "minimum over images and shifts",
+    "pooled": "PSNR of the mean squared error",
 }
 
 
@@ -183,21 +174,21 @@ def key_list() -> str:
 
 
 for _metric in (
-    Metric("val/feature_distance", "feature distance", "cosine distance between the shifted features and the features "
-           "of the shifted input, mean over the layers", "stability", "", "min"),
-    Metric("val/noise_floor", "noise floor", "PSNR between two runs on one input; 100 for a deterministic model",
+    Metric("val/feature_distance", "feature distance", "cosine distance between shifted features and the features of "
+           "the shifted input, mean over the layers", "stability", "", "min"),
+    Metric("val/noise_floor", "noise floor", "PSNR between two runs on the same input; 100 for a deterministic model",
            "stability", "dB", "max", 1),
-    Metric("val/corruption_psnr", "PSNR under corruption", "output of a corrupted input against that of the clean one",
+    Metric("val/corruption_psnr", "PSNR under corruption", "PSNR between the outputs of corrupted and clean inputs",
            "stability", "dB", "max", 1),
-    Metric("val/corruption_relative", "corruption error / baseline", "error under corruption over that of a baseline, "
+    Metric("val/corruption_relative", "corruption error / baseline", "error under corruption relative to a baseline, "
            "mean over the corruptions", "stability", "×", "min", 2),
-    Metric("val/corruption_error", "error rate under corruption", "share of corrupted images that a classifier gets "
-           "wrong, mean over the corruptions", "stability", "", "min"),
-    Metric("val/consistency", "consistency, crop", "share of pairs of shifts for which a classifier gives one class, "
-           "as the camera moves (Zhang 2019)", "stability", "", "max", 4),
-    Metric("val/consistency_roll", "consistency, circular", "the same when the image is rolled around", "stability", "",
+    Metric("val/corruption_error", "error rate under corruption", "top-1 error rate of a classifier on corrupted "
+           "images, mean over the corruptions", "stability", "", "min"),
+    Metric("val/consistency", "consistency, crop", "share of pairs of crops for which a classifier predicts the same "
+           "class (Zhang 2019)", "stability", "", "max", 4),
+    Metric("val/consistency_roll", "consistency, circular", "the same for pairs of circular shifts", "stability", "",
            "max", 4),
-    Metric("val/accuracy", "accuracy", "share of images that a classifier gets right", better="max", digits=4),
+    Metric("val/accuracy", "accuracy", "top-1 accuracy of a classifier", better="max", digits=4),
     Metric("val/l1", "L1", "mean absolute difference to the target", better="min", in_training=True, per_image=True,
            brief=True),
     Metric("val/psnr", "PSNR", "PSNR to the target", unit="dB", better="max", digits=1, in_training=True,
@@ -208,22 +199,22 @@ for _metric in (
            in_training=True, per_image=True, brief=True),
     Metric("val/tv_target", "TV of targets", "total variation of the targets", in_training=True, per_image=True,
            brief=True),
-    Metric("tv_ratio", "TV / targets' TV", "total variation of the outputs over that of the targets; below 1: "
+    Metric("tv_ratio", "TV / targets' TV", "total variation of the outputs divided by that of the targets; below 1: "
            "blurry", unit="×", better="one", digits=2, derive=_tv_ratio),
     Metric("val/spectrum_error", "spectrum error", "distance between the mean radial power spectra of outputs and "
-           "targets: blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),
-    Metric("val/swd", "sliced Wasserstein", "sliced Wasserstein distance of outputs and targets over the patches of a "
-           "Laplacian pyramid (Karras 2018); falls with the number of images", better="min", digits=1, in_training=True,
-           brief=True),
-    Metric("val/fid", "FID", "Fréchet distance of Inception features (Heusel 2017); falls with the number of images",
-           better="min", digits=1, brief=True),
+           "targets; sees blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),
+    Metric("val/swd", "sliced Wasserstein", "sliced Wasserstein distance between the patches of outputs and targets in "
+           "a Laplacian pyramid (Karras 2018); decreases with the number of images", better="min", digits=1,
+           in_training=True, brief=True),
+    Metric("val/fid", "FID", "Fréchet distance of Inception features (Heusel 2017); decreases with the number of "
+           "images", better="min", digits=1, brief=True),
     Metric("val/lpips", "LPIPS", "perceptual distance of AlexNet features to the target (Zhang 2018)", better="min",
            brief=True),
-    Metric("images_per_second", "speed", "images a second", "cost", "images/s", "max", 1),
-    Metric("parameters", "parameters", "parameters of the model", "cost", "million", "", 2, scale=1e-6),
-    Metric("seconds", "time", "seconds of the whole job", "cost", "s", "", 0),
-    Metric("step_ratio", "step", "time of a training step over that of `none`, by the benchmark", "cost", "×", "min", 2,
-           brief=True),
+    Metric("images_per_second", "speed", "images per second", "cost", "images/s", "max", 1),
+    Metric("parameters", "parameters", "number of parameters of the model", "cost", "million", "", 2, scale=1e-6),
+    Metric("seconds", "time", "duration of the whole job", "cost", "s", "", 0),
+    Metric("step_ratio", "step", "time of a training step relative to `none`, from the benchmark", "cost", "×", "min",
+           2, brief=True),
     Metric("val/output_spread", "distance between outputs", "root mean square distance between the outputs of "
            "different images, as a share of the value range; near 0: the generator has collapsed", "further", "", "",
            4, in_training=True),

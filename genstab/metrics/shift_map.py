@@ -1,4 +1,4 @@
-"""Shift PSNR over all shifts around zero; and the outputs for rolled images that map, animation and slides share."""
+"""Shift PSNR over all shifts around zero, and the outputs for rolled images that map, animation and slides share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from genstab.metrics.shift_psnr import decibel, squared_error
 
 
 class RolledOutputs:
-    """What a generator makes of a few images rolled around, as far as it is known: nothing is computed twice.
+    """Outputs of a generator for circular shifts of a few images, so that nothing is computed twice.
 
     Attributes:
         images, output: x and G(x), (N, C, H, W) each.
@@ -28,13 +28,13 @@ class RolledOutputs:
         self.frames: dict[int, Tensor] = {0: output[:1]}
 
     def add(self, shift: Shift, error: Tensor, output_of_shifted: Tensor) -> None:
-        """Remember the mean squared error of the first images, (n,), and of G(S x) what is a frame."""
+        """Keep the mean squared errors of the first images, (n,), and the output if it is a frame."""
         self.errors[shift] = error[: len(self.images)]
         if shift[0] == 0 < shift[1]:
             self.frames[shift[1]] = output_of_shifted[:1].clone()  # without the rest of its batch
 
     def compare(self, shift: Shift, output_of_shifted: Tensor) -> None:
-        """Add G(S x) of the first images; one that is not finite is left to whoever reports it."""
+        """Add G(S x) of the first images, unless it is not finite: then the map computes it again and raises."""
         if output_of_shifted.isfinite().all():
             scale = self.output.shape[-1] // self.images.shape[-1]
             output = self.output[: len(output_of_shifted)]
@@ -49,15 +49,7 @@ class RolledOutputs:
 
 
 def circular_grid(images: Tensor, reach: int) -> list[Shift]:
-    """Return the shifts with |dy| and |dx| up to `reach`, or up to what images (N, C, H, W) can be rolled by.
-
-    Raises:
-        InputError: a side of one pixel, which cannot be rolled.
-
-    >>> import torch
-    >>> circular_grid(torch.zeros(1, 3, 2, 8), 4)[-1]
-    (1, 1)
-    """
+    """Return the shifts with |dy| and |dx| up to `reach`, limited to what images (N, C, H, W) can be rolled by."""
     smallest = min(images.shape[-2:])
     if smallest < 2:
         raise InputError(f"images of {hxw(images.shape[-2:])} cannot be rolled both ways")
@@ -76,16 +68,12 @@ def measure_map(
 
     Args:
         generate, images, protocol: see `genstab.metrics.protocols.shift_pairs`.
-        reach: pixels; cut to less than the images' sides.
-        rolled: what is known already of these images, for `circular`; gets what is computed here.
+        reach: pixels, limited to less than the sides of the images.
+        rolled: outputs for `circular` that are known already; gets the new ones.
         options: of `shift_pairs`.
 
     Returns:
         {(dy, dx): dB}, without the zero shift.
-
-    >>> import torch
-    >>> measure_map(lambda images: images, torch.rand(1, 3, 8, 8), 1)[0, 1]
-    100.0
     """
     shifts = circular_grid(images, reach)
     if rolled is None or protocol != "circular":
@@ -101,12 +89,7 @@ def measure_map(
 
 
 def map_table(decibels: Mapping[Shift, float], images: int, protocol: str = "circular") -> dict[str, Any]:
-    """Return a shift map as plain types, as `measurements.json` holds it: rows of Δh, None at the zero shift.
-
-    >>> decibels = {(dy, dx): 10.0 * dy + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)}
-    >>> map_table(decibels, images=2)["decibels"]
-    [[-11.0, -10.0, -9.0], [-1.0, None, 1.0], [9.0, 10.0, 11.0]]
-    """
+    """Return a shift map as plain types for `measurements.json`: rows of Δh, None at the zero shift."""
     reach = max(dy for dy, _ in decibels)
     span = range(-reach, reach + 1)
     rows = [[decibels.get((dy, dx)) for dx in span] for dy in span]

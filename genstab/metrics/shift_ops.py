@@ -21,16 +21,14 @@ PARTS_OF_A_PIXEL = ((0.0, 0.25), (0.0, 0.5), (0.0, 0.75), (0.5, 0.5))
 
 
 def parse_shifts(shifts: Iterable[Sequence[float]], fractional: bool = False) -> list[tuple[Any, Any]]:
-    """Check a list of (dy, dx) and return it as tuples of integers, or of floats where they may be `fractional`.
+    """Check a list of (dy, dx) and return it as tuples of integers, or of floats if `fractional`.
 
     Raises:
-        InputError: the list is empty, or one is no pair of integers (of finite numbers, where `fractional`), or is the
-            zero shift, which says nothing.
+        InputError: the list is empty, an element is not a pair of integers (or of finite numbers, if `fractional`), or
+            it is the zero shift.
 
     >>> parse_shifts([[0, 1], [-2, 3]])
     [(0, 1), (-2, 3)]
-    >>> parse_shifts([[0, 0.25], [1, 0]], fractional=True)
-    [(0.0, 0.25), (1.0, 0.0)]
     """
     if not isinstance(shifts, Iterable):
         raise InputError(f"shifts={shifts!r} is not a list of pairs [dy, dx]")
@@ -58,17 +56,13 @@ def _finite(value: object) -> float:
 
 
 def grid_shifts(reach: int) -> list[Shift]:
-    """Return every shift with |dy| and |dx| up to `reach` but zero, row by row.
-
-    >>> len(grid_shifts(2))
-    24
-    """
+    """Return every shift with |dy| and |dx| up to `reach` except zero, row by row."""
     span = range(-reach, reach + 1)
     return [(dy, dx) for dy in span for dx in span if (dy, dx) != (0, 0)]
 
 
 def roll(images: Tensor, shift: Shift) -> tuple[Tensor, Tensor]:
-    """Shift circularly: what leaves on one side comes in on the other; every pixel is valid.
+    """Shift circularly; every pixel is valid.
 
     Shape: (N, C, H, W) → (N, C, H, W) and a mask (1, 1, H, W).
 
@@ -79,7 +73,7 @@ def roll(images: Tensor, shift: Shift) -> tuple[Tensor, Tensor]:
 
 
 def translate(images: Tensor, shift: Shift, margin: int = 0) -> tuple[Tensor, Tensor]:
-    """Shift and mask what came in from outside, and a `margin` on every side of the overlap.
+    """Shift, and mask what came in from outside and a `margin` on every side of the overlap.
 
     Shape: (N, C, H, W) → (N, C, H, W) and a mask (1, 1, H, W).
 
@@ -94,17 +88,17 @@ def translate(images: Tensor, shift: Shift, margin: int = 0) -> tuple[Tensor, Te
 
 
 def fourier_shift(images: Tensor, shift: FractionalShift, margin: int = 0) -> tuple[Tensor, Tensor]:
-    """Shift by parts of a pixel: circularly, by a phase that grows with the frequency (the shift theorem).
+    """Shift circularly by fractions of a pixel in the Fourier domain (the shift theorem).
 
-    A row of `size` pixels is taken for the band-limited, periodic signal that passes through them: the factor of its
-    frequency k is exp(−2πi k d / size). At the Nyquist frequency of an even side, where +k and −k are one, it is
-    cos(π d), the mean of the two, so that the result is real. Whole pixels are those of `roll`, bit for bit.
+    A row of `size` pixels is the band-limited, periodic signal through them: its frequency k is multiplied by
+    exp(−2πi k d / size). At the Nyquist frequency of an even side the factor is cos(π d), the mean of those for ±k, so
+    that the result is real. Whole pixels are shifted by `roll`, bit for bit.
 
-    The two ends of a real image do not meet, and this seam rings: the mask leaves out what came in from outside, a
-    begun pixel counting as one, and a `margin` on every side of the rest. Values may pass the images' range: what
-    clipped them would be no shift. Computed in float64 (float32 on MPS, which has no float64), axis by axis.
+    The two ends of a real image do not match, and this seam rings: the mask leaves out what came in from outside,
+    rounded up to whole pixels, and a `margin` on every side of the rest. Values may exceed the range of the images;
+    they are not clipped. Computed in float64 (float32 on MPS, which has no float64), axis by axis.
 
-    Shape: (N, C, H, W) → (N, C, H, W) in the images' dtype, and a mask (1, 1, H, W).
+    Shape: (N, C, H, W) → (N, C, H, W) in the dtype of the images, and a mask (1, 1, H, W).
 
     Raises:
         InputError: the images are not floating point, or no pixel would be left.
@@ -151,15 +145,12 @@ def _overlap(images: Tensor, shift: FractionalShift, margin: int) -> Tensor:
 
 
 def window_size(shape: tuple[int, int], shifts: Sequence[Shift], multiple: int = 1) -> tuple[int, int]:
-    """Return the largest (height, width) of a window that an image of `shape` has room to move by all `shifts`.
+    """Return the largest (height, width) of a window that can move by all `shifts` in an image of `shape`.
 
     Both are cut to a multiple of `multiple` pixels.
 
     Raises:
         InputError: the image is too small for these shifts.
-
-    >>> window_size((128, 128), [(0, 1), (0, 8)])
-    (128, 120)
     """
     size = tuple(
         shape[axis] - (max(0, *(s[axis] for s in shifts)) - min(0, *(s[axis] for s in shifts))) for axis in (0, 1)
@@ -172,9 +163,9 @@ def window_size(shape: tuple[int, int], shifts: Sequence[Shift], multiple: int =
 
 
 def window(images: Tensor, shift: Shift, shifts: Sequence[Shift], multiple: int = 1) -> Tensor:
-    """Cut the window in which the scene appears moved by `shift`, out of a larger image; (0, 0) is the reference.
+    """Crop the window of a larger image in which the scene is moved by `shift`; (0, 0) is the unmoved one.
 
-    All windows for one list of `shifts` have the same size, see `window_size`.
+    All windows for the same list of `shifts` have the same size, see `window_size`.
 
     Shape: (N, C, H, W) → (N, C, h, w).
 

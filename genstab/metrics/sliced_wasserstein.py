@@ -25,9 +25,6 @@ def laplacian_pyramid(images: Tensor, coarsest: int = COARSEST) -> list[Tensor]:
     [1, 4, 6, 4, 1] / 16. The last level is the smallest image itself.
 
     Shape: (N, C, H, W) → (N, C, H, W), (N, C, ⌈H / 2⌉, ⌈W / 2⌉), … until a side would be below `coarsest`.
-
-    >>> [tuple(band.shape[2:]) for band in laplacian_pyramid(torch.zeros(1, 3, 64, 96))]
-    [(64, 96), (32, 48), (16, 24)]
     """
     bands = []
     while min(images.shape[-2:]) >= 2 * coarsest:
@@ -103,11 +100,7 @@ class SlicedWasserstein(Metric):
         self.add_state("shape", torch.zeros(3, dtype=torch.long), dist_reduce_fx="max")  # levels, channels, pixels
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Update the state with outputs and targets, each (N, C, H, W).
-
-        Raises:
-            InputError: the shapes differ, or the images have other levels or channels than the ones before.
-        """
+        """Update the state with outputs and targets, each (N, C, H, W), all of the same size."""
         if output.shape != target.shape or output.ndim != 4:
             raise InputError(
                 f"output {tuple(output.shape)} and target {tuple(target.shape)} must have the same shape (N, C, H, W)"

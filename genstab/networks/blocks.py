@@ -1,15 +1,41 @@
-"""Building blocks of the networks: normalization by name, initial weights, padding to a multiple, cropping."""
+"""Building blocks of the networks: arguments of generators, blur and norm, initial weights, padding and cropping."""
 
 from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import check_choice
+from genstab.errors import InputError, check_choice, check_counts
+from genstab.layers.blur import BlurPool2d
+from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
 
 NORMS = ("batch", "instance", "group", "none")
+
+
+def generator_config(
+    norm: str, dropout: float, antialias: AntiAlias | str | None, **counts: int
+) -> tuple[dict[str, Any], AntiAlias]:
+    """Check the arguments that generators share; return plain numbers and strings for checkpoints, and the blur.
+
+    Raises:
+        InputError: a count below 1, or a dropout outside of [0, 1).
+    """
+    check_counts(**counts)
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout={dropout} is not in [0, 1)")
+    if not isinstance(antialias, AntiAlias):
+        antialias = AntiAlias(filter=antialias or "none")
+    return {**counts, "norm": norm, "dropout": dropout, "antialias": dict(vars(antialias))}, antialias
+
+
+def blur_of(antialias: AntiAlias, stride: int = 1, mirrored: bool = False) -> nn.Module:
+    """Return the blur of an `AntiAlias`, or the identity if its filter is `none`."""
+    if antialias.filter == "none":
+        return nn.Identity()
+    return BlurPool2d(antialias.filter, stride, antialias.padding_mode, mirrored)
 
 
 def norm2d(norm: str, channels: int) -> nn.Module:

@@ -1,16 +1,13 @@
 """The ResNet generator (Johnson 2016, arXiv 1603.08155; Zhu 2017, arXiv 1703.10593, section 7.2), with blurs."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError, check_counts
-from genstab.layers.blur import BlurPool2d
+from genstab.errors import InputError
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
-from genstab.networks.blocks import crop, init_normal, norm2d, pad_to_multiple
+from genstab.networks.blocks import blur_of, crop, generator_config, init_normal, norm2d, pad_to_multiple
 
 
 def reflected(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -25,9 +22,7 @@ class Shrink(nn.Module):
     def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
         super().__init__()
         post = antialias.placement == "post" and antialias.filter != "none"
-        blur: nn.Module = nn.Identity()
-        if antialias.filter != "none":
-            blur = BlurPool2d(antialias.filter, 2 if post else 1, antialias.padding_mode)
+        blur = blur_of(antialias, stride=2 if post else 1)
         self.before = nn.Identity() if post else blur
         # Output i is centred at input 2i for both placements.
         self.conv = nn.Conv2d(*channels, 3, stride=1 if post else 2, padding=1, bias=norm == "none")
@@ -45,9 +40,7 @@ class Grow(nn.Module):
     def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose2d(*channels, 3, stride=2, padding=1, output_padding=1, bias=norm == "none")
-        self.blur: nn.Module = nn.Identity()
-        if antialias.filter != "none":
-            self.blur = BlurPool2d(antialias.filter, 1, antialias.padding_mode, mirrored=True)
+        self.blur = blur_of(antialias, mirrored=True)
         self.norm = norm2d(norm, channels[1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,26 +101,10 @@ class ResNetGenerator(nn.Module):
         antialias: AntiAlias | str | None = None,
     ) -> None:
         super().__init__()
-        counts = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "channels": channels,
-            "blocks": blocks,
-        }
-        check_counts(**counts)
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} is not in [0, 1)")
-        if not isinstance(antialias, AntiAlias):
-            antialias = AntiAlias(filter=antialias or "none")
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "blocks": blocks}
+        self.config, antialias = generator_config(norm, dropout, antialias, **counts)
         if antialias.polyphase:
             raise InputError("polyphase=True is not supported: ResNetGenerator pads by reflection")
-        # The arguments, with which a checkpoint rebuilds this network: plain numbers and strings only.
-        self.config: dict[str, Any] = {
-            **counts,
-            "norm": norm,
-            "dropout": dropout,
-            "antialias": dict(vars(antialias)),
-        }
         widths = [channels, 2 * channels, 4 * channels]
         self.stem = nn.Conv2d(in_channels, channels, 7, bias=norm == "none")
         self.stem_norm = norm2d(norm, channels)

@@ -1,18 +1,17 @@
 """The pix2pix U-Net generator (Isola 2017, arXiv 1611.07004, section 6.1.1), with a blur at every resampling step."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError, check_counts
+from genstab.errors import InputError
 from genstab.layers.anchored_noise import AnchoredNoise
-from genstab.layers.blur import BlurPool2d
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
 from genstab.layers.polyphase import PolyphaseDown2d, choose_phases, roll_phases
-from genstab.networks.blocks import crop, init_normal, norm2d, pad_to_multiple
+from genstab.networks.blocks import blur_of, crop, generator_config, init_normal, norm2d, pad_to_multiple
 
 MOST_LEVELS = 16
 
@@ -22,23 +21,21 @@ class Down(nn.Module):
 
     def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
         super().__init__()
-        mode, blurs = antialias.padding_mode, antialias.filter != "none"
-        post = antialias.placement == "post" and (blurs or antialias.polyphase)
+        post = antialias.placement == "post" and (antialias.filter != "none" or antialias.polyphase)
         # With this padding output i is centred at input 2i + 0.5, as in the plain layer.
-        wrap = mode == "circular"
+        wrap = antialias.padding_mode == "circular"
         self.padding = (1, 2, 1, 2) if post else (1, 1, 1, 1) if wrap else (0, 0, 0, 0)
         self.padding_mode = "circular" if wrap else "zeros"
         self.polyphase = antialias.polyphase
         self.phase_before = antialias.polyphase and not post
-        self.before = BlurPool2d(antialias.filter, 1, mode) if blurs and not post else nn.Identity()
+        self.before = nn.Identity() if post else blur_of(antialias)
         padding = 0 if any(self.padding) else 1
         self.conv = nn.Conv2d(*channels, 4, stride=1 if post else 2, padding=padding, bias=norm == "none")
         self.norm = norm2d(norm, channels[1])
         self.act = nn.LeakyReLU(0.2)
         self.after: nn.Module = nn.Identity()
         if post:
-            polyphase = antialias.polyphase
-            self.after = PolyphaseDown2d(2, antialias.filter) if polyphase else BlurPool2d(antialias.filter, 2, mode)
+            self.after = PolyphaseDown2d(2, antialias.filter) if antialias.polyphase else blur_of(antialias, stride=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(N, C, H, W) → (N, C', H / 2, W / 2), H and W even, and the phases (N, 2) of a polyphase layer."""
@@ -61,9 +58,7 @@ class Up(nn.Module):
         self.wrap = int(antialias.padding_mode == "circular")
         padding = 1 + 2 * self.wrap
         self.conv = nn.ConvTranspose2d(*channels, 4, stride=2, padding=padding, bias=norm == "none")
-        self.blur: nn.Module = nn.Identity()
-        if antialias.filter != "none":
-            self.blur = BlurPool2d(antialias.filter, 1, antialias.padding_mode, mirrored=True)
+        self.blur = blur_of(antialias, mirrored=True)
         self.norm = norm2d(norm, channels[1])
         self.dropout = nn.Dropout(dropout)
 
@@ -153,29 +148,13 @@ class UNet(nn.Module):
         head: int = 0,
     ) -> None:
         super().__init__()
-        counts = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "channels": channels,
-            "levels": levels,
-        }
-        check_counts(**counts)
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "levels": levels}
+        config, antialias = generator_config(norm, dropout, antialias, **counts)
         if levels > MOST_LEVELS:
             raise InputError(f"levels={levels} is more than {MOST_LEVELS}: maps are padded to a multiple of 2^levels")
         if isinstance(head, bool) or not isinstance(head, int) or head < 0:
             raise InputError(f"head={head} is not an integer of at least 0")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} is not in [0, 1)")
-        if not isinstance(antialias, AntiAlias):
-            antialias = AntiAlias(filter=antialias or "none")
-        # The arguments, with which a checkpoint rebuilds this network: plain numbers and strings only.
-        self.config: dict[str, Any] = {
-            **counts,
-            "norm": norm,
-            "dropout": dropout,
-            "antialias": dict(vars(antialias)),
-            "head": head,
-        }
+        self.config = {**config, "head": head}
         self.levels = levels
         widths = [in_channels, *(channels * min(2**i, 8) for i in range(levels))]
         innermost = levels - 1

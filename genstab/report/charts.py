@@ -52,11 +52,6 @@ def run_styles(names: Sequence[str]) -> dict[str, Style]:
     """Give each run a label, a colour, a dash and a symbol; the eight colours come again with another dash.
 
     Labels are names without what plotly would take for a tag; long ones are cut in the middle, and stay unique.
-
-    >>> run_styles(["a", "b"])["b"].symbol
-    'square'
-    >>> run_styles(["a-run-whose-name-has-no-end-lr-0.0002"]).popitem()[1].label
-    'a-run-whose-na…end-lr-0.0002'
     """
     short = [name if len(name) <= LABEL else f"{name[: LABEL // 2]}…{name[1 - LABEL // 2 :]}" for name in names]
     count = len(COLOURS)
@@ -73,15 +68,9 @@ def quality_scatter(
     stability: Metric,
     notes: Mapping[str, str],
 ) -> go.Figure:
-    """Draw stability over quality, a point a run, with the Pareto front; better is to the right and up.
+    """Draw stability over quality with the Pareto front, a (quality, stability) point a run; better is right and up.
 
-    Where a value nearest to 1 is best, its distance from 1 is drawn.
-
-    Args:
-        points: (quality, stability) by run.
-        styles: see `run_styles`.
-        quality, stability: what is drawn.
-        notes: what hovering over a run's point adds.
+    Where a value nearest to 1 is best, its distance from 1 is drawn. Hovering over a point shows its note.
     """
     figure = _figure(height=440)
     front = pareto_front([(quality.goodness(x), stability.goodness(y)) for x, y in points.values()])
@@ -118,11 +107,7 @@ def _range(metric: Metric, values: Sequence[float]) -> list[float]:
 
 
 def direction(shift: Shift) -> str:
-    """Return an arrow for a shift along an axis or a diagonal, nothing for another one.
-
-    >>> direction((0, 3)), direction((2, -2)), direction((1, 3))
-    ('→', '↙', '')
-    """
+    """Return an arrow for a shift along an axis or a diagonal, nothing for another one."""
     dy, dx = shift
     return "" if dy and dx and abs(dy) != abs(dx) else ARROWS[int(np.sign(dy)), int(np.sign(dx))]
 
@@ -140,11 +125,8 @@ def _in_order(shifts: set[Shift]) -> list[Shift]:
 def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Style]) -> go.Figure:
     """Draw the mean PSNR over the shifts, a line a run and direction, with a band: the middle half of the images.
 
-    Of more than 64 shifts, only those along the axes and diagonals are drawn.
-
-    Args:
-        measured: `shifts` [[dy, dx], …] and `decibels` [[per image] per shift] by run.
-        styles: see `run_styles`.
+    Of more than 64 shifts, only those along the axes and diagonals are drawn. A run has `shifts` [[dy, dx], …] and
+    `decibels` [[per image] per shift].
     """
     figure = _figure(height=420)
     tables = {
@@ -155,11 +137,12 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
     if len(order) > MOST_SHIFTS:
         order = [shift for shift in order if direction(shift)] or order
     for name, table in tables.items():
-        style, legend = styles[name], True
-        for arrow in dict.fromkeys(map(direction, order)):
-            shifts = [shift for shift in order if direction(shift) == arrow and table.get(shift)]
-            if not shifts:
-                continue
+        style = styles[name]
+        lines: dict[str, list[Shift]] = {}
+        for shift in order:
+            if table.get(shift):
+                lines.setdefault(direction(shift), []).append(shift)
+        for i, shifts in enumerate(lines.values()):
             labels, rows = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
             low, high = np.transpose([np.quantile(row, (0.25, 0.75)) for row in rows]).tolist()
             figure.add_scatter(
@@ -168,12 +151,11 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
             )  # fmt: skip
             figure.add_scatter(
                 x=labels, y=[sum(row) / len(row) for row in rows], mode="lines+markers", **style.trace(7),
-                legendgroup=name, showlegend=legend,
+                legendgroup=name, showlegend=i == 0,
                 customdata=[(a, b, min(row), len(row)) for a, b, row in zip(low, high, rows, strict=True)],
                 hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
                 "%{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}<extra></extra>",
             )  # fmt: skip
-            legend = False
     _categories(figure, [_label(shift) for shift in order], "shift of the input, pixels")
     figure.update_yaxes(title="shift PSNR, dB")
     return figure
@@ -192,10 +174,9 @@ def heat_map(values: Grid, limits: tuple[float, float], colours: Any, unit: str)
         z=values, x=axis, y=axis, zmin=limits[0], zmax=limits[1], colorscale=colours, showscale=False,
         hoverongaps=False, hovertemplate=f"Δh %{{y}}, Δw %{{x}}: %{{z:.3g}} {unit}<extra></extra>",
     )  # fmt: skip
-    figure.update_xaxes(title="Δw, pixels", constrain="domain", showgrid=False, zeroline=False)
-    figure.update_yaxes(
-        title="Δh, pixels", autorange="reversed", scaleanchor="x", constrain="domain", showgrid=False, zeroline=False
-    )
+    common = {"constrain": "domain", "showgrid": False, "zeroline": False}
+    figure.update_xaxes(title="Δw, pixels", **common)
+    figure.update_yaxes(title="Δh, pixels", autorange="reversed", scaleanchor="x", **common)
     return figure
 
 
@@ -243,11 +224,7 @@ def image_boxes(
 
 
 def plain(text: str) -> str:
-    """Escape what plotly would take for a tag.
-
-    >>> plain("<b>a</b>")
-    '&lt;b&gt;a&lt;/b&gt;'
-    """
+    """Escape what plotly would take for a tag."""
     return html.escape(text, quote=False)
 
 

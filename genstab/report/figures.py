@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genstab.data.image_io import to_uint8
-from genstab.errors import InputError, check_counts
+from genstab.errors import InputError
 from genstab.metrics.protocols import Generate, shift_pairs
 from genstab.metrics.shift_map import RolledOutputs
 from genstab.metrics.shift_ops import Shift, grid_shifts, roll
@@ -30,10 +30,6 @@ def picture_table(columns: Mapping[str, Tensor]) -> Picture:
     """Lay image batches side by side, a titled column each and a row an image.
 
     Shape: each column (N, C, H, W) in [−1, 1] → (height, width, 3), uint8.
-
-    >>> import torch
-    >>> picture_table({"source": torch.zeros(2, 3, 16, 16), "output": torch.ones(2, 1, 16, 16)}).shape
-    (300, 284, 3)
     """
     batches = [to_uint8(batch.float().cpu()) for batch in columns.values()]
     scale = max(1, 128 // batches[0].shape[2])  # small images are enlarged, so that pixels can be seen
@@ -108,53 +104,32 @@ def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Ten
     Shape: each (number of shifts, N), the shifts being those of `genstab.metrics.shift_ops.grid_shifts(reach)`
     → (2 reach + 1, 2 reach + 1), row Δh + reach, column Δw + reach.
 
-    Raises:
-        InputError: another number of shifts.
-
     >>> import torch
     >>> distance_grids({"pool": torch.arange(8.0)[:, None]}, reach=1)["pool"].tolist()
     [[0.0, 1.0, 2.0], [3.0, 0.0, 4.0], [5.0, 6.0, 7.0]]
     """
-    check_counts(reach=reach)
-    side, shifts = 2 * reach + 1, grid_shifts(reach)
     grids = {}
     for name, values in distances.items():
-        if len(values) != len(shifts):
-            raise InputError(f"distances of {name} for {len(values)} shifts; reach={reach} has {len(shifts)}")
-        grid = values.new_zeros(side, side)
-        for (dy, dx), value in zip(shifts, values.mean(1), strict=True):
+        grid = values.new_zeros(2 * reach + 1, 2 * reach + 1)
+        for (dy, dx), value in zip(grid_shifts(reach), values.mean(1), strict=True):
             grid[dy + reach, dx + reach] = value
         grids[name] = grid
     return grids
 
 
-def feature_map_picture(distances: Mapping[str, ArrayLike], title: str = "", largest: float | None = None) -> Picture:
+def feature_map_picture(distances: Mapping[str, ArrayLike]) -> Picture:
     """Draw a small heat map for each layer, over (Δh, Δw): from blue, where it moves with the image, to red.
 
-    One scale for all, where the paper gives each layer its own: so layers can be compared, and pictures of two models
-    that are given the same `largest`.
+    One scale for all layers, where the paper gives each its own: so they can be compared. Red is the largest distance
+    there is, and at least 0.01, or rounding errors would glow.
 
-    Args:
-        distances: cosine distances by layer, each (2 reach + 1, 2 reach + 1), see `distance_grids`.
-        title: over the whole picture.
-        largest: what is red; None: the largest distance there is, and at least 0.01, or rounding errors would glow.
-
-    Shape: → (height, width, 3), uint8.
-
-    Raises:
-        InputError: no layer, or what is no square with an odd side.
+    Shape: cosine distances by layer, each (2 reach + 1, 2 reach + 1), see `distance_grids` → (height, width, 3), uint8.
     """
     grids = {name: np.asarray(grid, dtype=float) for name, grid in distances.items()}
-    if not grids:
-        raise InputError("distances: there is no layer")
-    for name, grid in grids.items():
-        if grid.ndim != 2 or grid.shape[0] != grid.shape[1] or grid.shape[0] % 2 == 0:
-            raise InputError(f"distances of {name} of shape {grid.shape} are not (2 reach + 1, 2 reach + 1)")
-    most = max(np.nanmax(grid, initial=0) for grid in grids.values())
-    largest = max(0.01, most) if largest is None else largest
+    largest = max(0.01, *(np.nanmax(grid, initial=0) for grid in grids.values()))
     columns = min(len(grids), max(4, isqrt(2 * len(grids))))
     rows = ceil(len(grids) / columns)
-    figure = Figure(figsize=(1.5 * columns + 1.3, 1.65 * rows + 0.5 + 0.4 * bool(title)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(1.5 * columns + 1.3, 1.65 * rows + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -171,9 +146,7 @@ def feature_map_picture(distances: Mapping[str, ArrayLike], title: str = "", lar
             axis.set_ylabel("Δh, pixels", fontsize=7)
         if place + columns >= len(grids):
             axis.set_xlabel("Δw, pixels", fontsize=7)
-    bar = figure.colorbar(heat, ax=axes, label="cosine distance", extend="max" if most > largest else "neither")
-    bar.ax.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=10)
+    figure.colorbar(heat, ax=axes, label="cosine distance").ax.tick_params(labelsize=7)
     return pixels(figure)
 
 
@@ -228,17 +201,17 @@ def write_exhibits(
     frames: int,
     spare: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Picture]:
-    """Write the animation, `shift.gif`, and the slides; return samples and shift map by their log keys.
+    """Write the animation, `shift.gif`, and the slides of the first image; return samples and shift map by log key.
 
     Args:
         folder: where the files go; it exists.
         generate: the generator, for frames that are not known yet.
         samples: (N, C, H, W) in [−1, 1] by title, a row of the samples each.
-        rolled: the images and outputs; animation and slides are of the first one.
+        rolled: the images and outputs.
         decibels: the shift map, see `genstab.metrics.shift_map.measure_map`; empty: no such picture.
         title: of the map.
         frames: of the animation.
-        spare: what a file is written within, to go on after one that cannot be.
+        spare: what a file is written within, to continue after one that cannot be written.
     """
     image, outputs = rolled.images[:1], [rolled.frame(generate, dx) for dx in range(max(frames, FRAMES))]
     with spare(folder / "shift.gif"):

@@ -78,7 +78,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         runs=runs,
         styles=styles,
         protocols=protocols().values(),
-        verdicts=[(run.name, _sentences(run.summary["verdict"])) for run in runs if run.summary.get("verdict")],
+        verdicts=[(run.name, run.summary["verdict"]) for run in runs if run.summary.get("verdict")],
         columns=columns,
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
         rows=table_rows(runs, columns),
@@ -115,13 +115,11 @@ def table_rows(runs: Sequence[Run], columns: Sequence[Metric]) -> list[list[dict
 def missing_of(run: Run, columns: Sequence[Metric]) -> list[str]:
     """Return what a run lacks: the notes of its measurement, files, parts of them, and what is – in the table."""
     absent = [column.name for column in columns if column.of(run.summary) is None]
-    notes = run.summary.get("notes")
-    said = [str(note) for note in notes] if isinstance(notes, list) else []
-    return [*said, *run.missing, *([f"– in the table: {', '.join(absent)}"] if absent else [])]
-
-
-def _sentences(verdict: object) -> list[str]:
-    return [verdict] if isinstance(verdict, str) else [str(sentence) for sentence in verdict]  # type: ignore[attr-defined]
+    return [
+        *(run.summary.get("notes") or ()),
+        *run.missing,
+        *([f"– in the table: {', '.join(absent)}"] if absent else []),
+    ]
 
 
 def _figures(panel: Panel) -> dict[str, Any]:

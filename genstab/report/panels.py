@@ -147,12 +147,16 @@ def corruption_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     """dB over the severity of each corruption, and the error relative to the baseline's."""
     measured = {run.name: run.measurements["corruptions"] for run in runs if run.measurements.get("corruptions")}
     kinds = {kind: kind.replace("_", " ") for part in measured.values() for kind in part["decibels"]}
+    means = {
+        name: [mean(column) for column in zip(*part["decibels"].values(), strict=True)]
+        for name, part in measured.items()
+    }
     figures = {}
     for choice in ("", *kinds) if measured else ():
         lines = {
             name: dict(zip(part["severities"], row, strict=True))
             for name, part in measured.items()
-            if (row := part["decibels"].get(choice) if choice else _column_means(part["decibels"].values()))
+            if (row := {**part["decibels"], "": means[name]}.get(choice))
         }
         figures[choice] = run_lines(lines, styles, "severity", "PSNR to the clean output, dB")
     relative = {name: part["relative"] for name, part in measured.items() if part.get("relative")}
@@ -169,10 +173,6 @@ def corruption_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     choices = ("corruption", [("", "mean of all"), *kinds.items()])
     alt = "PSNR under corruption over the severity, a line a run"
     return _one_chart("corruptions", alt, figures, choices, table=table if relative else None)
-
-
-def _column_means(rows: Iterable[Sequence[float | None]]) -> list[float | None]:
-    return [mean(column) for column in zip(*rows, strict=True)]
 
 
 def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -198,10 +198,8 @@ def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
 
 def layer_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     """Mean feature distance over the layers."""
-    means = {
-        name: {layer: mean_distance(grid) for layer, grid in by_layer.items()}
-        for name, by_layer in _feature_maps(runs).items()
-    }
+    maps = _feature_maps(runs).items()
+    means = {name: {layer: mean_distance(grid) for layer, grid in by_layer.items()} for name, by_layer in maps}
     figure = run_lines(means, styles, "", "mean cosine distance").update_yaxes(rangemode="tozero")
     return _one_chart("layers", "Mean feature distance over the layers, a line a run", {"": figure} if means else {})
 
@@ -232,11 +230,7 @@ def _values(grids: Iterable[Grid]) -> list[float]:
 
 
 def mean_distance(grid: Grid) -> float | None:
-    """Return the mean over the shifts; the zero shift, in the middle, has no distance and doesn't count.
-
-    >>> mean_distance([[3.0, 1.0, None], [1.0, 0.0, 1.0], [1.0, 1.0, 6.0]])
-    2.0
-    """
+    """Return the mean over the shifts; the zero shift, in the middle, has no distance and doesn't count."""
     values = [value for row in grid for value in row]
     del values[len(values) // 2]
     return mean(values)

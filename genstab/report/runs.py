@@ -109,14 +109,7 @@ def _in_order(folder: Path) -> tuple[list[str | int], str]:
 
 
 def unfinished(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the folders of jobs below some folders that left no summary: they failed, were stopped, or still run.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     Path(root, "0/.hydra").mkdir(parents=True)
-    ...     [folder.name for folder in unfinished([root])]
-    ['0']
-    """
+    """Return the folders of jobs below some folders that left no summary: they failed, were stopped, or still run."""
     below = (
         folder for path in paths for depth in range(DEPTH) for folder in Path(path).glob("*/" * depth + "*/.hydra")
     )

@@ -11,7 +11,7 @@ from genstab.errors import InputError
 from genstab.metrics.measurements import known, mean, unique
 from genstab.metrics.registry import Metric, metric_of, metrics
 from genstab.report.runs import Run
-from genstab.report.table import options_of
+from genstab.report.table import markdown_table, options_of
 from genstab.runtime.files import read_json
 
 COST = "step_ratio"
@@ -48,17 +48,7 @@ class Option:
 
 
 def options_among(runs: Sequence[Run], costs: Collection[Cost] = ()) -> list[Option]:
-    """Take the runs together that have the same configuration but for seed, name and folder; in order of the first.
-
-    Args:
-        runs: see `genstab.report.runs.read_runs`.
-        costs: of a training step, see `read_costs`.
-
-    >>> configs = [{"seed": seed, "lr": lr} for seed, lr in ((1, 0.1), (2, 0.1), (2, 1))]
-    >>> runs = [Run(f"tri3-seed{config['seed']}", Path(), {"config": config}) for config in configs]
-    >>> [(option.name, len(option.runs)) for option in options_among(runs)]
-    [('tri3', 2), ('tri3 (2)', 1)]
-    """
+    """Group the runs that have the same configuration except for seed, name and folder; in order of the first."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         groups.setdefault(_but_for_the_seed(run), []).append(run)
@@ -113,20 +103,11 @@ def read_costs(path: str | Path) -> list[Cost]:
 
 
 def options_table(options: Sequence[Option]) -> str:
-    """Return a Markdown table of the brief metrics: an option a line, mean ± standard deviation over its runs.
-
-    >>> runs = [Run("tri3", Path(), {"val/l1": value}) for value in (0.2, 0.22)]
-    >>> print(options_table([Option("tri3", runs)]))
-    | option | runs | L1 |
-    |---|---|---|
-    | tri3 | 2 | 0.210 ± 0.014 |
-    """
+    """Return a Markdown table of the brief metrics: an option a line, mean ± standard deviation over its runs."""
     columns = [m for m in metrics().values() if m.brief and any(option.mean(m.key) is not None for option in options)]
     header = ["option", "runs", *(column.title for column in columns)]
     rows = [[option.name, str(len(option.runs)), *(_cell(option, column) for column in columns)] for option in options]
-    return "\n".join(
-        [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    )
+    return markdown_table(header, rows)
 
 
 def _cell(option: Option, metric: Metric) -> str:

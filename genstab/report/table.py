@@ -20,11 +20,7 @@ def columns_of(runs: Sequence[Run]) -> list[Metric]:
 
 
 def results_table(summary: Mapping[str, Any], title: str) -> Table:
-    """Return the stability and quality that a run logged as a table for the terminal, to one more digit than elsewhere.
-
-    >>> results_table({"val/l1": 0.31}, "run").row_count
-    1
-    """
+    """Return the stability and quality that a run logged for the terminal, to one more digit than elsewhere."""
     table = Table("", "", "", title=title, show_header=False)
     for metric in metrics().values():
         if metric.key in summary and metric.group not in ("cost", "further"):
@@ -32,12 +28,20 @@ def results_table(summary: Mapping[str, Any], title: str) -> Table:
     return table
 
 
-def best_of(values: Sequence[float | None], metric: Metric) -> set[int]:
-    """Return the places of the best values; none where there is nothing to choose between.
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table without a line break at its end.
 
-    >>> best_of([3.0, None, 5.0, 5.0], metrics()["val/ssim"]), best_of([0.5, 1.25], metrics()["tv_ratio"])
-    ({2, 3}, {1})
+    >>> print(markdown_table(("case", "ms"), [("blur", "1.20")]))
+    | case | ms |
+    |---|---|
+    | blur | 1.20 |
     """
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(header)}", *lines[1:]])
+
+
+def best_of(values: Sequence[float | None], metric: Metric) -> set[int]:
+    """Return the places of the best values; none where there is nothing to choose between."""
     scores = {i: metric.goodness(value) for i, value in enumerate(values) if value is not None}
     if len(set(scores.values())) < 2:
         return set()
@@ -49,9 +53,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
     More is better in both coordinates. A point is beaten by one that is at least as good in both and better in one;
     of equal points, none beats the other.
-
-    >>> pareto_front([(1.0, 3.0), (2.0, 2.0), (1.0, 2.0), (3.0, 1.0)])
-    [0, 1, 3]
     """
 
     def beaten(point: tuple[float, float]) -> bool:
@@ -62,11 +63,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a nested config as one level of dotted keys; lists and values as JSON, texts as they are.
-
-    >>> flatten({"data": {"size": 64, "root": "a"}, "seed": [1, 2]})
-    {'data.size': '64', 'data.root': 'a', 'seed': '[1, 2]'}
-    """
+    """Return a nested config as one level of dotted keys; lists and values as JSON, texts as they are."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -90,10 +87,7 @@ def options_of(run: Run) -> dict[str, str]:
 def differences(options: Iterable[Mapping[str, str]]) -> dict[str, list[tuple[str | None, bool]]]:
     """Return, for each key that is not the same in all, the value of each and whether it stands out.
 
-    A value stands out when it is not the most frequent one; of two alike none is, and all but the first do.
-
-    >>> differences([{"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1", "b": "3"}])
-    {'b': [('2', True), ('3', False), ('3', False)]}
+    A value stands out when it is not the most frequent one; of two equally frequent values, the second does.
     """
     every = list(options)
     found = {}

@@ -34,18 +34,6 @@ class FailedWrites:
     Args:
         kind: what is written, for the warning.
         consequence: how the program continues, for the warning.
-
-    >>> import warnings
-    >>> pictures = FailedWrites("picture", "the training goes on without it")
-    >>> with warnings.catch_warnings(record=True) as warned:
-    ...     warnings.simplefilter("always")
-    ...     for name in ("a.png", "b.png"):
-    ...         with pictures.tolerate(name):
-    ...             raise OSError(errno.ENOSPC, "No space left on device")
-    >>> [str(warning.message) for warning in warned]
-    ['picture a.png could not be written (No space left on device); the training goes on without it']
-    >>> pictures.files
-    {'a.png': 'No space left on device', 'b.png': 'No space left on device'}
     """
 
     def __init__(self, kind: str, consequence: str) -> None:
@@ -72,32 +60,20 @@ class FailedWrites:
 
 
 def reason(error: BaseException) -> str:
-    """Return the message of an error in one line, without the number and the file name of an `OSError`.
-
-    >>> reason(OSError(errno.ENOSPC, "No space left on device", "a.png"))
-    'No space left on device'
-    """
+    """Return the message of an error in one line, without the number and the file name of an `OSError`."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(said.split())[:200] or type(error).__name__
 
 
 def unwritten_files(trainer: Trainer) -> dict[str, str]:
-    """Return the files that this training could not write: file → reason.
-
-    >>> unwritten_files(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))
-    {}
-    """
+    """Return the files that this training could not write: file → reason."""
     writers = [*trainer.callbacks, *trainer.loggers, trainer.strategy.checkpoint_io]  # type: ignore[attr-defined]
     kept = [each.unwritten for each in writers if isinstance(getattr(each, "unwritten", None), FailedWrites)]
     return {path: why for each in kept for path, why in each.files.items()}
 
 
 def unwritten_lines(trainer: Trainer, folder: Path) -> list[str]:
-    """Return one line for each file that was not written: its path, relative to the run folder, and the reason.
-
-    >>> unwritten_lines(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), Path("run"))
-    []
-    """
+    """Return one line for each file that was not written: its path, relative to the run folder, and the reason."""
     return [f"{path.removeprefix(f'{folder}{os.sep}')}: {why}" for path, why in unwritten_files(trainer).items()]
 
 
@@ -106,15 +82,7 @@ PART = ".part"
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file atomically: whenever the program or the machine stops, `path` is the old file or the new one.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for text in (b"old", b"new"):
-    ...         write_whole(f"{folder}/a", lambda file: file.write(text))
-    ...     Path(folder, "a").read_bytes(), [found.name for found in Path(folder).iterdir()]
-    (b'new', ['a'])
-    """
+    """Write a file atomically: whenever the program or the machine stops, `path` is the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + PART)
@@ -138,20 +106,7 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def check_folder(folder: str | Path, least: int = 0) -> None:
-    """Make the folder of a run and check that it can be written, before any work is done.
-
-    Args:
-        folder: as `output_dir` names it.
-        least: bytes that must be free.
-
-    Raises:
-        InputError: it cannot be made or written, or the disk is too full.
-
-    >>> check_folder("/dev/null/a")
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: output_dir=/dev/null/a cannot be written: Not a directory
-    """
+    """Make `output_dir` and raise an `InputError`, before any work is done, unless `least` bytes fit into it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         NamedTemporaryFile(dir=folder).close()
@@ -160,18 +115,11 @@ def check_folder(folder: str | Path, least: int = 0) -> None:
         raise InputError(f"output_dir={folder} cannot be written: {reason(error)}") from error
     if room.total > 0 and room.free < least:
         left, needed = (f"{size / 2**20:.1f} MiB" for size in (room.free, least))
-        raise InputError(f"output_dir={folder}: {left} are free, and a checkpoint takes {needed} at least")
+        raise InputError(f"output_dir={folder}: {left} are free, but a checkpoint takes at least {needed}")
 
 
 def write_picture(picture: Image.Image, path: str | Path, kind: str, **options: Any) -> None:
-    """Write a picture atomically, in a format of Pillow that is given and not taken from the name.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_picture(Image.new("L", (2, 1)), f"{folder}/a", "PNG")
-    ...     Path(folder, "a").read_bytes()[1:4]
-    b'PNG'
-    """
+    """Write a picture atomically, in a format of Pillow that is given and not taken from the name."""
     encoded = io.BytesIO()  # Pillow's own error for a full disk gives no reason
     picture.save(encoded, kind, **options)
     write_whole(path, lambda file: file.write(encoded.getvalue()))
@@ -209,14 +157,7 @@ SLIDE_SOURCE, SLIDE_OUTPUT = "slide_source.webp", "slide_output.webp"
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write plain types as JSON, atomically; NaN and infinity, which JSON does not have, become null.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(f"{folder}/a.json", {"l1": 0.5, "psnr": math.nan})
-    ...     Path(folder, "a.json").read_text()
-    '{\\n  "l1": 0.5,\\n  "psnr": null\\n}\\n'
-    """
+    """Write plain types as JSON, atomically; NaN and infinity, which JSON does not have, become null."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
     # names of files that are not valid UTF-8 become JSON escapes
     write_whole(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
@@ -233,11 +174,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a file of `write_json`.
-
-    Raises:
-        InputError: the file cannot be read, or is not a JSON object.
-    """
+    """Read a file of `write_json`; raise an `InputError` if it cannot be read or is not a JSON object."""
     try:
         # NaN is not JSON, but Python's reader accepts it
         content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)

@@ -1,4 +1,4 @@
-"""The checkpoint from which a training goes on bit for bit: when it is written, what it holds, how it is resumed."""
+"""The checkpoint from which a training resumes bit for bit: when it is written, what it holds, how it is read."""
 
 import csv
 import shlex
@@ -54,24 +54,17 @@ def continue_logs(loggers: Iterable[Logger], wandb_id: str | None, batches: int,
     for logger in loggers:
         if isinstance(logger, WandbLogger) and wandb_id:
             logger.run_id = wandb_id  # type: ignore[attr-defined]  # of our own logger, see `genstab.loggers.wandb`
-        elif isinstance(logger, CSVLogger):
-            _continue_table(logger, batches, again)
-
-
-def _continue_table(logger: CSVLogger, batches: int, again: bool) -> None:
-    path = Path(logger.log_dir) / "metrics.csv"
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            for line in csv.DictReader(file):
-                row = {key: value for key, value in line.items() if value}
-                step = int(row["step"]) if (row.get("step") or "").isdecimal() else batches
-                repeated = again and step == batches - 1 and any(key.startswith("val/") for key in row)
-                rows += [row] if step < batches and not repeated else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the folder is not empty
-        writer = logger.experiment
-    writer.metrics = rows + writer.metrics
+        elif isinstance(logger, CSVLogger) and (path := Path(logger.log_dir) / "metrics.csv").is_file():
+            rows: list[dict[str, Any]] = []
+            with path.open(newline="") as file:
+                for line in csv.DictReader(file):
+                    row = {key: value for key, value in line.items() if value}
+                    step = int(row["step"]) if (row.get("step") or "").isdecimal() else batches
+                    repeated = again and step == batches - 1 and any(key.startswith("val/") for key in row)
+                    rows += [row] if step < batches and not repeated else []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the folder is not empty
+                logger.experiment.metrics = rows + logger.experiment.metrics
 
 
 # The key of a checkpoint that holds the progress of the training.
@@ -79,18 +72,18 @@ RESUME = "resume"
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep `DIRPATH/last.ckpt`, from which a training goes on bit for bit on the same machine, wherever it was killed.
+    """Keep `DIRPATH/last.ckpt`, from which a training resumes bit for bit on the same machine, wherever it was killed.
 
     It is written at the end of epochs, within them as often as asked for, at the end of the training, and within one
     step after Ctrl-C, SIGTERM or, in a SLURM job, SIGUSR1, which also requeues the job; the program then ends with 128
     plus the signal's number (see `signals`). On several processes a validation is finished before that. Every
-    checkpoint of the trainer, the best one too, gets what is needed to go on, and is written whole or not at all.
+    checkpoint of the trainer, the best one too, holds what is needed to resume, and is written whole or not at all.
 
     Args:
         dirpath: where `last.ckpt` goes.
         every_n_epochs: epochs from one checkpoint to the next.
-        every_n_train_steps: batches likewise; None: whenever the minutes are over.
-        every_minutes: minutes likewise, looked at after each batch; None: never.
+        every_n_train_steps: batches likewise; None: never within an epoch, but for the minutes.
+        every_minutes: minutes likewise, checked after each batch; None: never.
 
     Raises:
         InputError: a number that is not positive; a checkpoint from another kind of training.
@@ -154,8 +147,9 @@ class LastCheckpoint(Checkpoint):
             fit.max_epochs, fit.epoch_loop.max_steps = self.limits
             self.limits = None
         fit.epoch_loop.on_iteration_done()  # an epoch that was only to be closed has no batch that would do it
-        over = trainer.should_stop or _over(trainer)
-        self._save_or_stop(trainer, over or (trainer.current_epoch + 1) % self.every_n_epochs == 0)
+        epochs = trainer.current_epoch + 1
+        over = trainer.should_stop or _steps_done(trainer) or 0 <= (trainer.max_epochs or -1) <= epochs
+        self._save_or_stop(trainer, over or epochs % self.every_n_epochs == 0)
         self.signals.at_once = over
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -180,10 +174,10 @@ class LastCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise an error at the very end if the final weights could not be saved."""
         if why := unwritten_files(trainer).get(str(self.path)):
-            cure = "and there are none from before"
+            cure = "and there are no earlier ones"
             if self.path.is_file():
                 again = f"ckpt_path={shlex.quote(str(self.path))}"
-                cure = f"those from before are whole: see to the disk and go on with {again}"
+                cure = f"the earlier ones are intact: make room on the disk and resume with {again}"
             raise InputError(f"the final weights could not be saved: {self.path}: {why}; {cure}")
 
     def _save_or_stop(self, trainer: Trainer, due: bool, clock: bool = True) -> None:
@@ -225,7 +219,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if RESUME not in checkpoint:
-            raise InputError(f"{trainer.ckpt_path} was not written by a training with a LastCheckpoint")
+            raise InputError(f"{trainer.ckpt_path} was not written by a training with LastCheckpoint")
         self.resumed = checkpoint[RESUME]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and trainer.ckpt_path:
@@ -266,7 +260,9 @@ class LastCheckpoint(Checkpoint):
             set_random_states(progress["random"][rank], pl_module.device)
         if len(progress["random"]) != trainer.world_size:
             before = len(progress["random"])
-            rank_zero_warn(f"the checkpoint is of {before} processes, this run has {trainer.world_size}: not exact")
+            rank_zero_warn(
+                f"the checkpoint is of {before} processes, this run has {trainer.world_size}: not bit for bit"
+            )
         self.pending, self.random = progress["pending"], random_states(pl_module.device)
         if self.pending or self.limits:
             self.pending = True
@@ -281,11 +277,6 @@ class LastCheckpoint(Checkpoint):
 
 def _fitting(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-
-
-def _over(trainer: Trainer) -> bool:
-    """Whether no batch is left, at the end of an epoch."""
-    return _steps_done(trainer) or 0 <= (trainer.max_epochs or -1) <= trainer.current_epoch + 1
 
 
 def _steps_done(trainer: Trainer) -> bool:

@@ -17,20 +17,12 @@ GIT_TIMEOUT = 5.0  # seconds, on a slow or dead disk
 
 
 def provenance(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
-    """Return `versions`, `machine` (with the names of the given devices) and `git`, as plain types.
-
-    >>> sorted(provenance())
-    ['git', 'machine', 'versions']
-    """
+    """Return `versions`, `machine` (with the names of the given devices) and `git`, as plain types."""
     return {"versions": versions(), "machine": machine(devices), "git": git_states()}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on.
-
-    >>> sorted(versions())[:3]
-    ['genstab', 'hydra-core', 'kornia']
-    """
+    """Return the versions that a result depends on."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
@@ -38,10 +30,6 @@ def machine(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
     """Return the platform, the names of the devices, CUDA's and cuDNN's versions and the number of torch's threads.
 
     On a CPU the number of threads changes the last bits of a sum.
-
-    >>> import torch
-    >>> machine([torch.device("cpu")])["threads"] == torch.get_num_threads()
-    True
     """
     import torch
 
@@ -59,17 +47,21 @@ def _name(device: "torch.device") -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    return processor()
+    return processor() if device.type == "cpu" else device.type
+
+
+def version_text() -> str:
+    """Return what `genstab --version` prints: versions, the machine and the commit."""
+    lines = [f"{name} {number}" for name, number in versions().items()]
+    lines.append(f"{platform.platform()}, {processor()}, {os.cpu_count()} processors")
+    state = git_states()["genstab"]
+    if state and state["commit"]:
+        lines.append(f"commit {state['commit']}{' with changes' if state['dirty'] else ''}")
+    return "\n".join(lines)
 
 
 def processor() -> str:
-    """Return the name of the processor.
-
-    >>> processor() != ""
-    True
-    """
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -77,11 +69,7 @@ def processor() -> str:
 
 
 def git_states() -> dict[str, dict[str, Any] | None]:
-    """Return `git_state` of the checkout that genstab runs from and of the working folder.
-
-    >>> list(git_states())
-    ['genstab', 'working_folder']
-    """
+    """Return `git_state` of the checkout that genstab runs from and of the working folder."""
     try:
         here = git_state(Path.cwd())
     except OSError:  # the working folder was removed
@@ -95,9 +83,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     None without a repository, without git, or where git refuses or takes longer than `GIT_TIMEOUT` seconds. Nothing is
     written, and no program that the repository's configuration names is run.
-
-    >>> git_state(Path("/")) is None
-    True
     """
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), "status", "--porcelain=v2", "--branch"]
     # inside a git hook, GIT_DIR and the like name another repository

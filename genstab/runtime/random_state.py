@@ -11,12 +11,6 @@ def random_states(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Return the states of Python's, NumPy's and torch's global generators, and of the CUDA device where it is one.
 
     They can be saved by `torch.save` and read with `weights_only=True`.
-
-    >>> before = random_states()
-    >>> drawn = torch.rand(2), np.random.rand(), random.random()
-    >>> set_random_states(before)
-    >>> torch.equal(drawn[0], torch.rand(2)), drawn[1] == np.random.rand(), drawn[2] == random.random()
-    (True, True, True)
     """
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002  # what libraries draw from

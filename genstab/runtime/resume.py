@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from pytorch_lightning import LightningModule
 
 from genstab.errors import InputError
 from genstab.runtime.checkpoint_file import read_checkpoint
-from genstab.runtime.files import SUMMARY, read_json
 from genstab.runtime.last_checkpoint import RESUME
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
@@ -24,32 +23,31 @@ FREE = (
 )  # fmt: skip
 FIXED = ("trainer.precision",)
 MOST = 8  # differences that an error lists
-# What a checkpoint must hold, and its entry `RESUME`.
-KEYS = {
-    "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict,
-    "pytorch-lightning_version": str, RESUME: dict,
-}  # fmt: skip
 PROGRESS = {
     "epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
     "optimizers", "wandb",
 }  # fmt: skip
+# What a checkpoint must hold, and whether a value is what Lightning and `LastCheckpoint` write there.
+KEYS: dict[str, Callable[[Any], bool]] = {
+    "state_dict": lambda value: isinstance(value, dict),
+    "optimizer_states": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+    "lr_schedulers": lambda value: isinstance(value, list),
+    "loops": lambda value: isinstance(value, dict) and "fit_loop" in value,
+    "callbacks": lambda value: isinstance(value, dict),
+    "pytorch-lightning_version": lambda value: isinstance(value, str) and bool(re.match(r"\d+\.\d+", value)),
+    RESUME: lambda value: isinstance(value, dict) and value.keys() >= PROGRESS,
+}
 
 
 def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
     """Return the file that `ckpt_path` means for a run in `folder`; None: there is none yet, start from scratch.
 
-    Args:
-        wanted: a checkpoint, the folder of a run, or `last`: that of `folder`. If there is none and the user named the
-            folder (`fixed`), the training starts there, so that the same command starts and resumes it. If the folder
-            is a new OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS.
-        folder: of this run.
-        fixed: whether the user named it.
+    It is a checkpoint, the folder of a run, or `last`: that of `folder`. If there is none and the user named the folder
+    (`fixed`), the training starts there, so that the same command starts and resumes it. If the folder is a new
+    OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS.
 
     Raises:
         InputError: there is no such file, or no run to resume.
-
-    >>> find_checkpoint("last", "runs/a", fixed=True) is None
-    True
     """
     own = Path(folder) / CHECKPOINT
     if wanted == LAST:
@@ -71,11 +69,7 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
 
 
 def dated(path: Path) -> str:
-    """Return a file with the date of its last change, by which `ckpt_path=last` chooses.
-
-    >>> dated(Path(__file__)).startswith(f"{__file__} of 20")
-    True
-    """
+    """Return a file with the date of its last change, by which `ckpt_path=last` chooses."""
     return f"{path} of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(path.stat().st_mtime))}"
 
 
@@ -88,56 +82,29 @@ def read_resumable(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     missing = KEYS if not isinstance(checkpoint, dict) else [key for key in KEYS if key not in checkpoint]
     if missing:
-        raise InputError(f"{path} is no checkpoint to go on from: it has no {', '.join(missing)}")
-    if wrong := _odd(checkpoint):
-        raise InputError(f"{path} is no checkpoint to go on from: it has an odd {', '.join(wrong)}")
+        raise InputError(f"{path} is not a checkpoint to resume from: it has no {', '.join(missing)}")
+    if wrong := [key for key, fits in KEYS.items() if not fits(checkpoint[key])]:
+        raise InputError(f"{path} is not a checkpoint to resume from: invalid {', '.join(wrong)}")
     return checkpoint
 
 
-def _odd(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values are not what Lightning and `LastCheckpoint` write there."""
-    wrong = [key for key, kind in KEYS.items() if not isinstance(checkpoint[key], kind)]
-    if wrong:
-        return wrong
-    fine = {
-        "loops": "fit_loop" in checkpoint["loops"],
-        "optimizer_states": all(isinstance(each, dict) for each in checkpoint["optimizer_states"]),
-        "pytorch-lightning_version": re.match(r"\d+\.\d+", checkpoint["pytorch-lightning_version"]),
-        RESUME: checkpoint[RESUME].keys() >= PROGRESS,
-    }
-    return [key for key, good in fine.items() if not good]
-
-
 def is_over(progress: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Return whether the training that `config` describes has no batches left.
-
-    >>> is_over({"epoch": 3, "steps": 24}, {"trainer": {"max_epochs": 3, "max_steps": -1}})
-    True
-    """
+    """Return whether the training that `config` describes has no batches left."""
     epochs, steps = (config.get("trainer", {}).get(key) for key in ("max_epochs", "max_steps"))
     return 0 <= (-1 if epochs is None else epochs) <= progress["epoch"] or 0 <= (steps or -1) <= progress["steps"]
-
-
-def summary_of(folder: str | Path, progress: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the summary in a run folder if it was written at this progress of the training, else None."""
-    path = Path(folder) / SUMMARY
-    summary = read_json(path) if path.is_file() else {}
-    return summary if summary.get("steps") == progress["steps"] else None
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the options whose change makes it another training, as `key then → now`.
 
     An option that only one of the two configurations has, as after an update of genstab, is not a change.
-
-    >>> changes({"seed": 1, "logger": {"name": "a"}}, {"seed": 2, "logger": {"name": "b"}})
-    ['seed 1 → 2']
     """
     old, new = dict(_flat(before)), dict(_flat(now))
     for flat in (old, new):
         if (offset := flat.pop("data.twin_reach", None)) is not None:  # its name in version 0.1
             flat["data.overlap_offset"] = offset
-    keys = (key for key in sorted(old.keys() & new.keys()) if not _within(key, FREE) or key in FIXED)
+    free = tuple(f"{group}." for group in FREE)
+    keys = (key for key in sorted(old.keys() & new.keys()) if not f"{key}.".startswith(free) or key in FIXED)
     return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
 
 
@@ -149,25 +116,22 @@ def check_fit(
     images_per_step: int,
     config: Mapping[str, Any],
 ) -> None:
-    """Compare a checkpoint with the training that resumes from it.
-
-    Args:
-        path: of the checkpoint, for the message.
-        checkpoint: its contents.
-        model: to be trained.
-        images: number of training images.
-        images_per_step: the batch size times the number of processes.
-        config: the run's configuration, as plain types.
-
-    Raises:
-        InputError: one line with all differences, as `key then → now`.
-    """
-    progress = checkpoint[RESUME]
-    differences = changes(checkpoint.get("config", {}), config) + _shapes(checkpoint["state_dict"], model.state_dict())
+    """Raise an `InputError` that lists, as `key then → now`, why a training cannot resume from a checkpoint."""
+    progress, before, now = checkpoint[RESUME], checkpoint["state_dict"], model.state_dict()
+    differences = changes(checkpoint.get("config", {}), config)
+    differences += sorted(
+        [f"no {key} in the checkpoint" for key in now.keys() - before.keys()]
+        + [f"{key} is in the checkpoint only" for key in before.keys() - now.keys()]
+        + [
+            f"{key} {tuple(before[key].shape)} → {tuple(now[key].shape)}"
+            for key in before.keys() & now.keys()
+            if before[key].shape != now[key].shape
+        ]
+    )
     counts = {"training images": images, "images per step (batch size × processes)": images_per_step}
-    for (name, now), then in zip(counts.items(), (progress["images"], progress["images_per_step"]), strict=True):
-        if then is not None and then != now:
-            differences.append(f"{name} {then} → {now}")
+    for (name, count), then in zip(counts.items(), (progress["images"], progress["images_per_step"]), strict=True):
+        if then is not None and then != count:
+            differences.append(f"{name} {then} → {count}")
     epochs = config.get("trainer", {}).get("max_epochs", -1)
     if epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > epochs:
         differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {progress['epoch'] + 1}")
@@ -182,16 +146,3 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, value
-
-
-def _within(key: str, groups: tuple[str, ...]) -> bool:
-    return any(key == group or key.startswith(f"{group}.") for group in groups)
-
-
-def _shapes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    found = [f"no {key} in the checkpoint" for key in now.keys() - before.keys()]
-    found += [f"{key} is in the checkpoint only" for key in before.keys() - now.keys()]
-    for key in before.keys() & now.keys():
-        if before[key].shape != now[key].shape:
-            found.append(f"{key} {tuple(before[key].shape)} → {tuple(now[key].shape)}")
-    return sorted(found)

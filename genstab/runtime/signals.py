@@ -11,11 +11,7 @@ SIGNALLED = 128
 
 
 class Stopped(SystemExit):
-    """The end of a training after a signal; the exit code of the program is 128 plus the signal's number.
-
-    >>> Stopped(signal.SIGTERM).code
-    143
-    """
+    """The end of a training after a signal; the exit code of the program is 128 plus the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(SIGNALLED + signum)
@@ -27,11 +23,6 @@ class StopSignals:
 
     A second Ctrl-C ends the program at once. SIGUSR1 is handled in SLURM jobs only, where it means that the time is up,
     and SIGUSR2 in jobs that submitit started.
-
-    >>> with StopSignals() as signals:
-    ...     os.kill(os.getpid(), signal.SIGTERM)
-    ...     signals.received == signal.SIGTERM
-    True
     """
 
     def __init__(self) -> None:
@@ -79,29 +70,17 @@ class StopSignals:
 
 
 def by_submitit() -> bool:
-    """Return whether submitit started this process, as a task of a job on a cluster or on this machine.
-
-    >>> by_submitit()
-    False
-    """
+    """Return whether submitit started this process, as a task of a job on a cluster or on this machine."""
     return "SUBMITIT_EXECUTOR" in os.environ
 
 
 def requeue_signal() -> signal.Signals:
-    """Return the signal by which submitit learns that a job's time is up or that it is preempted.
-
-    >>> requeue_signal() == signal.SIGUSR2
-    True
-    """
+    """Return the signal by which submitit learns that a job's time is up or that it is preempted."""
     return getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")
 
 
 def slurm_job() -> str | None:
-    """Return the id of this SLURM job, as `scontrol` takes it; None outside of a job.
-
-    >>> isinstance(slurm_job(), str | None)
-    True
-    """
+    """Return the id of this SLURM job, as `scontrol` takes it; None outside of a job."""
     job, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
 

@@ -70,14 +70,10 @@ class Pix2Pix(LightningModule):
     ) -> None:
         super().__init__()
         check_choice("gan_loss", gan_loss, GAN_LOSSES)
-        weights = {
-            "l1_weight": l1_weight,
-            "equivariance_weight": equivariance_weight,
-            "detail_weight": detail_weight,
-        }
-        for name, value in weights.items():
-            if not 0 <= value < math.inf:
-                raise InputError(f"{name}={value} is not a finite number of at least 0")
+        weights = {"l1_weight": l1_weight, "equivariance_weight": equivariance_weight, "detail_weight": detail_weight}
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"{name}={weight} is not a finite number of at least 0")
         if not 0 < lr < math.inf:
             raise InputError(f"lr={lr} is not a positive finite number")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -131,7 +127,7 @@ class Pix2Pix(LightningModule):
         optimizer_d, optimizer_g = self.optimizers()  # type: ignore[attr-defined]  # two of them, so a list
         # Lightning counts every optimizer step in global_step; count only the generator's, so that it counts batches.
         # It has no public way to do so: `optimizer.optimizer.step()` would also skip the scaler of mixed precision.
-        optimizer_d._on_before_step = optimizer_d._on_after_step = _uncounted
+        optimizer_d._on_before_step = optimizer_d._on_after_step = lambda: None
         batch, weight = self._share(batch, batch_idx)
         losses = self.update(batch, optimizer_d, optimizer_g, lambda loss: self.manual_backward(weight * loss))
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
@@ -178,7 +174,11 @@ class Pix2Pix(LightningModule):
             loss_g = loss_g_gan + self.l1_weight * loss_g_l1
             parts = {"loss_g_gan": loss_g_gan, "loss_g_l1": loss_g_l1}
             if self.equivariance_weight:
-                parts["loss_g_shift"] = equivariance_loss(output, _shift_of(batch), MARGIN)
+                if "shift" not in batch:
+                    raise InputError(
+                        "equivariance_weight needs overlapping crops: set data.overlap_offset, 8 for example"
+                    )
+                parts["loss_g_shift"] = equivariance_loss(output, batch["shift"], MARGIN)
                 loss_g = loss_g + self.equivariance_weight * parts["loss_g_shift"]
             if self.detail_weight:
                 parts["loss_g_detail"] = detail_loss(output, target)
@@ -227,12 +227,6 @@ class Pix2Pix(LightningModule):
         checkpoint["generator"] = getattr(self.generator, "config", None)
 
 
-def _shift_of(batch: Batch) -> tuple[int, int] | None:
-    if "shift" not in batch:
-        raise InputError("equivariance_weight needs overlapping crops: set data.overlap_offset, 8 for example")
-    return batch["shift"]
-
-
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
     """Disable the gradients of a network's parameters inside the context."""
@@ -251,7 +245,3 @@ def _means_of_all(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]
     means = torch.stack(list(losses.values())) * (weight / torch.distributed.get_world_size())
     torch.distributed.all_reduce(means)
     return dict(zip(losses, means.unbind(), strict=True))
-
-
-def _uncounted() -> None:
-    """Do nothing, instead of counting a step."""

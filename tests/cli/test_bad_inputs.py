@@ -537,8 +537,8 @@ OPTIONS = [
 SAID = {
     "run_name=${foo}": "Interpolation key 'foo' not found",
     "model.generator._target_=os.getcwd": r"model.generator: posix.getcwd\(\) takes no keyword arguments",
-    "model._target_=torch.nn.Identity": "what the config makes a Identity of must be a LightningModule",
-    "+callbacks.foo={_target_: torch.nn.Identity}": "what the config makes a Identity of must be a Callback",
+    "model._target_=torch.nn.Identity": "the config makes a Identity where a LightningModule is needed",
+    "+callbacks.foo={_target_: torch.nn.Identity}": "the config makes a Identity where a Callback is needed",
     "run_name=${oc.env:NOWHERE}": "Environment variable 'NOWHERE' not found",
     "~data.root": "data: .*missing 1 required positional argument: 'root'",
     "data=folder": "Could not override 'data.crop_size'",
@@ -583,23 +583,23 @@ def nan(path: Path, good: Path) -> None:
     changed(state_dict={k: v * math.nan if v.is_floating_point() else v for k, v in weights.items()})(path, good)
 
 
-READ, ON = "cannot be read as a checkpoint", "is no checkpoint to go on from"
+READ, ON = "cannot be read as a checkpoint", "is not a checkpoint to resume from"
 # What becomes of bad.ckpt, what training says of it and what prediction does; None: it works.
 CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] = {
     "nothing": (lambda path, good: None, "does not exist", "does not exist"),
     "empty": (lambda path, good: path.touch(), "it is empty", "is empty"),
-    "text": (lambda path, good: path.write_text("hello"), READ, "is no model"),
-    "a web page": (lambda path, good: path.write_text("<!DOCTYPE html>"), READ, "is no model"),
-    "a pointer": (lambda path, good: path.write_bytes(POINTER), READ, "is no model"),
-    "a picture": (lambda path, good: noise().save(path, "PNG"), READ, "is no model"),
-    "half": (part(0.5), "cut off or damaged", "is no model"),
-    "all but the end": (part(0.99), "cut off or damaged", "is no model"),
+    "text": (lambda path, good: path.write_text("hello"), READ, "is not a model file"),
+    "a web page": (lambda path, good: path.write_text("<!DOCTYPE html>"), READ, "is not a model file"),
+    "a pointer": (lambda path, good: path.write_bytes(POINTER), READ, "is not a model file"),
+    "a picture": (lambda path, good: noise().save(path, "PNG"), READ, "is not a model file"),
+    "half": (part(0.5), "cut off or damaged", "is not a model file"),
+    "all but the end": (part(0.99), "cut off or damaged", "is not a model file"),
     "one bit": (
         lambda path, good: path.write_bytes(damaged(good.read_bytes(), good.stat().st_size // 2)),
         "cut off or damaged .archive/data/",
         "cut off or damaged .archive/data/",
     ),
-    "another archive": (lambda path, good: path.write_bytes(archive()), READ, "is no model"),
+    "another archive": (lambda path, good: path.write_bytes(archive()), READ, "is not a model file"),
     "a pickle": (lambda path, good: path.write_bytes(pickle.dumps(Evil())), "nothing in it was run", "was run"),
     "objects": (
         lambda path, good: torch.save({"state_dict": {}, "x": Evil()}, path),
@@ -623,13 +623,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "a device": (lambda path, good: path.symlink_to("/dev/zero"), "does not exist", "does not exist"),
     "a link to itself": (lambda path, good: path.symlink_to(path), "does not exist", "does not exist"),
     "no place": (changed(resume=None), f"{ON}: it has no resume", None),
-    "an odd place": (changed(resume={}), f"{ON}: it has an odd resume", None),
+    "an odd place": (changed(resume={}), f"{ON}: invalid resume", None),
     "no optimizer": (changed(optimizer_states=None), f"{ON}: it has no optimizer_states", None),
-    "an odd optimizer": (changed(optimizer_states=[1]), f"{ON}: it has an odd optimizer_states", None),
-    "odd loops": (changed(loops={}), f"{ON}: it has an odd loops", None),
-    "odd callbacks": (changed(callbacks=3), f"{ON}: it has an odd callbacks", None),
-    "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: it has an odd pytorch-l", None),
-    "odd weights": (changed(state_dict=[1]), f"{ON}: it has an odd state_dict", "is not a checkpoint of a genstab"),
+    "an odd optimizer": (changed(optimizer_states=[1]), f"{ON}: invalid optimizer_states", None),
+    "odd loops": (changed(loops={}), f"{ON}: invalid loops", None),
+    "odd callbacks": (changed(callbacks=3), f"{ON}: invalid callbacks", None),
+    "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: invalid pytorch-l", None),
+    "odd weights": (changed(state_dict=[1]), f"{ON}: invalid state_dict", "is not a checkpoint of a genstab"),
     "no weights": (changed(state_dict={}), "does not fit this training: no ", "does not fit the generator"),
     "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
 }

@@ -205,3 +205,15 @@ def test_the_sweep_file_names_options_that_exist():
     assert set(sweep["parameters"]["antialias"]["values"]) <= set(GROUPS["antialias"])
     assert sweep["metric"] == {"name": "val/shift_psnr", "goal": "maximize"}
     assert Path(CONF.parent / sweep["program"]).is_file()
+
+
+@pytest.mark.parametrize(("project", "name"), [(None, None), ("mine", "first")])
+def test_wandbs_own_variables_name_project_and_run(tmp_path, monkeypatch, project, name):
+    for key, value in (("WANDB_PROJECT", project), ("WANDB_NAME", name)):
+        if value:
+            monkeypatch.setenv(key, value)
+        else:
+            monkeypatch.delenv(key, raising=False)
+    config = composed(tmp_path, "logger=wandb")
+    assert config.logger.project == (project or "genstab")
+    assert config.logger.name == (name or config.run_name)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from genstab import InputError
 from genstab.cli import main as cli
 from genstab.cli.arguments import check_launcher
 from genstab.cli.config_errors import refusal
-from genstab.distributed.rendezvous import free_port
 from genstab.runtime.signals import StopSignals
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.distributed.test_processes import folders
@@ -105,7 +105,7 @@ def test_tasks_of_slurm_on_two_nodes_train_as_one_and_go_on_bit_for_bit_when_req
     assert len({path.name for path in sweep.glob("0/wandb/offline-run-*/*.wandb")}) == 1  # run-ID.wandb, in two parts
     assert json.loads((sweep / "0" / "summary.json").read_text())["processes"] == 2
     logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*_log.out"))
-    assert logs.count(f"Goes on from {sweep}/0/checkpoints/last.ckpt") == 1
+    assert logs.count(f"Resuming from {sweep}/0/checkpoints/last.ckpt") == 1
     assert differing(weights_and_numbers(sweep / "0"), weights_and_numbers(tmp_path / "whole")) == []
 
 
@@ -129,7 +129,7 @@ def test_a_task_on_this_machine_goes_on_bit_for_bit_when_its_time_is_up(tmp_path
     train(monkeypatch, *QUIET, *OPTIONS, *options)
     (log,) = tmp_path.glob("sweep/.submitit/*/*_log.out")
     assert log.read_text().count("Requeued job ") >= 1
-    assert "Goes on from " in log.read_text()
+    assert "Resuming from " in log.read_text()
     assert differing(left(tmp_path / "sweep" / "0"), left(tmp_path / "whole")) == []
 
 
@@ -189,7 +189,7 @@ def test_what_submitit_says_of_a_lost_job_is_one_line_with_the_end_of_its_log():
 @pytest.mark.slow
 def test_two_nodes_by_torchrun(tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
-    torchrun += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1", ROOT / "train.py"]
+    torchrun += [f"--rdzv-endpoint=127.0.0.1:{find_free_network_port()}", "--local-addr=127.0.0.1", ROOT / "train.py"]
     options = ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2", *TINY_SYNTHETIC]
     nodes = [start(*torchrun, *options) for _ in range(2)]
     for code, printed in map(finish, nodes):

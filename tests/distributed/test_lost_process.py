@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning import Callback
 from torch.utils.data import Dataset
 
 from genstab import InputError
 from genstab.data.datamodules import SyntheticData
 from genstab.distributed.lost_process import LostProcessError, known
-from genstab.distributed.rendezvous import free_port
 from genstab.runtime import signals as stopping
 from tests.helpers.commands import ROOT, finish, holders, start
 from tests.helpers.killed import TINY, differing, left, run
@@ -37,7 +37,7 @@ class Started:
             command[:0] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         if launcher == "slurm":
             same = {"NTASKS": processes, "NNODES": 1, "NODEID": 0, "JOB_NAME": "train"}
-            port = str(free_port())
+            port = str(find_free_network_port())
             ranks = [
                 {**{f"SLURM_{key}": str(value) for key, value in {**same, "PROCID": rank, "LOCALID": rank}.items()},
                  "MASTER_PORT": port}
@@ -80,7 +80,7 @@ def killer(step, place, rank, signum=signal.SIGKILL):
 
 
 def hint(folder):
-    how = f"the same command goes on from it with ckpt_path=last hydra.run.dir={folder}"
+    how = f"the same command resumes from it with ckpt_path=last hydra.run.dir={folder}"
     return f"the last checkpoint is {folder}/checkpoints/last.ckpt, and {how}"
 
 

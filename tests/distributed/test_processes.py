@@ -32,10 +32,10 @@ def checkpoint(tmp_path):
     return tmp_path / "some.ckpt"
 
 
-def on_processes(number, script, *arguments):
+def on_processes(number, script, *arguments, **options):
     """Run a script by torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
-    return program(*torchrun, script, *arguments)
+    return program(*torchrun, script, *arguments, **options)
 
 
 VALIDATED = [(1, 2), (2, 2), (5, 2), (53, 4), (53, 7)]  # images, batch size
@@ -181,7 +181,7 @@ def test_a_sweep_on_two_processes_makes_one_folder_and_one_wandb_run_a_job(tmp_p
 @pytest.mark.slow
 def test_the_installed_command_starts_several_processes_too(tmp_path):
     options = ["train", "trainer=ddp_cpu", "logger=csv", f"hydra.run.dir={tmp_path}/run", *TINY_SYNTHETIC]
-    program("-m", "genstab.cli", *options)
+    program("-m", "genstab.cli", *options, interpreter=True)
     assert folders(tmp_path, "*") == ["run"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["processes"] == 2
 
@@ -201,7 +201,7 @@ def slurm(*arguments, processes=2):
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_torchrun_makes_one_folder_and_one_wandb_run(tmp_path):
-    on_processes(2, ROOT / "train.py", "trainer=ddp_cpu", *TINY_SYNTHETIC)
+    on_processes(2, ROOT / "train.py", "trainer=ddp_cpu", *TINY_SYNTHETIC, interpreter=True)
     (folder,) = Path("outputs").glob("*/*")
     assert folders(Path(), "**/.hydra") == [f"{folder}/.hydra"]
     assert len(folders(folder, "wandb/offline-run-*")) == 1

@@ -6,10 +6,11 @@ import threading
 import time
 
 import pytest
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from genstab import InputError
 from genstab.distributed import rendezvous
-from genstab.distributed.rendezvous import Rendezvous, free_port, join_rendezvous
+from genstab.distributed.rendezvous import Rendezvous, join_rendezvous
 
 
 class Environment:
@@ -32,7 +33,7 @@ def port(monkeypatch):
     for name in ("MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.setenv(name, "")  # put back what the second job changes
         monkeypatch.delenv(name)
-    return free_port()
+    return find_free_network_port()
 
 
 class Follower(threading.Thread):
@@ -83,7 +84,7 @@ def test_who_does_not_come_is_missed_in_one_line(port, monkeypatch):
     monkeypatch.setattr(rendezvous, "FAREWELL", 0.1)
     first = Rendezvous("SLURM", Environment(0, 4, port))
     began = time.monotonic()
-    message = r"SLURM speaks of 4 processes, but only 1 came within 0 s: was the command started by srun"
+    message = r"SLURM announced 4 processes, but only 1 came within 0 s: was the command started by srun"
     with pytest.raises(InputError, match=message), first.end_others_on_exit():
         first.send_config("a: 1")
     assert time.monotonic() - began < 5
@@ -99,9 +100,9 @@ def test_a_first_process_that_cannot_be_reached_or_dies_is_named(port, monkeypat
         time.sleep(0.05)
     time.sleep(0.5)  # longer than its patience: a first process that lives may take its time
     assert follower.is_alive()
-    first.store = None
+    first.store = None  # and its host with it
     follower.join(10)
-    assert str(follower.error) == "SLURM: the first process ended without a word"
+    assert str(follower.error) == "SLURM: the first process is gone"
 
 
 def test_a_trainer_for_another_number_of_processes_is_refused():
@@ -161,3 +162,21 @@ def test_the_others_hear_that_the_first_one_reports_for_them(port, monkeypatch):
     follower.join(10)
     assert [(config, at_last) for config, _, at_last in follower.heard] == [("a: 1", True), ("a: 2", True)]
     assert follower.heard[0][1] is False
+
+
+def test_a_first_process_that_hangs_is_not_waited_for_without_limit(port, monkeypatch):
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
+    first = Rendezvous("SLURM", Environment(0, 2, port))
+    follower = Follower(1, 2, port)
+    host = first.store
+    first.store = None  # its heart stops, but the store answers, as torchrun's does
+    follower.join(10)
+    assert str(follower.error) == "SLURM: the first process hangs"
+    assert host is not None
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for_without_limit(port, monkeypatch):
+    first = Rendezvous("SLURM", Environment(0, 2, port))
+    monkeypatch.setattr(rendezvous, "PATIENCE", 0.3)
+    with pytest.raises(InputError, match="SLURM: the first process hangs"):
+        first._ask(lambda _: time.sleep(1))

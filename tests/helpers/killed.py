@@ -52,7 +52,9 @@ class Killer(Callback):
             return
         self.place = None
         if self.worker:
-            os.kill(multiprocessing.active_children()[0].pid, self.signum)
+            # a loader's workers are daemons; a program that another test forked may be left, too
+            worker = next(child for child in multiprocessing.active_children() if child.daemon)
+            os.kill(worker.pid, self.signum)
             return
         if self.signum == 0:
             raise Killed

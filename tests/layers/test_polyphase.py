@@ -471,12 +471,12 @@ def test_load_generator_brings_it_back(tmp_path):
         (lambda: PolyphaseUp2d(filter="tri9"), "filter='tri9' is not one of"),
         (lambda: PolyphaseDown2d()(torch.zeros(1, 1, 4, 5)), "stride=2 does not divide the image size 4×5"),
         (lambda: choose_phases(torch.zeros(1, 1, 4, 4), 3), "stride=3 does not divide the image size 4×4"),
-        (lambda: choose_phases(torch.zeros(1, 1, 4, 4), 0), "stride=0"),
-        (lambda: polyphase_downsample2d(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2)), "stride=2 does not divide"),
-        (lambda: polyphase_upsample2d(torch.zeros(1, 1, 3, 4), torch.zeros(1, 2), -1), "stride=-1"),
         (lambda: AntiAlias(polyphase=True), "padding_mode='reflect' with polyphase=True is not circular"),
         (lambda: AntiAlias("none", "pre", "circular", "yes"), "polyphase='yes' is not one of True, False"),
-        (lambda: ResNetGenerator(antialias=AntiAlias("none", "pre", "circular", True)), "polyphase=True: ResNet"),
+        (
+            lambda: ResNetGenerator(antialias=AntiAlias("none", "pre", "circular", True)),
+            "polyphase=True is not supported",
+        ),
     ],
 )
 def test_bad_arguments_are_named(build, message):
@@ -500,6 +500,5 @@ def test_what_is_no_batch_of_images_or_phases_is_named():
     with pytest.raises(InputError, match=r"images of shape \(3, 4, 4\) are not \(N, C, H, W\)"):
         PolyphaseDown2d()(torch.zeros(3, 4, 4))
     phases = torch.zeros(1, 2, dtype=torch.long)
-    for function in (polyphase_downsample2d, polyphase_upsample2d):
-        with pytest.raises(InputError, match=r"phases of shape \(1, 2\) are not \(N, 2\) for 3 images"):
-            function(torch.zeros(3, 1, 4, 4), phases)
+    with pytest.raises(InputError, match=r"phases of shape \(1, 2\) are not \(N, 2\) for 3 images"):
+        PolyphaseUp2d()(torch.zeros(3, 1, 4, 4), phases)

@@ -165,13 +165,13 @@ def test_what_the_wandb_command_stored_sets_the_mode(
 
 
 def test_a_user_is_logged_in_by_the_environment_or_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not wandb_log._logged_in()
+    assert not wandb_log.logged_in()
     (tmp_path / "home" / "netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
-    assert wandb_log._logged_in()
+    assert wandb_log.logged_in()
     (tmp_path / "home" / "netrc").unlink()
     wandb.teardown()
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert wandb_log._logged_in()
+    assert wandb_log.logged_in()
 
 
 @pytest.mark.parametrize("mode", [None, "online"])
@@ -186,6 +186,7 @@ def test_a_dead_server_makes_the_run_offline(tmp_path: Path, monkeypatch: pytest
         run = logger.experiment
     assert time.monotonic() - start < 8
     assert len(warned) == 1
+    assert "Consider" not in str(warned[0].message)  # wandb's advice
     assert run.offline
     folder = Path(run.dir).parent
     assert str(folder) in str(warned[0].message)
@@ -210,8 +211,6 @@ def test_online_without_a_valid_login_goes_offline_unasked(
 def test_bad_arguments_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"^mode='on' is not one of online, offline, disabled$"):
         wandb_logger(tmp_path, mode="on")
-    with pytest.raises(InputError, match=r"^summary\['val/l1'\]='best' is not one of max, min$"):
-        wandb_logger(tmp_path, summary={"val/l1": "best"})
     monkeypatch.setenv("WANDB_MODE", "on")
     with pytest.raises(InputError, match=r"^WANDB_MODE='on' is not one of"):
         wandb_logger(tmp_path)

@@ -161,7 +161,7 @@ def test_a_service_that_cannot_start_is_done_without(tmp_path, monkeypatch):
     _, said, _ = quietly(lambda: logged(logger, 1, 2))
     (line,) = said
     assert line.startswith("W&B cannot log at all: ")
-    assert line.endswith("The training goes on without it")
+    assert line.endswith("The training continues without it")
     assert how_to_view(logger) is None
     assert quietly(lambda: close(logger))[1] == []
 

@@ -92,9 +92,10 @@ def test_an_offline_run_holds_the_tables(tmp_path):
 
 def test_a_long_table_is_cut_with_a_warning_and_an_absent_one_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MOST_ROWS", 2)
+    monkeypatch.setattr("wandb.Table.MAX_ROWS", 2)
     logger = wandb_logger(tmp_path, mode="offline")
     shifts = {"shifts": [[0, 1], [0, 2], [0, 3]], "images": ["a"], "decibels": [[1.0], [2.0], [3.0]]}
-    with pytest.warns(UserWarning, match="the first 2 of the 3 rows of per_shift"):
+    with pytest.warns(UserWarning, match="W&B keeps 2 of the 3 rows of per_shift"):
         log_tables(logger, {"shift_psnr": {"circular": shifts}}, step=0)
     finish()
     found = read_tables(run_file(tmp_path))

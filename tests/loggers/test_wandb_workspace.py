@@ -193,10 +193,9 @@ def test_a_refusal_is_one_line(server, monkeypatch):
 
 
 def test_nobody_logged_in_is_an_error_at_once():
-    definition = workspace.workspace("me")
     start = time.monotonic()
     with pytest.raises(InputError, match=r"^nobody is logged in to W&B: run `wandb login` first$"):
-        workspace.save(definition)
+        workspace.publish("me")
     assert time.monotonic() - start < 5
 
 
@@ -205,9 +204,8 @@ def test_a_bad_key_and_a_dead_server_are_one_line_within_seconds(monkeypatch, ke
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(workspace, "ANSWER_TIMEOUT", 1)
-    definition = workspace.workspace("me")
     start = time.monotonic()
     with pytest.raises(InputError, match=f"^W&B did not save the workspace: .*{message}") as error:
-        workspace.save(definition)
+        workspace.publish("me")
     assert time.monotonic() - start < 8
     assert "\n" not in str(error.value)

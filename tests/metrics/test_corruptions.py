@@ -224,7 +224,6 @@ def test_jpeg_is_pillows(severity, quality):
         (lambda: corrupt(GREY[..., :31], "fog", 1), "\\(4, 3, 64, 31\\) are not floating point .* at least 32×32"),
         (lambda: corrupt(GREY[0], "fog", 1), "are not floating point \\(N, C, H, W\\)"),
         (lambda: corrupt(GREY.int(), "fog", 1), "torch.int32"),
-        (lambda: corrupt(GREY, "fog", 1, indices=[0]), "indices: 1 for 4 images"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

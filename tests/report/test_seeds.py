@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from genstab.bench.step import EVERY, STABLE, STABLE_LOSSES, config_of
+from genstab.bench.step import OPTIONS, STABLE, STABLE_LOSSES, config_of
 from genstab.errors import InputError
 from genstab.report.pareto import QUALITY, STABILITY, name_points, pareto_picture
 from genstab.report.runs import Run
@@ -86,7 +86,7 @@ def costs(**ratios):
 
 def cost_of(config):
     """What a run of a configuration costs, where each contestant of the benchmark costs its own name."""
-    (option,) = options_among([Run("run", Path(), {"config": config})], costs(**{name: name for name in EVERY}))
+    (option,) = options_among([Run("run", Path(), {"config": config})], costs(**{name: name for name in OPTIONS}))
     return option.cost
 
 
@@ -103,7 +103,7 @@ def test_costs_are_read_from_the_benchmark(tmp_path):
     path = bench_file(tmp_path / "step.json", ("none", {}), ("tri3xpre", {"none": 1.06}))
     assert read_costs(path) == costs(none=1.0, tri3xpre=1.06)
     stored = read_costs(Path(__file__).parents[1] / "results/step.json")
-    assert [config for config, _ in stored] == [config_of(name) for name in EVERY]
+    assert [config for config, _ in stored] == [config_of(name) for name in OPTIONS]
 
 
 def test_costs_of_two_batch_sizes_or_of_another_file_are_refused(tmp_path):
@@ -118,7 +118,7 @@ def test_costs_of_two_batch_sizes_or_of_another_file_are_refused(tmp_path):
 
 
 def test_a_run_costs_what_the_benchmark_timed_of_its_configuration():
-    for name, antialias in EVERY.items():
+    for name, antialias in OPTIONS.items():
         if name != STABLE:
             assert cost_of({"antialias": vars(antialias)}) == name
     assert cost_of({"antialias": {"filter": "none", "placement": "post"}}) == "none"  # the same network

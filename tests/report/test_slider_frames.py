@@ -48,9 +48,7 @@ def test_equal_frames_are_all_kept(tmp_path):
     assert read_frames(tmp_path / "a.webp").shape == (16, 3, 5, 3)
 
 
-def test_frames_of_another_shape_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"uint8 of shape \(15, 4, 4, 3\), not uint8 \(16, H, W, 3\)"):
-        save_frames(np.zeros((15, 4, 4, 3), np.uint8), tmp_path / "a.webp")
+def test_a_picture_of_another_shape_is_refused(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.webp")
     with pytest.raises(InputError, match="6×8 pixels, no grid of 4 by 4 frames"):
         read_frames(tmp_path / "a.webp")
@@ -88,7 +86,7 @@ def test_the_middle_is_one_place_of_source_and_output(shape, side):
 
 
 def test_a_sheet_holds_the_frames_row_by_row():
-    _, output = slide_frames(6, seed=3, count=6)
+    _, output = slide_frames(6, seed=3, count=8)
     grid = sheet(output)
     for i, frame in enumerate(output):
         top, left = 6 * (i // COLUMNS), 6 * (i % COLUMNS)

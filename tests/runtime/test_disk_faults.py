@@ -94,8 +94,8 @@ def test_a_disk_that_is_full_to_the_end(disk, whole, capsys, logger):
     problem, said = train(folder, f"logger={logger}", *happening(disk, at10="fill"))
     last = folder / "checkpoints" / "last.ckpt"
     assert problem == (
-        f"the final weights could not be saved: {last}: No space left on device; those from before are whole: "
-        f"see to the disk and go on with ckpt_path={last}"
+        f"the final weights could not be saved: {last}: No space left on device; the earlier ones are intact: "
+        f"make room on the disk and resume with ckpt_path={last}"
     )
     named = kinds(said)
     assert [kind for kind in named if kind != "log"] == ["checkpoint", "file", "picture"]
@@ -262,7 +262,9 @@ def test_another_users_folder_ends_it_before_any_training(tmp_path):
 
 def test_too_little_room_ends_it_before_any_training(disk):
     least = 3 * 4 * 10**6
-    with pytest.raises(InputError, match=r"^output_dir=.*: [34]\.\d MiB are free, and a checkpoint takes 11\.4 MiB at"):
+    with pytest.raises(
+        InputError, match=r"^output_dir=.*: [34]\.\d MiB are free, but a checkpoint takes at least 11\.4 MiB"
+    ):
         check_folder(disk, least)
     check_folder(disk, 2**20)
     world.fill(disk)

@@ -239,7 +239,7 @@ def test_what_is_done_is_not_done_again_and_a_longer_training_is(tmp_path, whole
     before = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
     measured = json.loads((whole / "summary.json").read_text())["val/shift_psnr"]
     assert run(tmp_path / "run") == pytest.approx(measured)
-    assert f"Nothing is left to do: {tmp_path / 'run'} has its {STEPS} batches" in capsys.readouterr().out
+    assert f"Nothing left to do: all {STEPS} batches are done" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"last\.ckpt does not fit this training: antialias\.filter tri3 → bin5"):
         run(tmp_path / "run", "antialias=bin5")
@@ -320,7 +320,7 @@ def test_other_files_are_refused_by_name(tmp_path, stopped, damage):
         flipped = content.replace(largest, bytes([largest[0] ^ 1]) + largest[1:])
         path.write_bytes({"cut": content[:-100], "empty": b"", "flipped": flipped}[damage])
     with pytest.raises(
-        InputError, match=r"odd\.ckpt (cannot be read as a checkpoint|is no checkpoint to go on from)"
+        InputError, match=r"odd\.ckpt (cannot be read as a checkpoint|is not a checkpoint to resume from)"
     ) as e:
         run(tmp_path / "new", f"ckpt_path={path}")
     assert "\n" not in str(e.value)
@@ -362,7 +362,7 @@ def test_the_command_stops_and_goes_on(tmp_path, whole):
     )
     code, printed = finish_program(start(ROOT / "train.py", *options, f"+callbacks.killer={killer}"))
     assert (code, printed.count("Traceback")) == (130, 0), printed
-    assert "Goes on from " in program(ROOT / "train.py", *options, "ckpt_path=last")
+    assert "Resuming from " in program(ROOT / "train.py", *options, "ckpt_path=last")
     [done] = Path("outputs").glob("*/*/summary.json")  # the second one's
     for part in ("state_dict", "optimizer_states", "metrics"):
         assert differing(left(done.parent)[part], left(whole)[part]) == []

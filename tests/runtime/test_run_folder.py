@@ -26,7 +26,7 @@ def contents(folder):
 def test_a_second_training_in_a_folder_is_refused_and_nothing_is_written_over(tmp_path):
     run(tmp_path / "run", base=ONCE)
     before = contents(tmp_path / "run")
-    message = r"run already holds a training \(checkpoints/last\.ckpt\): go on with it by ckpt_path=last, or name"
+    message = r"run already holds a training \(checkpoints/last\.ckpt\): resume it with ckpt_path=last, or choose"
     for options in ([], ["seed=4"]):
         with pytest.raises(InputError, match=message):
             run(tmp_path / "run", *options, base=ONCE)
@@ -58,12 +58,12 @@ def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
     with start("-c", HOLD, tmp_path / "run") as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(
-            InputError, match=r"another training runs in .*run: wait for its end, or name another folder"
+            InputError, match=r"another training is running in .*run: wait for it to end, or choose another folder"
         ):
             run(tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
         (tmp_path / "run" / "summary.json").touch()
-        with pytest.raises(InputError, match="another training runs in"):
+        with pytest.raises(InputError, match="another training is running in"):
             run(tmp_path / "run", "ckpt_path=null")
         (tmp_path / "run" / "summary.json").unlink()
         other.kill()

@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from genstab import InputError
 from genstab.cli import main as cli
-from genstab.evaluation.generators import OutputSpread
+from genstab.evaluation.generators import OutputSpread as MeasuredSpread
 from genstab.evaluation.verdict import flags, verdict
-from genstab.training.callbacks.collapse import CollapseWatch, Spread
+from genstab.metrics.output_spread import OutputSpread
+from genstab.training.callbacks.collapse import CollapseWatch
 from genstab.training.callbacks.summary import RunSummary
 from genstab.training.losses import CHANCE, GAN_LOSSES, adversarial_loss
 from tests.cli.test_main import PLAIN
@@ -140,28 +141,28 @@ def brute_force(images):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_spread_is_the_root_mean_square_distance_of_all_pairs(batch_size):
     images = torch.rand(5, 3, 4, 6) * 2 - 1
-    spread, reference = Spread(), OutputSpread()
+    spread, reference = OutputSpread(), MeasuredSpread()
     for batch in images.split(batch_size):
         spread.add(batch)
         reference.add(batch, batch)
-    found = spread.compute(torch.device("cpu"))
+    found = spread.compute()
     assert found == pytest.approx(brute_force(images), abs=1e-12)
     assert found == pytest.approx([reference.summary()[f"val/output_{key}"] for key in ("spread", "std")], abs=1e-12)
 
 
 def test_spread_of_few_and_of_several_shapes():
-    assert Spread().compute(torch.device("cpu")) == (None, None)
-    spread = Spread()
+    assert OutputSpread().compute() == (None, None)
+    spread = OutputSpread()
     spread.add(torch.zeros(0, 3, 4, 4))
-    assert spread.compute(torch.device("cpu")) == (None, None)
+    assert spread.compute() == (None, None)
     spread.add(torch.tensor([[[[-1.0, 1.0]]]]))
-    assert spread.compute(torch.device("cpu")) == (None, 0.5)
+    assert spread.compute() == (None, 0.5)
     many = torch.rand(3, 1, 2, 2)
     spread.add(many)
-    assert spread.compute(torch.device("cpu"))[0] == pytest.approx(brute_force(many)[0], abs=1e-12)
-    same = Spread()
+    assert spread.compute()[0] == pytest.approx(brute_force(many)[0], abs=1e-12)
+    same = OutputSpread()
     same.add(torch.full((4, 1, 8, 8), 0.3))
-    assert same.compute(torch.device("cpu")) == pytest.approx((0, 0), abs=1e-7)
+    assert same.compute() == pytest.approx((0, 0), abs=1e-7)
 
 
 class Constant(torch.nn.Module):

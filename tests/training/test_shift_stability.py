@@ -1,7 +1,5 @@
-import copy
 import json
 import math
-import pickle
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from genstab.data.collate import names_of, source_of
 from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb import wandb_logger
 from genstab.metrics.protocols import shift_pairs
-from genstab.metrics.shift_psnr import ShiftPSNR, ShiftTable, decibel, shift_errors, squared_error
+from genstab.metrics.shift_psnr import ShiftPSNR, decibel, psnr_table, shift_errors, squared_error
 from genstab.training.callbacks.pictures import ShiftPictures
 from genstab.training.callbacks.summary import RunSummary
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
@@ -133,23 +131,21 @@ def test_names_come_from_the_batch_or_are_positions():
     assert names_of({"name": torch.tensor([3, 1])}, torch.tensor([7, 8])) == ["3", "1"]
 
 
-def test_a_table_has_room_for_so_many_images_and_its_rows_count_them_all():
-    table = ShiftTable(shifts=1, images=2)
-    for start in (0, 2):
-        table.update(0, torch.tensor([start, start + 1]), torch.tensor([0.04, 0.0]), torch.tensor([1.0, 1.0]))
-    decibels, pooled, _ = table.compute()
-    torch.testing.assert_close(decibels, torch.tensor([[20.0, 100.0]], dtype=torch.float64))
-    assert pooled.item() == pytest.approx(10 * math.log10(4 / 0.02), abs=1e-6)
-    for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
-        assert torch.equal(other.compute()[0], decibels)
-    table.reset()
-    table.update(0, torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
-    assert table.compute()[0].shape == (1, 0)
-    assert table.compute()[1].isnan().all()
-    with pytest.raises(InputError, match="shifts=0 is not an integer"):
-        ShiftTable(0)
-    with pytest.raises(InputError, match="data_range=0 and cap=1"):
-        ShiftTable(1, data_range=0, cap=1)
+def test_a_table_has_room_for_the_first_images_and_its_rows_count_all():
+    parts = [
+        (torch.tensor([start, start + 1]), torch.tensor([[0.04, 0.0]]), torch.tensor([[1.0, 1.0]])) for start in (2, 0)
+    ]
+    decibels, pooled, reductions = psnr_table(parts, images=2)
+    torch.testing.assert_close(decibels, torch.tensor([[20.0, 100.0]]))
+    assert pooled.item() == pytest.approx(10 * math.log10(4 / 0.02))
+    assert (reductions["mean"], reductions["worst"], reductions["pooled"]) == (60, 20, pooled)
+    # two processes, in either order, and an image that nobody measured
+    torch.testing.assert_close(
+        psnr_table(parts, images=5)[0], torch.tensor([[20.0, 100, 20, 100, math.nan]]), equal_nan=True
+    )
+    decibels, pooled, reductions = psnr_table([(torch.zeros(0).long(), *torch.zeros(2, 3, 0))], images=0)
+    assert (decibels.shape, pooled.shape) == ((3, 0), (3,))
+    assert all(value.isnan().all() for value in (pooled, *reductions.values()))
 
 
 def test_a_generator_that_diverges_logs_nan_and_the_training_goes_on(tmp_path):
@@ -306,6 +302,7 @@ def test_the_offline_wandb_file_has_metrics_and_pictures_at_the_same_step(tmp_pa
         ({"margin": -1}, "margin=-1"),
         ({"fractional_shifts": [[0, math.nan]]}, r"shifts: \[0, nan\] is not a pair of finite numbers"),
         ({"forward_batch": 0}, "forward_batch=0"),
+        ({"data_range": 0}, "data_range=0 and cap=100"),
     ],
 )
 def test_bad_options_are_named_at_once(options, message):

@@ -26,15 +26,11 @@ class NotFiniteError(InputError):
 
 @dataclass(frozen=True)
 class Found:
-    """A value that is not finite: its step, description, the index of the loss and the names of the images.
-
-    >>> print(Found(7, "loss_d is nan", names=["a.png"]))
-    loss_d is nan at step 7 (a.png)
-    """
+    """A value that is not finite: its step, the index of the loss in the step, its description, the batch's images."""
 
     step: int
+    index: int
     what: str
-    place: int = 0
     names: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -102,12 +98,9 @@ class FiniteGuard(Callback):
         if self._finite is None or _scaler(trainer) is not None:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = self._finite & _sum(gradients, self._finite.device).isfinite()
-        if trainer.world_size > 1:  # each process has its own loss
-            whole = finite.int()
-            torch.distributed.all_reduce(whole, torch.distributed.ReduceOp.MIN)
-            finite = whole.bool()
-        if not finite:
+        finite = self._finite & torch.nn.utils.get_total_norm(gradients).to(self._finite.device).isfinite()
+        # Each process has its own loss. Without a process group, this returns `finite` itself.
+        if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             optimizer.zero_grad()
             self._bad = True
 
@@ -116,40 +109,38 @@ class FiniteGuard(Callback):
     ) -> None:
         """Record the losses, and check them every `log_every_n_steps` batches."""
         step = trainer.fit_loop.total_batch_idx
-        self._recent.append((step, _names(batch), _losses(outputs)))
+        losses = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
+        losses = {key: x.detach() for key, x in losses.items() if isinstance(x, Tensor) and x.numel() == 1}
+        names = batch.get("name", ()) if isinstance(batch, Mapping) else ()
+        self._recent.append((step, [str(name) for name in names], losses))
         if self.on_nan == "skip":
-            self._step_over(trainer, pl_module)
+            self._count_skipped(trainer, pl_module)
         elif (step + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]  # set by a connector
-            self._check(trainer, pl_module)
+            self._check(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check before a validation."""
-        self._check(trainer, pl_module)
+        self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check before the checkpoint callbacks, which run last."""
-        self._check(trainer, pl_module)
+        self._check(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are not finite."""
-        if not _is_finite(pl_module):
+        """Refuse to save NaN or infinite parameters, or NaN buffers; a buffer may be a mask of −∞."""
+        checks = [parameter.isfinite().all() for parameter in pl_module.parameters()]
+        checks += [buffer.isnan().logical_not().all() for buffer in _statistics(pl_module)]
+        if checks and not torch.stack(checks).all():
             found = _first_bad(self._recent)
-            raise _error(trainer, found or Found(trainer.fit_loop.total_batch_idx, "a weight is not finite"))
+            raise _error(trainer, found or Found(trainer.fit_loop.total_batch_idx, 0, "a weight is not finite"))
 
-    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _check(self, trainer: Trainer) -> None:
         """Stop if a loss since the last check is not finite on any process; all of them check at the same steps."""
         recent, self._recent = self._recent, []
-        if not recent:
-            return
-        found = _first_bad(recent)
-        if trainer.world_size > 1:
-            some = torch.tensor(int(found is not None), device=pl_module.device)
-            torch.distributed.all_reduce(some)
-            found = _merged(all_gathered(found)) if some else None
-        if found:
+        if recent and (found := _first_of_all(_first_bad(recent))):
             raise _error(trainer, found)
 
-    def _step_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _count_skipped(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record a skipped update, and restore the statistics."""
         found = _first_bad(self._recent)
         ((step, names, _),), self._recent = self._recent, []
@@ -161,9 +152,9 @@ class FiniteGuard(Callback):
             return
         for buffer, before in zip(_statistics(pl_module), self._before, strict=True):
             buffer.copy_(before)
-        if scaler is None and trainer.world_size > 1:
-            found = _merged(all_gathered(found))
-        found = found or Found(step, "a gradient is not finite", names=names)
+        if scaler is None:  # with a scaler, processes may decide differently
+            found = _first_of_all(found)
+        found = found or Found(step, 0, "a gradient is not finite", names)
         self.in_a_row += 1
         if self.in_a_row >= MOST_IN_A_ROW:
             what = f"{found.what}, the last of {self.in_a_row} consecutive skipped updates,"
@@ -172,68 +163,41 @@ class FiniteGuard(Callback):
         rank_zero_warn(f"on_nan=skip skips an update: {found}")
 
 
-def _sum(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """Return the sum of all gradients, which is finite if they are; on a CPU 16 times as fast as their maximum."""
-    zero = torch.zeros((), device=device)
-    sums = [each.sum(dtype=torch.promote_types(each.dtype, torch.float32)).to(zero) for each in gradients]
-    return torch.stack([zero, *sums]).sum()
-
-
-def _losses(outputs: Any) -> dict[str, Tensor]:
-    """Return the losses in the output of a training step."""
-    found = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
-    return {key: value.detach() for key, value in found.items() if isinstance(value, Tensor) and value.numel() == 1}
-
-
-def _names(batch: Any) -> list[str]:
-    found = batch.get("name", ()) if isinstance(batch, Mapping) else ()
-    return [str(name) for name in found]
-
-
 def _first_bad(recent: list[tuple[int, list[str], dict[str, Tensor]]]) -> Found | None:
     """Return the first loss that is not finite, with one synchronization of the device."""
     losses = [
-        (step, names, place, key, loss)
+        (Found(step, index, key, names), loss)
         for step, names, each in recent
-        for place, (key, loss) in enumerate(each.items())
+        for index, (key, loss) in enumerate(each.items())
     ]
-    if losses:
-        values = torch.stack([loss.float().reshape(()) for *_, loss in losses]).tolist()
-        for (step, names, place, key, _), value in zip(losses, values, strict=True):
-            if not math.isfinite(value):
-                return Found(step, f"{key} is {value}", place, names)
+    values = torch.stack([loss.float().reshape(()) for _, loss in losses]).tolist() if losses else []
+    for (found, _), value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            return replace(found, what=f"{found.what} is {value}")
     return None
 
 
-def _merged(found: list[Found | None]) -> Found | None:
-    """Merge the findings of the processes for the earliest bad loss, which makes later losses bad, too."""
-    first = min(((each.step, each.place) for each in found if each), default=None)
-    culprits = [each for each in found if each and (each.step, each.place) == first]
-    return replace(culprits[0], names=[name for each in culprits for name in each.names]) if culprits else None
+def _first_of_all(found: Found | None) -> Found | None:
+    """Return the earliest bad loss of all processes, which makes later ones bad, with the images of each of them."""
+    every = [each for each in all_gathered(found) if each]
+    first = min(every, key=lambda each: (each.step, each.index), default=None)
+    if first is None:
+        return None
+    names = [name for each in every if (each.step, each.index) == (first.step, first.index) for name in each.names]
+    return replace(first, names=names)
 
 
 def _error(trainer: Trainer, found: Found) -> NotFiniteError:
-    path = last_checkpoint(trainer)
-    kept = f"the last good checkpoint is {path}" if path else "there is no checkpoint yet"
+    saved = [
+        path
+        for callback in trainer.checkpoint_callbacks
+        for name in ("path", "best_model_path", "last_model_path")
+        if (path := getattr(callback, name, "")) and Path(path).is_file()
+    ]
+    last = max(saved, key=lambda path: Path(path).stat().st_mtime_ns, default=trainer.ckpt_path)
+    kept = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
     cure = "a lower model.lr may help, or on_nan=skip if single images cause it"
     return NotFiniteError(f"{found}: training stopped, {kept}; {cure}")
-
-
-def last_checkpoint(trainer: Trainer) -> Path | None:
-    """Return the newest checkpoint of this training, or the one it was resumed from, or None.
-
-    >>> last_checkpoint(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)) is None
-    True
-    """
-    found = {
-        Path(path)
-        for callback in trainer.checkpoint_callbacks
-        for key in ("path", "best_model_path", "last_model_path")
-        if (path := getattr(callback, key, "")) and Path(path).is_file()
-    }
-    if found:
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
-    return Path(trainer.ckpt_path) if trainer.ckpt_path else None
 
 
 def _scaler(trainer: Trainer) -> Any:
@@ -244,10 +208,3 @@ def _statistics(module: LightningModule) -> Iterator[Tensor]:
     """Return the persistent buffers, which a forward pass may change."""
     kept = module.state_dict(keep_vars=True).keys()
     return (buffer for name, buffer in module.named_buffers() if name in kept)
-
-
-def _is_finite(module: LightningModule) -> bool:
-    """Return whether all parameters are finite and no buffer is NaN; a buffer may hold a mask of −∞."""
-    tests = [parameter.isfinite().all() for parameter in module.parameters()]
-    tests += [buffer.isnan().logical_not().all() for buffer in _statistics(module)]
-    return not tests or bool(torch.stack(tests).all())

@@ -19,21 +19,21 @@ from genstab.runtime.files import FailedWrites
 
 
 class ShiftPictures(Callback):
-    """Show what the numbers mean: panels in every validation; samples, a shift map and an animation at the end.
+    """Log panels in every validation, and write samples, a shift map and an animation at the end.
 
     Each validation logs `samples` (source, output, target) and `shift` (output of the shifted source, shifted output,
     and their difference), at the step of the validation's metrics. The end of the training writes `samples.png`,
     `shift_map.png` (PSNR over Δh, Δw) and `shift.gif` (the source slides; the output moved back should stand still)
-    to `folder` and logs them. All on the first images of the first validation batch, by the first process alone.
+    to `folder` and logs them. The first process draws all of them from the first images of the first validation batch.
 
     Args:
-        folder: where the files go.
+        folder: folder of the files.
         images: rows of a panel.
         shift: (dy, dx) of the panel.
         reach: the map has all shifts with |Δh|, |Δw| up to this many pixels.
-        map_images: images that the map averages over.
-        frames: of the animation, one pixel each.
-        source_key, generator: as for `ShiftStability`; a dict's `target` is shown where there is one.
+        map_images: number of images that the map averages over.
+        frames: number of frames of the animation, which moves by one pixel each.
+        source_key, generator: as for `ShiftStability`; the `target` of a dict is shown if it has one.
 
     Raises:
         InputError: a count below 1, a zero shift.

@@ -162,7 +162,7 @@ class RunSummary(Callback):
         if isinstance(exception, KeyboardInterrupt | Stopped):
             print(f"\nStopped after {trainer.global_step} batches.")
             if self.summary(trainer)["checkpoint"]:
-                print(f"To go on: the same command with ckpt_path=last hydra.run.dir={shlex.quote(str(self.folder))}")
+                print(f"To resume: the same command with ckpt_path=last hydra.run.dir={shlex.quote(str(self.folder))}")
             self.print_paths(trainer)
 
     def print_paths(self, trainer: Trainer) -> None:
