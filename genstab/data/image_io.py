@@ -17,6 +17,7 @@ from PIL import Image
 
 from genstab.data.decoders import PNG, TIFF, Header, max_pixels, pillow_header, png_header, tiff_header
 from genstab.errors import InputError
+from genstab.runtime.files import write_whole
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 """Suffixes of image files, in lower case."""
@@ -86,9 +87,6 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
     Raises:
         InputError: `images` is not floating point, or has fewer than three dimensions.
-
-    >>> to_uint8(torch.tensor([[[-1.0, 0.0, 2.0]]]))[0, :, 0]
-    array([  0, 128, 255], dtype=uint8)
     """
     if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] < 1:
         raise InputError(f"images of {images.dtype} {tuple(images.shape)} are not floating point (..., C, H, W)")
@@ -169,11 +167,6 @@ _WEBP = {"lossless": True, "exact": True}  # exact keeps the colours where alpha
 _OPTIONS: dict[str, dict[str, Any]] = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP}
 
 
-def unfinished(path: Path) -> Path:
-    """Return the temporary name of an image file while it is written."""
-    return path.with_name(f".{path.name}.part")
-
-
 def depth_of_format(path: str | Path, depth: int) -> int:
     """Return `depth` if the format of a file name supports it, else 8."""
     return depth if depth in _HOLDS.get(Path(path).suffix.lower(), ()) else 8
@@ -183,7 +176,8 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
     """Write an image in [-1, 1] to a file, the inverse of `read_image`; the suffix chooses the format.
 
     Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
-    quality 95 without chroma subsampling. The file is written as `.NAME.part` and renamed when it is complete.
+    quality 95 without chroma subsampling. Missing folders are made, and the file is written
+    atomically.
 
     Args:
         path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg or .jpeg (1 or 3), .webp (3
@@ -216,34 +210,28 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
         raise InputError(f"cannot write {path}: the image contains NaN")
     levels = (image.detach().float().clamp(-1, 1) + 1) * ((2**depth - 1) / 2)
     pixels = levels.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8 if depth == 8 else np.uint16)
-    part = unfinished(path)
     try:
-        _save(part, np.ascontiguousarray(pixels), suffix)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, lambda file: _save(file, np.ascontiguousarray(pixels), suffix))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _save(path: Path, pixels: np.ndarray, suffix: str) -> None:
-    """Write (H, W, C) of uint8 or uint16."""
+def _save(file: BinaryIO, pixels: np.ndarray, suffix: str) -> None:
+    """Write (H, W, C) of uint8 or uint16 to an empty file."""
     channels = pixels.shape[2]
     if suffix in (".tif", ".tiff"):
         colour = "rgb" if channels in (3, 4) else "minisblack"
         extra = {2: ["unassalpha"], 4: ["unassalpha"]}.get(channels, [0] * (channels - 1) if channels > 4 else None)
         squeezed = pixels[..., 0] if channels == 1 else pixels
         tifffile.imwrite(
-            path, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
+            file, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
             compression="zlib", metadata=None,
         )  # fmt: skip
     elif pixels.dtype == np.uint16:
         try:
-            kornia_rs.io.write_image_png_u16(str(path), pixels, _PNG16[channels])
+            kornia_rs.io.write_image_png_u16(file.name, pixels, _PNG16[channels])
         except Exception as error:  # it raises bare Exceptions
             raise OSError(str(error)) from error
     else:
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA
-        image.save(path, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))
+        image.save(file, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))

@@ -63,12 +63,6 @@ class ResumableLoader(DataLoader):
 
     Lightning sets the epoch. Since it asks for an iterator before it sets the epoch, nothing is loaded before the first
     batch is asked for. The loader draws no numbers from the global random generators.
-
-    >>> loader = ResumableLoader(range(7), EpochSampler(range(7), batch_size=2))
-    >>> first, *rest = [batch.tolist() for batch in loader]
-    >>> loader.load_state_dict({"seed": 0, "batch": 1})
-    >>> [batch.tolist() for batch in loader] == rest
-    True
     """
 
     def __init__(

@@ -242,10 +242,6 @@ def draw_facade(seed: int, index: int, size: int = 128) -> tuple[np.ndarray, np.
 
     Raises:
         InputError: seed or index is negative, or size is below 16.
-
-    >>> label, photo = draw_facade(seed=0, index=3, size=64)
-    >>> label.shape, photo.dtype, tuple(label[-1, 0].tolist()) == PALETTE["background"]
-    ((64, 64, 3), dtype('uint8'), True)
     """
     check_counts(least=0, seed=seed, index=index)
     check_counts(least=16, size=size)
@@ -275,10 +271,6 @@ class SyntheticFacades(torch.utils.data.Dataset[dict[str, Any]]):
 
     Raises:
         InputError: a length below 1, a size below 16 or a negative seed.
-
-    >>> item = SyntheticFacades(length=8, size=32)[5]
-    >>> item["source"].shape, item["name"]
-    (torch.Size([3, 32, 32]), '00005')
     """
 
     def __init__(self, length: int, size: int = 128, seed: int = 0) -> None:

@@ -520,8 +520,7 @@ def test_depth_of_what_others_write(tmp_path):
         ("x.png", torch.full((1, 2, 2), torch.nan), 8, "the image contains NaN"),
         ("x.png", torch.zeros(1, 2, 2, dtype=torch.uint8), 8, r"torch.uint8 \(1, 2, 2\) is not floating point"),
         ("x.png", torch.zeros(2, 2), 8, r"\(2, 2\) is not floating point"),
-        ("nowhere/x.png", torch.zeros(1, 2, 2), 8, "No such file or directory"),
-        ("nowhere/x.png", torch.zeros(1, 2, 2), 16, "x.png: .+"),
+        ("/dev/null/x.png", torch.zeros(1, 2, 2), 16, "File exists"),
         ("folder.png", torch.zeros(1, 2, 2), 8, "Is a directory"),
     ],
 )
@@ -538,7 +537,7 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def interrupt(*arguments):
-        assert (tmp_path / ".x.png.part").stat().st_size > 50  # whole, and not yet in place
+        assert (tmp_path / "x.png.part").stat().st_size > 50  # whole, and not yet in place
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)

@@ -78,20 +78,19 @@ class ShardCache:
                 return ShardFile(shard.url, shard)
             except FileNotFoundError as error:
                 raise InputError(f"{shard.url} is missing") from error
-        path = self._path(shard)
         for _ in range(ATTEMPTS):
             self.fetch(shard)
             with suppress(FileNotFoundError):  # other processes have removed it since, to make room
-                os.utime(path)  # the time of its last use
-                return ShardFile(path, shard)
+                os.utime(self._path(shard))  # the time of its last use
+                return ShardFile(self._path(shard), shard)
         raise OSError(f"data.cache={self.folder} removes shards before they are read: set data.cache_gb higher")
 
     def fetch(self, shard: Shard) -> None:
         """Fetch a remote shard, unless it is in the cache.
 
         Raises:
-            OSError: it cannot be fetched, differs from its index, or the folder cannot be written. (That is no bad
-                image, which `on_error=skip` would leave out, hence no `InputError`.)
+            OSError: it cannot be fetched, differs from its index, or the folder cannot be written; not an `InputError`,
+                which `on_error=skip` would take for a bad image.
         """
         if is_local(shard.url) or (path := self._path(shard)).is_file():
             return
