@@ -45,8 +45,8 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
         raise InputError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
-def check_counts(**counts: object) -> None:
-    """Raise an `InputError` that names the first argument that is not an integer of at least 1.
+def check_counts(least: int = 1, **counts: object) -> None:
+    """Raise an `InputError` that names the first argument that is not an integer of at least `least`.
 
     >>> check_counts(channels=64, levels=0)
     Traceback (most recent call last):
@@ -54,8 +54,8 @@ def check_counts(**counts: object) -> None:
     genstab.errors.InputError: levels=0 is not an integer of at least 1
     """
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise InputError(f"{name}={count} is not an integer of at least 1")
+        if not isinstance(count, int) or count < least:
+            raise InputError(f"{name}={count} is not an integer of at least {least}")
 
 
 def reason(error: BaseException) -> str:

@@ -11,15 +11,7 @@ from genstab.errors import InputError
 
 
 def source_of(batch: Any, key: str = "source") -> Tensor:
-    """Return the source images of a batch: `batch[key]` of a dict, the first item of a sequence, or the batch itself.
-
-    Raises:
-        InputError: there are no images (N, C, H, W) in the batch.
-
-    >>> import torch
-    >>> source_of({"source": torch.zeros(2, 3, 8, 8)}).shape
-    torch.Size([2, 3, 8, 8])
-    """
+    """Return the source images of a batch: `batch[key]` of a dict, the first of a sequence, or the batch itself."""
     found = batch
     if isinstance(batch, Mapping):
         if key not in batch:
@@ -33,12 +25,7 @@ def source_of(batch: Any, key: str = "source") -> Tensor:
 
 
 def names_of(batch: Any, positions: Tensor) -> list[str]:
-    """Return the names of the images of a batch: `batch["name"]` if there is one for each image, else `positions`.
-
-    >>> import torch
-    >>> names_of({"name": ["a.png", "b.png"]}, torch.tensor([4, 5])), names_of(torch.zeros(2, 3), torch.tensor([4, 5]))
-    (['a.png', 'b.png'], ['4', '5'])
-    """
+    """Return the names of the images of a batch: `batch["name"]` if there is one for each image, else `positions`."""
     found = batch.get("name") if isinstance(batch, Mapping) else None
     if isinstance(found, Tensor):
         found = found.tolist()
@@ -48,11 +35,7 @@ def names_of(batch: Any, positions: Tensor) -> list[str]:
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate pairs of one size to a batch.
-
-    Raises:
-        InputError: two pairs differ in size; it names them. (Only `check=off` lets them come this far.)
-    """
+    """Collate pairs to a batch; name two that differ in size, which only `check=off` lets come this far."""
     first = items[0]["source"].shape
     for item in items[1:]:
         if (other := item["source"].shape) != first:

@@ -27,14 +27,7 @@ TIMEOUT = 600  # seconds to wait for a batch of a loader's worker
 
 
 def as_size(name: str, size: int | Iterable[int]) -> Size:
-    """Return (height, width) from one number or two.
-
-    Raises:
-        InputError: it is neither, or not positive.
-
-    >>> as_size("crop_size", 256)
-    (256, 256)
-    """
+    """Return (height, width) from one number or two."""
     values = (size, size) if isinstance(size, int) else tuple(size)
     if len(values) != 2 or not all(isinstance(value, int) and value > 0 for value in values):
         raise InputError(f"{name}={size!r} is neither a positive integer nor a pair [height, width] of them")
@@ -87,8 +80,6 @@ class PairData(LightningDataModule):
                 rank_zero_warn(
                     f"overlap_offset={overlap_offset} does nothing with batch_size=1: set batch_size=2 or more"
                 )
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
         self.overlap_offset = overlap_offset
@@ -96,6 +87,7 @@ class PairData(LightningDataModule):
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
+        check_counts(least=0, num_workers=self.num_workers)
         self.skipped: list[str] = []
 
     def _loading(self) -> dict[str, Any]:
@@ -254,9 +246,7 @@ class PairedData(PairData):
         """Return the size to which the dataset resizes images of these sizes; None: it does not resize them."""
         if self.load_size is None:
             if len(sizes) > 1:
-                raise InputError(
-                    f"{self.root}: images of {len(sizes)} sizes, such as {sorted(sizes)[:2]}: set data.load_size"
-                )
+                raise InputError(f"{self.root}: the images for {split} are of several sizes: set data.load_size")
             return None
         if split == "val":
             return self.crop_size

@@ -8,10 +8,9 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import kornia_rs
@@ -25,16 +24,13 @@ PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AS_IT_IS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # every other mode becomes RGB
 _MAX_EXIF = 1 << 20  # bytes; larger chunks are ignored
-_UNCHECKED = 1 << 28  # bytes; strips that cannot decompress to more are not checked
-# Compressions that tifffile decodes itself, without the package imagecodecs, and then without a limit: a decompressor
-# that takes one, and the largest ratio.
-_UNLIMITED: Mapping[int, tuple[Callable[[], Any], int]] = MappingProxyType(
-    {
-        8: (zlib.decompressobj, 1032),
-        32946: (zlib.decompressobj, 1032),
-        34925: (lzma.LZMADecompressor, 8192),
-    }
-)
+# Compressions that tifffile decodes without a limit unless imagecodecs is installed: a decompressor that takes one, and
+# the largest ratio.
+_UNLIMITED: dict[int, tuple[Callable[[], Any], int]] = {
+    8: (zlib.decompressobj, 1032),
+    32946: (zlib.decompressobj, 1032),
+    34925: (lzma.LZMADecompressor, 8192),
+}
 _PACKBITS = 32773  # decompresses to at most 64 times its size
 _quiet = threading.Lock()
 
@@ -50,15 +46,11 @@ class Header:
 
 
 def max_pixels() -> int:
-    """Return the largest number of pixels of an image, twice Pillow's `MAX_IMAGE_PIXELS` as in Pillow.
-
-    >>> max_pixels() == 2 * Image.MAX_IMAGE_PIXELS
-    True
-    """
+    """Return the largest number of pixels of an image, twice Pillow's `MAX_IMAGE_PIXELS` as in Pillow."""
     return 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
 
 
-def _orientation(exif: Image.Exif) -> int:
+def _orientation(exif: Mapping[int, Any]) -> int:
     value = exif.get(ExifTags.Base.Orientation, 1)
     return value if value in range(1, 9) else 1
 
@@ -134,15 +126,15 @@ def tiff_header(file: BinaryIO) -> Header:
         raise InputError(f"cannot read {file.name}: it holds {len(pictures)} images, not one")
     picture, page = pictures[0], pictures[0].keyframe
     limit = max_pixels()
-    if page.imagewidth * page.imagelength > limit:
-        raise InputError(
-            f"cannot read {file.name}: {page.imagelength}×{page.imagewidth} exceeds the limit of {limit} pixels"
-        )
-    if max(picture.size, math.prod(page.chunks)) > 4 * limit:  # Pillow's limit for RGBA
-        raise InputError(f"cannot read {file.name}: {picture.shape} exceeds the limit of {4 * limit} values")
+    # A tile may be larger than the image; four values per pixel is Pillow's limit for RGBA.
+    if max(page.imagewidth * page.imagelength, picture.size // 4, math.prod(page.chunks) // 4) > limit:
+        raise InputError(f"cannot read {file.name}: {picture.shape} exceeds the limit of {limit} pixels")
     end = file.seek(0, io.SEEK_END)
-    for part in picture.pages:
-        if part is not None and not _is_complete(part.dataoffsets, part.databytecounts, end):
+    pages: Any = filter(None, picture.pages)
+    for part in pages:
+        # tifffile fills missing strips with zeros.
+        strips = list(zip(part.dataoffsets, part.databytecounts, strict=True))
+        if not strips or not all(count > 0 and offset + count <= end for offset, count in strips):
             raise InputError(f"cannot read {file.name}: truncated, its pixels reach beyond the end of the file")
     file.seek(0)
 
@@ -175,28 +167,20 @@ def _is_decodable(compression: int) -> bool:
     return compression in (1, _PACKBITS, *_UNLIMITED) if own else compression in codecs
 
 
-def _check_decompressed_size(
-    file: BinaryIO, compression: int, offsets: Sequence[int], counts: Sequence[int], expected: int
-) -> None:
-    """Raise an `InputError` if a strip or tile decompresses to more than `expected` bytes, the size of the whole image.
+def _check_decompressed_size(file: BinaryIO, page: Any) -> None:
+    """Raise an `InputError` if a strip or tile decompresses to more than the whole page, or to more than 256 MB.
 
-    Strips that cannot decompress to more than 256 MB are not checked, since that means to decompress them twice.
+    Strips that cannot be that large are not checked, since that means to decompress them twice.
     """
-    if compression not in _UNLIMITED:
-        return
-    unpacker, times = _UNLIMITED[compression]
-    for offset, count in zip(offsets, counts, strict=True):
-        if count * times > _UNCHECKED:
+    unpacker, ratio = _UNLIMITED.get(page.compression, (None, 0))
+    limit = max(page.nbytes, 1 << 28)
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if unpacker is not None and count * ratio > limit:
             file.seek(offset)
-            if len(unpacker().decompress(file.read(count), max(expected, _UNCHECKED) + 1)) > max(expected, _UNCHECKED):
+            if len(unpacker().decompress(file.read(count), limit + 1)) > limit:
                 raise InputError(
-                    f"cannot read {file.name}: it decompresses to more than the {expected} bytes of its header"
+                    f"cannot read {file.name}: it decompresses to more than the {page.nbytes} bytes of its header"
                 )
-
-
-def _is_complete(offsets: Sequence[int], counts: Sequence[int], end: int) -> bool:
-    """Return whether every strip or tile lies inside the file; tifffile would fill missing ones with zeros."""
-    return len(offsets) > 0 and all(n > 0 and o + n <= end for o, n in zip(offsets, counts, strict=True))
 
 
 def _plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> Header:
@@ -216,14 +200,14 @@ def _plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> Header:
     channels = shape[axes.index("C")] if "C" in axes else 1
 
     def decode() -> np.ndarray:
-        for part in picture.pages:
-            if part is not None:
-                _check_decompressed_size(file, part.compression, part.dataoffsets, part.databytecounts, part.nbytes)
+        for part in filter(None, picture.pages):
+            _check_decompressed_size(file, part)
         pixels = picture.asarray(maxworkers=1).reshape(shape)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels[..., None] if axes == "YX" else pixels.transpose(1, 2, 0) if axes == "CYX" else pixels
 
     orientation = page.tags.valueof(ExifTags.Base.Orientation, default=1)
-    orientation = orientation if orientation in range(1, 9) else 1
-    return Header((height, width, channels), orientation, decode, page.bitspersample)
+    return Header(
+        (height, width, channels), orientation if orientation in range(1, 9) else 1, decode, page.bitspersample
+    )

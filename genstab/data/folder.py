@@ -14,24 +14,11 @@ from genstab.data.image_io import image_shape, read_image, resized
 from genstab.data.paths import find_images, hxw, listing, natural, printable, shortened
 from genstab.errors import InputError, check_counts
 
-_MANY = 1000
-
 
 class FolderImages(Dataset[dict[str, Any]]):
     """Read the images in a folder as {"source": (C, H, W) float32 in [-1, 1], "name": relative path}.
 
     With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
-
-    Raises:
-        InputError: as `find_images`; when reading, as `read_image`.
-
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     Image.new("L", (3, 2)).save(f"{root}/a.png")
-    ...     item = FolderImages(root)[0]
-    >>> item["name"], item["source"].shape
-    ('a.png', torch.Size([1, 2, 3]))
     """
 
     def __init__(self, root: str | Path, size: Size | None = None, recursive: bool = True) -> None:
@@ -54,20 +41,6 @@ class ClassImages(FolderImages):
     """Read a folder with a sub-folder for each class as {"source", "label": index of the class, "name"}.
 
     `classes` are the names of the sub-folders, in natural order.
-
-    Raises:
-        InputError: there are fewer than two classes, an image outside of them or a class without images; or as
-            `FolderImages`.
-
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for name in ("cat/a.png", "dog/b.png", "dog/c.png"):
-    ...         Path(root, name).parent.mkdir(exist_ok=True)
-    ...         Image.new("L", (3, 2)).save(Path(root, name))
-    ...     images = ClassImages(root)
-    ...     images.classes, [item["label"] for item in images]
-    (['cat', 'dog'], [0, 1, 1])
     """
 
     def __init__(self, root: str | Path, size: Size | None = None) -> None:
@@ -118,8 +91,7 @@ class FolderData(LightningDataModule):
     ) -> None:
         super().__init__()
         check_counts(val_batch_size=val_batch_size)
-        if num_workers < 0:
-            raise InputError(f"num_workers={num_workers} is not an integer of at least 0")
+        check_counts(least=0, num_workers=num_workers)
         self.root, self.recursive = root, recursive
         self.size = None if size is None else as_size("size", size)
         self.val_batch_size, self.num_workers = val_batch_size, num_workers
@@ -146,16 +118,8 @@ class FolderData(LightningDataModule):
 class ClassData(FolderData):
     """A folder with a sub-folder of images for each class as a validation set, for measuring classifiers.
 
-    Args:
-        root: the folder; `~` is expanded.
-        kwargs: the other arguments of `FolderData`.
-
-    Raises:
-        InputError: as `FolderData` and `ClassImages`.
+    The arguments are those of `FolderData`; sub-folders of a class are always searched.
     """
-
-    def __init__(self, root: str, **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
 
     def _images(self) -> ClassImages:
         return ClassImages(self.root, self.size)
@@ -168,7 +132,7 @@ class ClassData(FolderData):
 def _check_alike(paths: Sequence[Path], size: Size | None) -> None:
     """Raise an `InputError` unless all images have the same number of channels and, if not resized, the same size."""
     channels, *first = image_shape(paths[0])
-    for path in tqdm(paths[1:], "checking images", leave=False, disable=len(paths) <= _MANY):
+    for path in tqdm(paths[1:], "checking images", leave=False, delay=1, disable=None):
         others, *other = image_shape(path)
         if others != channels:
             raise InputError(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from genstab.data.decoders import PNG, TIFF, Header, max_pixels, pillow_header, png_header, tiff_header
 from genstab.errors import InputError
+from genstab.runtime.files import write_whole
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 """Suffixes of image files, in lower case."""
@@ -47,18 +48,7 @@ def read_image(path: str | Path) -> torch.Tensor:
 
 
 def decode_image(data: bytes, name: str) -> torch.Tensor:
-    """Decode the content of an image file as `read_image` does; messages call it `name`.
-
-    Shape: → (C, H, W).
-
-    Raises:
-        InputError: as `read_image`.
-
-    >>> file = io.BytesIO()
-    >>> Image.new("L", (2, 1), 255).save(file, "PNG")
-    >>> decode_image(file.getvalue(), "a.png")
-    tensor([[[1., 1.]]])
-    """
+    """Decode the content of an image file as `read_image` does; messages call it `name`."""
     file = io.BytesIO(data)
     file.name = name  # for messages, as an open file has one
     with _reasons(name):
@@ -76,28 +66,14 @@ def _values(header: Header, name: str | Path) -> torch.Tensor:
 
 
 def image_shape(path: str | Path) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of an image from the header of its file.
-
-    Raises:
-        InputError: as `read_image`, as far as the header shows.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     Image.new("L", (3, 2)).save(f"{folder}/a.png")
-    ...     image_shape(f"{folder}/a.png")
-    (1, 2, 3)
-    """
+    """Return the shape (C, H, W) of an image from the header of its file; errors are those of `read_image`."""
     with _opened(path) as header:
         height, width, channels = header.shape
         return (channels, width, height) if header.orientation >= 5 else (channels, height, width)
 
 
 def image_depth(path: str | Path) -> int:
-    """Return the bits per channel of an image, 8 or 16, from the header of its file; 8 for bilevel and palettes.
-
-    Raises:
-        InputError: as `read_image`, as far as the header shows.
-    """
+    """Return the bits per channel of an image, 8 or 16, from the header of its file; 8 for bilevel and palettes."""
     with _opened(path) as header:
         return header.depth
 
@@ -111,9 +87,6 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
     Raises:
         InputError: `images` is not floating point, or has fewer than three dimensions.
-
-    >>> to_uint8(torch.tensor([[[-1.0, 0.0, 2.0]]]))[0, :, 0]
-    array([  0, 128, 255], dtype=uint8)
     """
     if not images.is_floating_point() or images.ndim < 3 or images.shape[-3] < 1:
         raise InputError(f"images of {images.dtype} {tuple(images.shape)} are not floating point (..., C, H, W)")
@@ -123,13 +96,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize an image in [-1, 1]: bilinear, anti-aliased, clamped. An image of the right size is returned as it is.
-
-    Shape: (C, H, W) → (C, *size).
-
-    >>> resized(torch.tensor([[[-1.0, 1.0]]]), (1, 1))
-    tensor([[[0.]]])
-    """
+    """Resize an image (C, H, W) in [-1, 1]: bilinear, anti-aliased, clamped; one of that size is returned as it is."""
     if image.shape[1:] == tuple(size):
         return image
     result = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True, align_corners=False)
@@ -195,30 +162,13 @@ _HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
     ".webp": {8: (3, 4)},
     ".bmp": {8: (1, 3)},
 }
-_OPTIONS: dict[str, dict[str, Any]] = {
-    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact keeps the colours where alpha is 0
-    ".bmp": {"format": "BMP"},
-    ".png": {"format": "PNG"},
-}
-
-
-def unfinished(path: Path) -> Path:
-    """Return the temporary name of an image file while it is written.
-
-    >>> unfinished(Path("out/a.png")).name
-    '.a.png.part'
-    """
-    return path.with_name(f".{path.name}.part")
+_JPEG = {"quality": 95, "subsampling": 0}
+_WEBP = {"lossless": True, "exact": True}  # exact keeps the colours where alpha is 0
+_OPTIONS: dict[str, dict[str, Any]] = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP}
 
 
 def depth_of_format(path: str | Path, depth: int) -> int:
-    """Return `depth` if the format of a file name supports it, else 8.
-
-    >>> depth_of_format("a.tif", 16), depth_of_format("a.jpg", 16)
-    (16, 8)
-    """
+    """Return `depth` if the format of a file name supports it, else 8."""
     return depth if depth in _HOLDS.get(Path(path).suffix.lower(), ()) else 8
 
 
@@ -226,7 +176,8 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
     """Write an image in [-1, 1] to a file, the inverse of `read_image`; the suffix chooses the format.
 
     Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
-    quality 95 without chroma subsampling. The file is written as `.NAME.part` and renamed when it is complete.
+    quality 95 without chroma subsampling. Missing folders are made, and the file is written
+    atomically.
 
     Args:
         path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg or .jpeg (1 or 3), .webp (3
@@ -238,7 +189,6 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
         InputError: the format does not support the image, a value is NaN, or the file cannot be written.
 
     >>> import tempfile
-    >>> from genstab.data.image_io import read_image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_image(f"{folder}/a.png", torch.tensor([[[-1.0, 0.0, 2.0]]]), depth=16)
     ...     read_image(f"{folder}/a.png")
@@ -260,34 +210,28 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
         raise InputError(f"cannot write {path}: the image contains NaN")
     levels = (image.detach().float().clamp(-1, 1) + 1) * ((2**depth - 1) / 2)
     pixels = levels.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8 if depth == 8 else np.uint16)
-    part = unfinished(path)
     try:
-        _save(part, np.ascontiguousarray(pixels), suffix)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_whole(path, lambda file: _save(file, np.ascontiguousarray(pixels), suffix))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _save(path: Path, pixels: np.ndarray, suffix: str) -> None:
-    """Write (H, W, C) of uint8 or uint16."""
+def _save(file: BinaryIO, pixels: np.ndarray, suffix: str) -> None:
+    """Write (H, W, C) of uint8 or uint16 to an empty file."""
     channels = pixels.shape[2]
     if suffix in (".tif", ".tiff"):
         colour = "rgb" if channels in (3, 4) else "minisblack"
         extra = {2: ["unassalpha"], 4: ["unassalpha"]}.get(channels, [0] * (channels - 1) if channels > 4 else None)
         squeezed = pixels[..., 0] if channels == 1 else pixels
         tifffile.imwrite(
-            path, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
+            file, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
             compression="zlib", metadata=None,
         )  # fmt: skip
     elif pixels.dtype == np.uint16:
         try:
-            kornia_rs.io.write_image_png_u16(str(path), pixels, _PNG16[channels])
+            kornia_rs.io.write_image_png_u16(file.name, pixels, _PNG16[channels])
         except Exception as error:  # it raises bare Exceptions
             raise OSError(str(error)) from error
     else:
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA
-        image.save(path, **_OPTIONS[suffix])
+        image.save(file, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from genstab.data.image_io import image_shape, read_image, resized
 from genstab.data.paths import find_images, hxw, listing, natural, printable, shortened
-from genstab.errors import ON_ERROR, InputError, check_choice
+from genstab.errors import InputError, check_choice
 
 DIRECTIONS = ("AtoB", "BtoA")
 _FOLDERS = {"train": ("train",), "val": ("val", "test")}
@@ -71,14 +71,6 @@ def find_pairs(root: str | Path, split: str) -> list[Pair]:
     Raises:
         InputError: the folder or its images are missing, both layouts exist, an image has no partner, or two images
             have the same name.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for name in ("trainA/10_A.jpg", "trainA/2.png", "trainB/10_B.jpg", "trainB/2.png"):
-    ...         Path(root, name).parent.mkdir(exist_ok=True)
-    ...         Path(root, name).touch()
-    ...     [pair.name for pair in find_pairs(root, "train")]
-    ['2', '10']
     """
     root = Path(root)
     check_choice("split", split, _FOLDERS)
@@ -145,8 +137,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         on_error: "raise" or "skip".
 
     Raises:
-        InputError: an unknown direction or `on_error`; when reading, a file cannot be read, or as `Wanted.check`; with
-            "skip", only if no pair can be read.
+        InputError: when reading, a file cannot be read or is not as wanted; with "skip", only if no pair can be read.
     """
 
     def __init__(
@@ -156,8 +147,6 @@ class PairDataset(Dataset[dict[str, Any]]):
         wanted: Wanted | None = None,
         on_error: str = "raise",
     ) -> None:
-        check_choice("direction", direction, DIRECTIONS)
-        check_choice("on_error", on_error, ON_ERROR)
         self.direction, self.size, self.wanted, self.on_error = direction, size, wanted, on_error
 
     def __len__(self) -> int:
@@ -200,7 +189,7 @@ class PairedImages(PairDataset):
 
     def __init__(self, pairs: Sequence[Pair], *options: Any, **named: Any) -> None:
         super().__init__(*options, **named)
-        self.pairs = list(pairs)
+        self.pairs = pairs
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -12,23 +12,10 @@ from genstab.errors import InputError
 def find_images(root: str | Path, recursive: bool = True, name: str = "data.root") -> list[Path]:
     """List the images in a folder, in natural order of their names (2 before 10). No file is opened.
 
-    Hidden folders are skipped. Links to folders are followed; each folder is searched once.
-
-    Args:
-        root: the folder.
-        recursive: search its sub-folders, too.
-        name: name of the folder in messages.
+    Sub-folders are searched if `recursive`, except hidden ones; links to folders are followed, each once.
 
     Raises:
         InputError: the folder does not exist or has no images.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as root:
-    ...     for image in ("10.png", "2.JPG", "notes.txt", "more/1.tif"):
-    ...         Path(root, image).parent.mkdir(exist_ok=True)
-    ...         Path(root, image).touch()
-    ...     [path.relative_to(root).as_posix() for path in find_images(root)]
-    ['2.JPG', '10.png', 'more/1.tif']
     """
     root = Path(root)
     if not root.is_dir():
@@ -51,20 +38,12 @@ def _refuse(error: OSError) -> None:
 
 
 def printable(name: str) -> str:
-    """Return the name of a file as valid Unicode: bytes that are not UTF-8 are escaped.
-
-    >>> print(printable(os.fsdecode(b"\\xfc.png")))
-    \\udcfc.png
-    """
+    """Return the name of a file as valid Unicode: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Return a sort key that orders numbers in names by their value.
-
-    >>> sorted(["10", "9", "a2", "a10"], key=natural)
-    ['9', '10', 'a2', 'a10']
-    """
+    """Return a sort key that orders numbers in names by their value."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name
 
 
@@ -83,9 +62,5 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 
 
 def hxw(size: Sequence[int]) -> str:
-    """Format (height, width).
-
-    >>> hxw((3, 4))
-    '3×4'
-    """
+    """Format (height, width)."""
     return f"{size[0]}×{size[1]}"

@@ -27,13 +27,6 @@ class EpochSampler(DistributedSampler[int]):
         processes: number of processes P.
         rank: rank r of this process.
         seed: another seed draws another order.
-
-    >>> one, two = (list(EpochSampler(range(8), 2, 2, rank)) for rank in (0, 1))
-    >>> [(one[i], two[i]) for i in range(4)], list(sampler := EpochSampler(range(8), 4))
-    ([(4, 0), (7, 3), (2, 5), (1, 6)], [4, 0, 7, 3, 2, 5, 1, 6])
-    >>> sampler.skip = 6
-    >>> list(sampler), list(sampler)
-    ([1, 6], [4, 0, 7, 3, 2, 5, 1, 6])
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, processes: int = 1, rank: int = 0, seed: int = 0) -> None:
@@ -70,12 +63,6 @@ class ResumableLoader(DataLoader):
 
     Lightning sets the epoch. Since it asks for an iterator before it sets the epoch, nothing is loaded before the first
     batch is asked for. The loader draws no numbers from the global random generators.
-
-    >>> loader = ResumableLoader(range(7), EpochSampler(range(7), batch_size=2))
-    >>> first, *rest = [batch.tolist() for batch in loader]
-    >>> loader.load_state_dict({"seed": 0, "batch": 1})
-    >>> [batch.tolist() for batch in loader] == rest
-    True
     """
 
     def __init__(

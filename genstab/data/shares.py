@@ -11,11 +11,7 @@ from genstab.data.sampler import EpochSampler
 
 
 def all_gathered(value: Any) -> list[Any]:
-    """Return the values of all processes in the order of their ranks; every process must call this.
-
-    >>> all_gathered("a")
-    ['a']
-    """
+    """Return the values of all processes in the order of their ranks; every process must call this."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     gathered = [None] * torch.distributed.get_world_size()
@@ -35,13 +31,6 @@ def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: in
         batch_length: number of images in the batch.
         world_size: number of processes P.
         rank: rank r of this process.
-
-    Shape: → (batch_length,), int64.
-
-    >>> from torch.utils.data import DataLoader
-    >>> loader = DataLoader(range(5), batch_size=2, sampler=DistributedSampler(range(5), 2, rank=1, shuffle=False))
-    >>> [dataset_positions(loader, 2 * i, len(batch), 2, rank=1).tolist() for i, batch in enumerate(loader)]
-    [[1, 3], [-1]]
     """
     loader = first_loader(loaders)
     positions = rank + world_size * torch.arange(seen, seen + batch_length)
@@ -52,11 +41,7 @@ def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: in
 
 
 def first_loader(loaders: Any) -> Any:
-    """Return the first loader of a list or a dict, or the loader itself.
-
-    >>> first_loader([1, 2]), first_loader({"a": 3}), first_loader(4)
-    (1, 3, 4)
-    """
+    """Return the first loader of a list or a dict, or the loader itself."""
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     return loaders[0] if isinstance(loaders, Sequence) else loaders

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
 
-from genstab.errors import InputError, check_choice
+from genstab.errors import check_counts
 
 Colour = tuple[int, ...]  # red, green, blue and, in photos, opacity
 Box = tuple[float, float, float, float]  # left, top, right, bottom in units of the image, y down
@@ -235,12 +235,6 @@ class _Street:
         return (np.asarray(photo) * (light * balance) + grain).clip(0, 255).astype(np.uint8)
 
 
-def _at_least(**bounds: tuple[int, int]) -> None:
-    for name, (value, least) in bounds.items():
-        if value < least:
-            raise InputError(f"{name}={value} is less than {least}")
-
-
 def draw_facade(seed: int, index: int, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Draw one street scene: its label map and its photo, each uint8 (size, size, 3).
 
@@ -248,12 +242,9 @@ def draw_facade(seed: int, index: int, size: int = 128) -> tuple[np.ndarray, np.
 
     Raises:
         InputError: seed or index is negative, or size is below 16.
-
-    >>> label, photo = draw_facade(seed=0, index=3, size=64)
-    >>> label.shape, photo.dtype, tuple(label[-1, 0].tolist()) == PALETTE["background"]
-    ((64, 64, 3), dtype('uint8'), True)
     """
-    _at_least(seed=(seed, 0), index=(index, 0), size=(size, 16))
+    check_counts(least=0, seed=seed, index=index)
+    check_counts(least=16, size=size)
     rng = np.random.default_rng([seed, index])
     street = _Street(size, rng)
     zenith, horizon = (np.array(ImageColor.getrgb(colour)) for colour in _SKIES[rng.integers(3)])
@@ -274,23 +265,19 @@ def draw_facade(seed: int, index: int, size: int = 128) -> tuple[np.ndarray, np.
 
 
 class SyntheticFacades(torch.utils.data.Dataset[dict[str, Any]]):
-    """Drawn façades as pairs; A is the photo and B the label map, as in pix2pix's façades.
+    """Drawn façades as pairs of label map and photo.
 
-    An item holds "source" and "target", float32 (3, size, size) in [-1, 1], and "name", its number. "BtoA" has
-    label maps as sources, "AtoB" photos.
+    An item holds "source" and "target", float32 (3, size, size) in [-1, 1], and "name", its number.
 
     Raises:
-        InputError: a length below 1, a size below 16, a negative seed or an unknown direction.
-
-    >>> item = SyntheticFacades(length=8, size=32)[5]
-    >>> item["source"].shape, item["name"]
-    (torch.Size([3, 32, 32]), '00005')
+        InputError: a length below 1, a size below 16 or a negative seed.
     """
 
-    def __init__(self, length: int, size: int = 128, seed: int = 0, direction: str = "BtoA") -> None:
-        _at_least(length=(length, 1), size=(size, 16), seed=(seed, 0))
-        check_choice("direction", direction, ("AtoB", "BtoA"))
-        self.length, self.size, self.seed, self.direction = length, size, seed, direction
+    def __init__(self, length: int, size: int = 128, seed: int = 0) -> None:
+        check_counts(length=length)
+        check_counts(least=16, size=size)
+        check_counts(least=0, seed=seed)
+        self.length, self.size, self.seed = length, size, seed
 
     def __len__(self) -> int:
         return self.length
@@ -298,6 +285,6 @@ class SyntheticFacades(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.length:
             raise IndexError(f"index={index} is not in 0..{self.length - 1}")
-        images = draw_facade(self.seed, index, self.size)[:: 1 if self.direction == "BtoA" else -1]
+        images = draw_facade(self.seed, index, self.size)
         source, target = (torch.from_numpy(v).permute(2, 0, 1).contiguous() / 127.5 - 1 for v in images)
         return {"source": source, "target": target, "name": f"{index:05d}"}

@@ -16,12 +16,12 @@ from genstab.data.image_io import (
     image_shape,
     read_image,
     resized,
-    unfinished,
     write_image,
 )
 from genstab.data.paths import find_images, hxw
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
+from genstab.runtime.files import PART
 
 
 @dataclass
@@ -105,7 +105,9 @@ def predict(
         name = path.relative_to(source).as_posix()
         target = output / name
         if target.is_file() and not overwrite:
-            unfinished(target).unlink(missing_ok=True)  # left by a run that was killed while overwriting
+            target.with_name(target.name + PART).unlink(
+                missing_ok=True
+            )  # left by a run that was killed while overwriting
             result.present.append(name)
             continue
         with result.leave_out(name, on_error):

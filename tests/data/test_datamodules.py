@@ -129,7 +129,7 @@ def test_bad_options_are_named(folder, options, message):
 def test_images_of_several_sizes_need_a_load_size(folder):
     for side in "AB":
         picture(folder / f"train{side}" / "9.png", size=(64, 64))
-    with pytest.raises(InputError, match=r"images of 2 sizes.*set data.load_size"):
+    with pytest.raises(InputError, match=r"images for train are of several sizes: set data.load_size"):
         paired(folder, load_size=None).setup("fit")
     data = paired(folder)
     data.setup("fit")

@@ -228,11 +228,6 @@ def test_resize_stays_in_range(tmp_path: Path) -> None:
     assert item["source"].max() == 1
 
 
-def test_bad_direction() -> None:
-    with pytest.raises(InputError, match="direction='x' is not one of AtoB, BtoA"):
-        PairedImages([], direction="x")
-
-
 def test_batches_from_workers(tmp_path: Path) -> None:
     pairs = [Pair(str(i), paint(tmp_path / f"{i}.png", (2, 4), i), None) for i in range(3)]
     batches = list(torch.utils.data.DataLoader(PairedImages(pairs), batch_size=2))

@@ -454,7 +454,7 @@ def test_a_shard_that_made_room_stays_readable_to_whoever_has_it_open(shards, se
     ]
     cache = ShardCache(tmp_path / "cache", max_bytes=found[0].bytes + 10)
     file = cache.open(found[0])
-    before = file.read(file.pairs[0].a)
+    before = file.read(file.pairs[0][1])
     cache.open(found[1])
     assert [path.name[-16:] for path in (tmp_path / "cache").glob("*.tar")] == ["train-000001.tar"]
-    assert file.read(file.pairs[0].a) == before
+    assert file.read(file.pairs[0][1]) == before

@@ -70,7 +70,7 @@ def test_the_same_folders_give_the_same_bytes_and_another_seed_another_order(tmp
     assert content["one"]["val-000000.tar"] == content["three"]["val-000000.tar"]
     by_name = tmp_path / "four" / "train-000000.tar"
     by_name = ShardFile(by_name, entry(by_name, 8))
-    assert [place.name for place in by_name.pairs] == [pair.name for pair in find_pairs(root, "train")]
+    assert [name for name, _, _ in by_name.pairs] == [pair.name for pair in find_pairs(root, "train")]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that webdataset leaves open
@@ -111,10 +111,10 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path, kind):
             add(tar, f"{name}.json", b"{}")
             add(tar, f"{name}.b.jpg", b"b" * number)
     file = ShardFile(tmp_path / "a.tar", entry(tmp_path / "a.tar", 5))
-    assert [place.name for place in file.pairs] == names
+    assert [name for name, _, _ in file.pairs] == names
     with tarfile.open(tmp_path / "a.tar") as tar:
-        for place in file.pairs:
-            for member in (place.a, place.b):
+        for _, *members in file.pairs:
+            for member in members:
                 assert file.read(member) == tar.extractfile(member.name).read()
 
 
@@ -183,9 +183,9 @@ def test_a_shard_that_is_cut_off_while_it_is_open_is_named(tmp_path):
     write_shards(pairs_in(tmp_path / "pairs"), tmp_path / "shards")
     path = tmp_path / "shards" / "train-000000.tar"
     file = ShardFile(path, entry(path, 8))
-    path.write_bytes(path.read_bytes()[: file.pairs[-1].a.offset + 10])
+    path.write_bytes(path.read_bytes()[: file.pairs[-1][1].offset + 10])
     with pytest.raises(InputError, match=r"train-000000\.tar is cut off in .*\.a\.png"):
-        file.read(file.pairs[-1].a)
+        file.read(file.pairs[-1][1])
 
 
 def test_bad_pairs_are_named_and_skipped_as_in_folders(tmp_path):
@@ -234,7 +234,8 @@ def test_another_index_is_refused(text, said):
 
 
 def test_where_shards_are():
-    assert [is_local(url) for url in ("/a/b.tar", "a b.tar", "C:/a.tar", "gs://a/b.tar")] == [True, True, True, False]
+    assert all(map(is_local, ("/a/b.tar", "a b.tar", "C:/a.tar")))
+    assert not any(map(is_local, ("gs://a/b.tar", "http://host/a.tar", "pipe:cat a.tar")))
     assert basename("pipe:gsutil cat gs://b/val-01.tar | cat") == "val-01.tar"
 
 
@@ -257,7 +258,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["input=."], r"input=\. has no pairs for split=train"),
         (["input=pairs", "output=pairs"], "output=pairs holds trainA/, trainB/, valA/, valB/: name a new folder"),
         (["input=pairs", "output=/dev/null"], "output=/dev/null is a file: name a new folder"),
-        (["input=pairs", "output=/dev/null/x"], "output=/dev/null/x cannot be written: /dev/null is no folder"),
+        (["input=pairs", "output=/dev/null/x"], "output=/dev/null/x cannot be written: .*File exists: '/dev/null'"),
         (["input=pairs", "size=0"], "size=0 is not a positive number of megabytes"),
         (["input=pairs", "size=large"], "size='large' is not a number"),
         (["input=pairs", "seed=x"], "seed='x' is not an integer"),

@@ -108,8 +108,8 @@ def test_a_second_run_does_what_is_missing(images, tmp_path):
     predict(network(), images, out)
     times = {name: (out / name).stat().st_mtime_ns for name in names(out)}
     (out / "2.png").unlink()
-    (out / ".2.png.part").write_bytes(b"of a killed run")
-    (out / ".1.png.part").write_bytes(b"of a run that was killed while it overwrote")
+    (out / "2.png.part").write_bytes(b"of a killed run")
+    (out / "1.png.part").write_bytes(b"of a run that was killed while it overwrote")
     (images / "2.png").touch()
     result = predict(network(), images, out)
     assert (result.written, len(result.present)) == (["2.png"], 9)
@@ -344,6 +344,6 @@ def test_a_killed_run_goes_on(images, tmp_path, monkeypatch):
     options = [*NETWORK, "input=in", "output=out", "recursive=false"]
     code, printed = finish(start("-c", KILLED, *options))
     assert code == -9, printed
-    assert names(tmp_path / "out") == [".2.png.part", "1.png"]
+    assert names(tmp_path / "out") == ["1.png", "2.png.part"]
     genstab(monkeypatch, "predict", *options)
     assert names(tmp_path / "out") == sorted(path.name for path in images.glob("*.*"))

@@ -14,8 +14,8 @@ GREY = torch.zeros(4, 3, 64, 64)
 
 
 def facades(count=1, size=64):
-    photos = SyntheticFacades(count, size, direction="AtoB")
-    return torch.stack([photos[i]["source"] for i in range(count)])
+    pairs = SyntheticFacades(count, size)
+    return torch.stack([pairs[i]["target"] for i in range(count)])
 
 
 def unit(images):

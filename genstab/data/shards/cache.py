@@ -17,12 +17,8 @@ from filelock import FileLock
 from genstab.data.shards.format import Shard, ShardFile
 from genstab.errors import InputError
 
-TIMEOUT = 60.0
-"""Seconds without a byte after which a download fails."""
-
-ATTEMPTS = 4
-"""How often a download is tried, with pauses of 1, 2 and 4 seconds."""
-
+TIMEOUT = 60.0  # seconds without a byte after which a download fails
+ATTEMPTS = 4  # how often a download is tried, with pauses of 1, 2 and 4 seconds
 CACHE = "~/.cache/genstab/shards"
 # Exit codes of curl, with which WebDataset opens http and https.
 _CURL = {
@@ -33,11 +29,7 @@ _CURL = {
 
 
 def is_local(url: str) -> bool:
-    """Return whether a shard is a local file.
-
-    >>> is_local("shards/a.tar"), is_local("http://host/a.tar"), is_local("pipe:cat a.tar")
-    (True, False, False)
-    """
+    """Return whether a shard is a local file."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url) is None
 
 
@@ -68,9 +60,7 @@ class ShardCache:
     Any number of processes may share the folder: a shard is fetched once, and a shard that is removed while a process
     reads it stays readable to that process.
 
-    Args:
-        folder: the cache; `~` is expanded, and the folder is created when a shard is fetched.
-        max_bytes: size of the cache.
+    The folder is created when a shard is fetched.
     """
 
     def __init__(self, folder: str | Path = CACHE, max_bytes: float = 2e10) -> None:
@@ -88,20 +78,19 @@ class ShardCache:
                 return ShardFile(shard.url, shard)
             except FileNotFoundError as error:
                 raise InputError(f"{shard.url} is missing") from error
-        path = self._path(shard)
         for _ in range(ATTEMPTS):
             self.fetch(shard)
             with suppress(FileNotFoundError):  # other processes have removed it since, to make room
-                os.utime(path)  # the time of its last use
-                return ShardFile(path, shard)
+                os.utime(self._path(shard))  # the time of its last use
+                return ShardFile(self._path(shard), shard)
         raise OSError(f"data.cache={self.folder} removes shards before they are read: set data.cache_gb higher")
 
     def fetch(self, shard: Shard) -> None:
         """Fetch a remote shard, unless it is in the cache.
 
         Raises:
-            OSError: it cannot be fetched, differs from its index, or the folder cannot be written. (That is no bad
-                image, which `on_error=skip` would leave out, hence no `InputError`.)
+            OSError: it cannot be fetched, differs from its index, or the folder cannot be written; not an `InputError`,
+                which `on_error=skip` would take for a bad image.
         """
         if is_local(shard.url) or (path := self._path(shard)).is_file():
             return
@@ -156,11 +145,7 @@ class ShardCache:
 
 
 def basename(url: str) -> str:
-    """Return the file name of a shard in a URL or a command.
-
-    >>> basename("pipe:curl -s http://host/train-000001.tar"), basename("a/val-0.tar")
-    ('train-000001.tar', 'val-0.tar')
-    """
+    """Return the file name of a shard in a URL or a command."""
     found = re.findall(r"[\w.-]+\.tar\b", url)
     return found[-1] if found else "shard.tar"
 

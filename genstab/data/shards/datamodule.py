@@ -105,24 +105,15 @@ class ShardData(PairedData):
         return data
 
     def _sampler(self, processes: int, rank: int, seed: int) -> ShardSampler:
-        shards = self.splits()["train"].shards
-        lengths = [shard.pairs for shard in shards]
-        return ShardSampler(
-            lengths,
-            self.window,
-            self.batch_size,
-            processes,
-            rank,
-            seed,
-            lambda number: self._fetch_ahead(shards[number]),
-        )
+        lengths = [shard.pairs for shard in self.splits()["train"].shards]
+        return ShardSampler(lengths, self.window, self.batch_size, processes, rank, seed, self._fetch_ahead)
 
-    def _fetch_ahead(self, shard: Shard) -> None:
-        """Fetch the next shard in the background while this one is read."""
-        if not is_local(shard.url) and not (self.ahead and self.ahead.is_alive()):
-            self.ahead = Thread(target=self._quietly, args=(shard,), daemon=True)
+    def _fetch_ahead(self, number: int) -> None:
+        """Fetch a training shard in the background, unless the one before is still on its way."""
+        if not (self.ahead and self.ahead.is_alive()):
+            self.ahead = Thread(target=self._fetch, args=(self.splits()["train"].shards[number],), daemon=True)
             self.ahead.start()
 
-    def _quietly(self, shard: Shard) -> None:
+    def _fetch(self, shard: Shard) -> None:
         with suppress(OSError):  # reading it will try again, and report the error
             self.cache.fetch(shard)

@@ -52,10 +52,10 @@ class ShardPairs(PairDataset):
     def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
         number = bisect_right(self.ends, index)
         file = self._open(number)
-        found = file.pairs[index - self.ends[number] + self.shards[number].pairs]
-        path_a, a = _decoded(file, found.a)
-        path_b, b = (None, None) if found.b is None else _decoded(file, found.b)
-        return Pair(found.name, path_a, path_b), a, b
+        name, member_a, member_b = file.pairs[index - self.ends[number]]  # counted from the end of the shard
+        path_a, a = _decoded(file, member_a)
+        path_b, b = (None, None) if member_b is None else _decoded(file, member_b)
+        return Pair(name, path_a, path_b), a, b
 
     def _open(self, number: int) -> ShardFile:
         """Return an open shard, or raise the error that opening it raised."""

@@ -47,25 +47,13 @@ class Member(NamedTuple):
     size: int
 
 
-class ShardPair(NamedTuple):
-    """A pair in a shard; `b` is None if one file holds both images side by side."""
-
-    name: str
-    a: Member
-    b: Member | None
-
-
 def key_of(name: str) -> str:
-    """Return the key of a pair in a shard: its name, with the characters that would end the key escaped.
-
-    >>> key_of("1.5 m/é%"), unquote(key_of("1.5 m/é%"))
-    ('1%2E5 m%2Fé%25', '1.5 m/é%')
-    """
+    """Return the key of a pair in a shard: its name, with the characters that would end the key escaped."""
     return re.sub(r"[%./]", lambda found: f"%{ord(found[0]):02X}", name)
 
 
 class ShardFile:
-    """An open shard: `pairs` lists its pairs in the order of their first files.
+    """An open shard: `pairs` lists its pairs in the order of their first files: the name, A, and B or None.
 
     A pair has the members KEY.a.EXT and KEY.b.EXT, or KEY.ab.EXT with A in its left half; other members are ignored.
 
@@ -113,7 +101,7 @@ def check_size(path: str | int, shard: Shard) -> None:
         raise InputError(f"{shard.url} has {size} bytes, its index says {shard.bytes}: it is cut off, or another file")
 
 
-def _paired(name: str, members: Iterable[Member]) -> list[ShardPair]:
+def _paired(name: str, members: Iterable[Member]) -> list[tuple[str, Member, Member | None]]:
     sides: dict[str, dict[str, Member]] = {}
     for member in members:
         key, _, suffix = member.name.partition(".")
@@ -124,23 +112,11 @@ def _paired(name: str, members: Iterable[Member]) -> list[ShardPair]:
         if found.keys() not in ({"a", "b"}, {"ab"}):
             has = ", ".join(printable(member.name) for member in found.values())
             raise InputError(f"{name}: a pair is KEY.a.png and KEY.b.png, or KEY.ab.png alone; found {has}")
-    return [
-        ShardPair(printable(unquote(key)), found.get("a") or found["ab"], found.get("b"))
-        for key, found in sides.items()
-    ]
+    return [(printable(unquote(key)), found.get("a") or found["ab"], found.get("b")) for key, found in sides.items()]
 
 
 def parse_index(text: bytes, where: str, url_of: Callable[[str], str]) -> Mapping[str, Split]:
-    """Return the splits of an index by name.
-
-    Args:
-        text: content of `index.json`.
-        where: path or URL of the index, for messages.
-        url_of: maps the name of a shard to its URL.
-
-    Raises:
-        InputError: the content is not a valid index.
-    """
+    """Return the splits of an index; `url_of` maps the name of a shard to its URL, `where` is for messages."""
     try:
         content = json.loads(text)
         if content["kind"] != KIND:

@@ -2,14 +2,13 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -34,11 +33,7 @@ class Written:
     left_out: list[str] = field(default_factory=list)
 
     def summary(self, output: str | Path) -> str:
-        """Return a summary in one line.
-
-        >>> Written({"train": 3}, {"train": 1}).summary("out")
-        'out: 3 pairs for train in 1 shards'
-        """
+        """Return a summary in one line."""
         each = [f"{number} pairs for {split} in {self.shards[split]} shards" for split, number in self.pairs.items()]
         return f"{output}: {', '.join(each)}" + (f"; {len(self.left_out)} left out" if self.left_out else "")
 
@@ -84,24 +79,19 @@ def write_shards(
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             holds = f"holds {listing(output)}" if output.is_dir() else "is a file"
             raise InputError(f"output={output} {holds}: name a new folder")
-        if output.parent.exists() and not output.parent.is_dir():
-            raise InputError(f"output={output} cannot be written: {output.parent} is no folder")
         output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-        try:
-            written = _write(pairs, scratch, 1e6 * size, seed, check == "full", on_error == "skip")
-            scratch.chmod(0o755)  # mkdtemp makes it private
-            os.replace(scratch, output)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+            folder = Path(scratch, "shards")  # a temporary folder is private
+            folder.mkdir()
+            written = _write(pairs, folder, 1e6 * size, seed, check == "full", on_error == "skip")
+            os.replace(folder, output)
     except OSError as error:
-        raise InputError(f"output={output} cannot be written: {error.strerror}") from error
+        raise InputError(f"output={output} cannot be written: {error}") from error
     return written
 
 
-@dataclass
-class _Read:
-    """The files of a pair by the end of their names; the pair, its (H, W) and its channels."""
+class _Read(NamedTuple):
+    """A pair, its files by the end of their names, its (H, W), and the channels of A and B."""
 
     pair: Pair
     files: dict[str, bytes]
@@ -119,16 +109,15 @@ def _write(
             order = torch.randperm(len(each), generator=torch.Generator().manual_seed(seed)).tolist()
             each = [each[position] for position in order]
         sizes: set[tuple[int, int]] = set()
-        with _Writer(folder, split, most) as writer:
-            bar = tqdm(_read(each, full), f"writing {split}", len(each), unit="pair", leave=False, disable=None)
-            for read in bar:
+        with closing(_Writer(folder, split, most)) as writer:
+            bar = tqdm(each, f"writing {split}", unit="pair", leave=False, disable=None)
+            for pair, reading in zip(bar, _submitted(each, full), strict=True):
                 try:
-                    if isinstance(read, InputError):
-                        raise read
+                    read = reading.result()
                     channels = channels or read.channels
                     if read.channels != channels:
                         raise InputError(
-                            f"{read.pair.a}: A and B have {read.channels} channels, the pairs before have {channels}"
+                            f"{pair.a}: A and B have {read.channels} channels, the pairs before have {channels}"
                         )
                 except InputError as error:
                     if not skip:
@@ -147,31 +136,22 @@ def _write(
     return written
 
 
-def _read(pairs: Sequence[Pair], full: bool) -> Iterator[_Read | InputError]:
-    """Read pairs in order, with a thread pool."""
+def _submitted(pairs: Sequence[Pair], full: bool) -> Iterator[Future[_Read]]:
+    """Read pairs in order with a thread pool, a few at a time: together they would fill the memory."""
     with ThreadPoolExecutor() as pool:
-        waiting = iter(pairs)
-        while some := list(islice(waiting, 32)):
-            yield from pool.map(lambda pair: _read_one(pair, full), some)
+        for start in range(0, len(pairs), 32):
+            yield from [pool.submit(_read, pair, full) for pair in pairs[start : start + 32]]
 
 
-def _read_one(pair: Pair, full: bool) -> _Read | InputError:
-    try:
-        shapes = [image_shape(path) for path in (pair.a, pair.b) if path is not None]
-        channels = shapes[0][0], shapes[-1][0]
-        size = Wanted(*channels).check(pair, shapes[0], None if pair.b is None else shapes[1])
-        sides = {"ab": pair.a} if pair.b is None else {"a": pair.a, "b": pair.b}
-        files = {}
-        for side, path in sides.items():
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror}") from error
-            if full:
-                decode_image(data, str(path))
-            files[f"{side}{path.suffix.lower()}"] = data
-    except InputError as error:
-        return error
+def _read(pair: Pair, full: bool) -> _Read:
+    shapes = [image_shape(path) for path in (pair.a, pair.b) if path is not None]
+    channels = shapes[0][0], shapes[-1][0]
+    size = Wanted(*channels).check(pair, shapes[0], None if pair.b is None else shapes[1])
+    files = {}
+    for side, path in {"ab": pair.a}.items() if pair.b is None else {"a": pair.a, "b": pair.b}.items():
+        files[f"{side}{path.suffix.lower()}"] = data = path.read_bytes()
+        if full:
+            decode_image(data, str(path))
     return _Read(pair, files, size, channels)
 
 
@@ -183,12 +163,6 @@ class _Writer:
         self.shards: list[dict[str, Any]] = []
         self.pairs = self.size = self.first = 0
         self.tar: Any = None
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def add(self, read: _Read) -> None:
         """Add a pair, to a new shard if it does not fit into the current one."""
