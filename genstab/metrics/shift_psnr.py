@@ -81,7 +81,12 @@ def shift_psnr(
     *,
     data_range: float = 2.0,
     cap: float = 100.0,
-    **options: Any,
+    margin: int = 8,
+    forward_batch: int = 32,
+    multiple: int = 1,
+    dtype: torch.dtype = torch.float32,
+    check_finite: bool = True,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """Compute the PSNR between G(S x) and S G(x), in dB, for each shift S and each image x.
 
@@ -95,8 +100,8 @@ def shift_psnr(
         protocol: one of `genstab.metrics.protocols.PROTOCOLS`.
         data_range: R; 2 for images in [−1, 1].
         cap: largest value in dB, for outputs without any error.
-        options: `dtype`, the precision of the forward pass (see `genstab.inference.eval_mode.inference`); and `margin`,
-            `forward_batch`, `multiple`, `check_finite` and `names`, see `genstab.metrics.protocols.shift_pairs`.
+        dtype: precision of the forward pass, see `genstab.inference.eval_mode.inference`.
+        margin, forward_batch, multiple, check_finite, names: see `genstab.metrics.protocols.shift_pairs`.
 
     Returns:
         dB, float64, shape (len(shifts), len(images)).
@@ -110,7 +115,18 @@ def shift_psnr(
     """
     if data_range <= 0:
         raise InputError(f"data_range={data_range} must be positive")
-    error, count = shift_errors(generator, images, shifts, protocol, **options)
+    error, count = shift_errors(
+        generator,
+        images,
+        shifts,
+        protocol,
+        margin=margin,
+        forward_batch=forward_batch,
+        multiple=multiple,
+        dtype=dtype,
+        check_finite=check_finite,
+        names=names,
+    )
     return decibel(error / count, data_range, cap)
 
 
