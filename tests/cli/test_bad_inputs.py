@@ -224,7 +224,7 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         known.instead(lambda path: os.mknod(path, 0o600 | 0x2000, os.makedev(1, 5))),
         "it is not a file but a device or a pipe",
     ),
-    "nothing at all": (known.instead(lambda path: path.symlink_to("/dev/null")), "no file but a device or a pipe"),
+    "nothing at all": (known.instead(lambda path: path.symlink_to("/dev/null")), "not a file but a device or a pipe"),
 }
 FILES = {bad.name: (bad.make, bad.reason) for bad in known.FILES} | MORE_FILES
 ROOT_ONLY = "a device of its own"
@@ -349,7 +349,7 @@ def test_a_bad_file_of_any_name_is_named(root, said, name, shown):
     assert line.startswith("genstab: data.root=data has images without a partner: 1 in trainA (")
     assert shown in line
     noise().save(root / "trainB" / name)
-    assert said(*TRAIN) == f"genstab: cannot read data/trainA/{shown}: {NONE}, or a damaged one"
+    assert said(*TRAIN) == f"genstab: cannot read data/trainA/{shown}: {NONE}, or damaged"
     noise(size=(8, 8)).save(root / "trainA" / name)
     assert said(*TRAIN).startswith(f"genstab: data/trainA/{shown} is 8×8 but data/trainB/{shown} is 32×40: A and B")
 
