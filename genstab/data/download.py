@@ -59,6 +59,8 @@ def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, ma
             empty.
     """
     archive, folder = Path(archive), Path(folder)
+    if archive.exists() and not archive.is_file():  # opening a pipe may block for ever
+        raise InputError(f"{archive} is not a file but a device or a pipe")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder, for a folder cannot be renamed to another file system.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
