@@ -1,7 +1,5 @@
 """Find the weights of a network in the content of a file."""
 
-import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,30 +17,27 @@ def fitting_weights(path: Path, content: object, network: nn.Module) -> dict[str
         InputError: no weights fit, or several different ones do.
     """
     expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    first = next(iter(expected), "")
     fitting: dict[str, dict[str, Tensor]] = {}
-    nearest: tuple[int, str] = (-1, "it holds no weights")
+    nearest, most = "it holds no weights", -1
     for place, weights in _state_dicts(content):
-        # Every prefix with at least one key of the network, and the empty one.
-        prefixes = Counter({"": 0})
-        for key in weights:
-            cuts = [0, *(match.end() for match in re.finditer(r"\.", key))]
-            prefixes.update(key[:cut] for cut in cuts if key[cut:] in expected)
-        for prefix, shared in prefixes.items():
-            stripped = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-            problems = mismatches(stripped, expected)
-            if not problems:
+        prefixes = [key.removesuffix(first) for key in weights if key.endswith(first)]
+        for prefix in dict.fromkeys(["", *prefixes]):
+            stripped = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            shared = len(stripped.keys() & expected.keys())
+            if not (problems := mismatches(stripped, expected)):
                 fitting[f"{place}{prefix}"] = stripped
-            elif shared > nearest[0]:
-                nearest = (shared, problems)
+            elif shared > most:
+                nearest, most = problems, shared
     if not fitting:
-        raise InputError(f"{path} does not fit {type(network).__name__}: {nearest[1]}")
-    first, *others = fitting.values()
-    if any(not all(value.equal(other[key]) for key, value in first.items()) for other in others):
+        raise InputError(f"{path} does not fit {type(network).__name__}: {nearest}")
+    found, *others = fitting.values()
+    if any(not all(value.equal(other[key]) for key, value in found.items()) for other in others):
         raise InputError(
             f"{path} holds {len(fitting)} different sets of weights that fit {type(network).__name__}: "
             f"{', '.join(fitting)}; save the one that you want in a file of its own"
         )
-    return first
+    return found
 
 
 def mismatches(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:

@@ -19,12 +19,6 @@ def adversarial_loss(logits: Tensor, real: bool, kind: str = "bce") -> Tensor:
 
     `bce` is the binary cross-entropy with logits (Goodfellow 2014, arXiv 1406.2661), `lsgan` the squared distance to 1
     for real and 0 for generated patches (Mao 2017, arXiv 1611.04076).
-
-    Raises:
-        InputError: the kind is unknown.
-
-    >>> adversarial_loss(torch.zeros(2, 1, 3, 3), real=True).exp()  # ln 2
-    tensor(2.)
     """
     check_choice("gan_loss", kind, GAN_LOSSES)
     label = torch.full_like(logits, float(real))
