@@ -26,10 +26,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def unet_layers(keys: Collection[str]) -> dict[str, str]:
-    """Map the layers of `genstab.UNet` to their names in the file, in which each level is nested in the one above.
-
-    The first and last entries are the first and last convolution.
-    """
+    """Map the layers of `genstab.UNet`, from the first to the last, to their names: each level is in the one above."""
     levels, prefix = 2, "model.model.1.model."
     while any(key.startswith(f"{prefix}3.model.") for key in keys):
         levels, prefix = levels + 1, f"{prefix}3.model."
@@ -44,10 +41,7 @@ def unet_layers(keys: Collection[str]) -> dict[str, str]:
 
 
 def resnet_layers(keys: Collection[str]) -> dict[str, str]:
-    """Map the layers of `genstab.ResNetGenerator` to their names in the file, which are numbered in one sequence.
-
-    The first and last entries are the first and last convolution.
-    """
+    """Map the layers of `genstab.ResNetGenerator`, from the first to the last, to their names, numbered in one row."""
     blocks = len({key.split(".")[1] for key in keys if ".conv_block." in key})
     second = 5 if "model.10.conv_block.5.weight" in keys else 6  # 5 is the dropout
     layers = {"stem": "model.1", "stem_norm": "model.2"}
@@ -78,16 +72,7 @@ def which_norm(path: Path, weights: dict[str, Tensor], layers: dict[str, str], r
 
 
 def cyclegan_generator(path: Path, checkpoint: object, norm: str | None = None) -> UNet | ResNetGenerator:
-    """Return the network of a plain state dict of the CycleGAN/pix2pix repository.
-
-    Args:
-        path: the file, for messages.
-        checkpoint: its content.
-        norm: `instance` or `none`, if the keys allow both; None infers it from the biases.
-
-    Raises:
-        InputError: it is not a generator of the repository, keys are missing or unexpected, or shapes do not match.
-    """
+    """Return the network of a file's content; `norm` chooses `instance` or `none` if the keys allow both."""
     weights = {str(key): value for key, value in checkpoint.items()} if isinstance(checkpoint, dict) else {}
     weights.pop("_metadata", None)
     for wrapper in WRAPPERS:

@@ -79,11 +79,6 @@ class Program(nn.Module):
             outputs.append(output[: len(chunk)])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def train(self, mode: bool = True) -> "Program":
-        """Set the flag only: a program has no modes."""
-        self.training = mode
-        return self
-
     # torch has no public hook for `.to`, `.cuda` and the like, which all call this.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Program":
         device = fn(torch.empty(0)).device
@@ -93,11 +88,7 @@ class Program(nn.Module):
 
 
 def load_program(path: Path, kind: str) -> Program:
-    """Return the program in a file of kind `TORCHSCRIPT`, `EXPORTED` or `ONNX`, in eval mode, on the CPU.
-
-    Raises:
-        InputError: the file cannot be read, its program does not take one batch of images, or onnxruntime is missing.
-    """
+    """Return the program in a file of kind `TORCHSCRIPT`, `EXPORTED` or `ONNX`, in eval mode, on the CPU."""
     return {TORCHSCRIPT: _torchscript, EXPORTED: _exported, ONNX: _onnx}[kind](path).eval()
 
 

@@ -12,9 +12,6 @@ def fitting_weights(path: Path, content: object, network: nn.Module) -> dict[str
     """Return the weights in a file's content that fit a network, under the network's keys.
 
     They may be nested in dicts and have a prefix: the ones with which all keys and shapes fit are taken.
-
-    Raises:
-        InputError: no weights fit, or several different ones do.
     """
     expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     first = next(iter(expected), "")

@@ -41,8 +41,7 @@ def periodic(
 ) -> Tensor:
     """Apply a sliding-window layer with stride 1 to periodic images, then blur and subsample to the plain shape.
 
-    A window extends `reach` pixels beyond its first one. The plain layer pads by `padding`, and by `over` more at the
-    end.
+    A window extends `reach` pixels beyond its first. The plain layer pads by `padding`, and by `over` more at the end.
     """
     sides, sizes = [], []
     before = blur_padding(filters)
