@@ -58,20 +58,22 @@ def resamples(layer: nn.Module) -> bool:
     return isinstance(layer, tuple(BLURRED)) and max(pair(layer.stride)) > 1
 
 
-def check_replaceable(name: str, layer: nn.Module) -> None:
-    """Raise an `InputError` that names the layer if there is no blurred version of it."""
-    reason = ""
+def obstacle(layer: nn.Module) -> str | None:
+    """Return why a layer must be excluded, if it must."""
+    if isinstance(layer, BlurPool2d):
+        return "is a blur, so the network has one already"
+    if getattr(layer, "polyphase", False) is True:  # as in the U-Net's `Down`
+        return "samples on an adaptive grid, which a blur would break"
+    if not resamples(layer):
+        return None
     if type(layer) not in BLURRED:
         plain = next(kind.__name__ for kind in BLURRED if isinstance(layer, kind))
-        reason = f"is a subclass of {plain}, which may have another forward"
-    elif isinstance(layer, nn.MaxPool2d) and layer.return_indices:
-        reason = "has return_indices=True, but a blurred maximum has no index"
-    elif isinstance(layer, nn.Upsample) and layer.size is None and min(pair(layer.scale_factor)) < 1:
-        reason = f"downsamples, scale_factor={layer.scale_factor}, and would need a blur before it"
-    if reason:
-        raise InputError(
-            f"antialias: cannot handle {name or 'the module'} ({type(layer).__name__}): it {reason}; exclude it"
-        )
+        return f"is a subclass of {plain}, which may have another forward"
+    if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
+        return "has return_indices=True, but a blurred maximum has no index"
+    if isinstance(layer, nn.Upsample) and layer.size is None and min(pair(layer.scale_factor)) < 1:
+        return f"downsamples, scale_factor={layer.scale_factor}, and would need a blur before it"
+    return None
 
 
 def recast(layer: nn.Module, kind: type[Module]) -> Module:
@@ -136,16 +138,12 @@ def antialias(
     for layer, names in names_of(module).items():
         if not matches(names, include, True) or matches(names, exclude, False):
             continue
-        if isinstance(layer, BlurPool2d):
-            raise InputError(
-                f"antialias: {names[0] or 'the module'} is a BlurPool2d, so it has a blur already; exclude it"
-            )
-        if getattr(layer, "polyphase", False) is True:  # as in the U-Net's `Down`
-            raise InputError(f"antialias: {names[0]} samples on an adaptive grid, which a blur would break")
         if isinstance(layer, Blurred):
             done = True
+        elif reason := obstacle(layer):
+            name = f"{names[0] or 'the module'} ({type(layer).__name__})"
+            raise InputError(f"antialias: cannot handle {name}: it {reason}; exclude it")
         elif resamples(layer):
-            check_replaceable(names[0], layer)
             new[layer] = blurred(layer, blur, padding_mode, device)
     if not new and not done:
         raise InputError(

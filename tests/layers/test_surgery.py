@@ -266,8 +266,8 @@ class OwnConv(nn.Conv2d):
         (nn.Sequential(nn.Conv2d(1, 1, 2, 2), OwnConv(1, 1, 3, 2)), {}, r"handle 1 \(OwnConv\).*subclass of Conv2d"),
         (nn.MaxPool2d(2, return_indices=True), {}, r"handle the module \(MaxPool2d\)"),
         (nn.Sequential(nn.Upsample(scale_factor=0.5)), {}, "scale_factor=0.5"),
-        (nn.Sequential(BlurPool2d(), nn.MaxPool2d(2)), {}, "0 is a BlurPool2d"),
-        (UNet(3, 3, 4, 2, antialias="tri3"), {}, "encoder.0.before is a BlurPool2d"),
+        (nn.Sequential(BlurPool2d(), nn.MaxPool2d(2)), {}, r"0 \(BlurPool2d\): it is a blur"),
+        (UNet(3, 3, 4, 2, antialias="tri3"), {}, r"encoder.0.before \(BlurPool2d\): it is a blur"),
         (resnet(), {"filter": "tri5"}, "filter='tri5'"),
         (resnet(), {"placement": "after"}, "placement='after'"),
     ],
@@ -333,5 +333,5 @@ def test_a_mended_network_moves_with_its_input(placement):
 
 def test_a_polyphase_network_is_left_alone():
     network = UNet(channels=2, levels=2, antialias=AntiAlias("none", "pre", "circular", True))
-    with pytest.raises(InputError, match=r"encoder\.0 samples on an adaptive grid"):
+    with pytest.raises(InputError, match=r"encoder\.0 \(Down\): it samples on an adaptive grid"):
         antialias(network)
