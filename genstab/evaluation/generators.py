@@ -13,6 +13,7 @@ from genstab.data.paths import shortened
 from genstab.errors import InputError
 from genstab.evaluation.dataset_batches import Batch
 from genstab.evaluation.options import MeasureOptions
+from genstab.metrics.output_spread import OutputSpread
 from genstab.metrics.perceptual import Perceptual
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
@@ -61,13 +62,17 @@ def measure_generator(
     perceptual = Perceptual(options.perceptual, rolled.images.device)
     protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes) for name in options.protocols]
     spread, as_a_set = OutputSpread(), SetQuality()
+    noise_floor: list[Tensor] = []
     quality: dict[str, list[Tensor]] = defaultdict(list)
     names: list[str] = []
     first: Batch | None = None
     for batch in batches:
         output = first_output(generate, batch.source, batch.names) if batch.output is None else batch.output
         batch.output = output
-        spread.add(output, generate(batch.source))
+        again = generate(batch.source)
+        difference = output.double().cpu() - again.double().cpu()
+        noise_floor.append(decibel(difference.square().mean((1, 2, 3))))
+        spread.add(output.cpu())
         for each in protocols:
             each.add(generate, batch, len(names), rolled if first is None else None)
         for key, values in _quality(output, batch.target, results.notes).items():
@@ -86,7 +91,10 @@ def measure_generator(
     columns = {key: each for key, each in columns.items() if not each.isnan().all()}
     results.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
     results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
-    results.summary |= spread.summary() | as_a_set.summary(results.notes) | perceptual.summary(results.notes)
+    distance, deviation = spread.compute()
+    results.summary |= {"val/noise_floor": torch.cat(noise_floor).mean().item(), "val/output_std": deviation}
+    results.summary |= {} if distance is None else {"val/output_spread": distance}
+    results.summary |= as_a_set.summary(results.notes) | perceptual.summary(results.notes)
     results.summary["images"] = len(names)
     return first
 
@@ -228,35 +236,3 @@ class SetQuality:
         if len(self.by_shape) > 1:
             notes.append(f"spectrum_error, swd: of the {number} images of {'×'.join(map(str, shape))} alone")
         return {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
-
-
-class OutputSpread:
-    """How much outputs differ: between two runs on the same input, between images, and within an image."""
-
-    def __init__(self) -> None:
-        self.floor: list[Tensor] = []
-        self.spread_within: list[Tensor] = []
-        self.sums: dict[tuple[int, ...], list[Any]] = {}
-
-    def add(self, output: Tensor, again: Tensor) -> None:
-        """Add the outputs of two runs on the same batch, each (N, C, H, W)."""
-        output, again = output.double().cpu(), again.double().cpu()
-        self.floor.append(decibel((output - again).square().mean((1, 2, 3))))
-        self.spread_within.append(output.std((1, 2, 3), correction=0))
-        entry = self.sums.setdefault(output.shape[1:], [0, 0.0, 0.0])
-        entry[0] += len(output)
-        entry[1] = entry[1] + output.sum(0)
-        entry[2] = entry[2] + output.square().sum(0)
-
-    def summary(self) -> dict[str, float]:
-        """Return the noise floor in dB, and both spreads as root mean squares relative to the range of 2."""
-        result = {
-            "val/noise_floor": torch.cat(self.floor).mean().item(),
-            "val/output_std": torch.cat(self.spread_within).mean().item() / 2,
-        }
-        number, total, squares = max(self.sums.values(), key=lambda entry: entry[0])
-        if number > 1:
-            # E (a − b)² = 2 · variance, with the unbiased variance of each pixel
-            variance = (squares - total.square() / number).clamp(min=0) / (number - 1)
-            result["val/output_spread"] = math.sqrt(2 * variance.mean().item()) / 2
-        return result
