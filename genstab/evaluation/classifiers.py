@@ -1,12 +1,10 @@
-"""Measure accuracy and shift consistency of a classifier, and plot one against the other."""
+"""Measure accuracy and shift consistency of a classifier."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,7 +13,6 @@ from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
 from genstab.metrics.consistency import classes, same_class
 from genstab.metrics.protocols import Generate
-from genstab.report.figures import Picture, pixels
 
 PROTOCOLS = ("crop", "circular")
 
@@ -160,23 +157,3 @@ def _classify(classify: Generate, views: list[Tensor], forward_batch: int) -> Te
             raise InputError(f"the classifier returns {tuple(outputs.shape)} for {len(some)} images, not logits (N, K)")
         named.append(classes(outputs).cpu())
     return torch.cat(named)
-
-
-def accuracy_consistency_picture(points: Mapping[str, tuple[float, float]], title: str = "") -> Picture:
-    """Plot accuracy against consistency, with a point for each filter or model.
-
-    Args:
-        points: (accuracy, consistency), both from 0 to 1, by name.
-        title: title of the plot.
-
-    Shape: → (height, width, 3), uint8.
-    """
-    figure = Figure(figsize=(5.6, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for (name, (accuracy, consistency)), marker in zip(points.items(), cycle("oDsv^Px*"), strict=False):
-        axes.scatter(100 * consistency, 100 * accuracy, s=60, marker=marker, label=name)
-    axes.set(xlabel="consistency, %", ylabel="accuracy, %", title=title)
-    axes.margins(0.15)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")  # names beside points might overlap
-    return pixels(figure)

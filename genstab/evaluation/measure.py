@@ -1,15 +1,15 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from itertools import chain
 from pathlib import Path
+from timeit import Timer
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import benchmark
 from torch.utils.data import Dataset
 
 from genstab.data.paths import hxw
@@ -173,15 +173,8 @@ class _Measurement:
 
     def _speed(self, source: Tensor) -> float:
         """Return images per second: the fastest of three forward passes."""
-        wait = partial(torch.accelerator.synchronize, self.device) if self.device.type != "cpu" else lambda: None
-        seconds = []
-        for _ in range(3):
-            wait()
-            began = time.perf_counter()
-            self.call(source)
-            wait()
-            seconds.append(time.perf_counter() - began)
-        return len(source) / min(seconds)
+        timer = Timer(lambda: self.call(source), timer=benchmark.timer)  # a clock that waits for an accelerator
+        return len(source) / min(timer.repeat(3, number=1))
 
     def _features(self, source: Tensor, rolled: RolledOutputs | None) -> None:
         """Measure the feature distance; the map reuses the outputs."""

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genstab import InputError, ShiftConsistency
-from genstab.evaluation.classifiers import accuracy_consistency_picture, classifier_stability, draw_positions, view
+from genstab.evaluation.classifiers import classifier_stability, draw_positions, view
 from genstab.metrics.consistency import classes, same_class
 
 
@@ -159,10 +159,3 @@ def test_without_labels_and_in_training_mode():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(InputError, match=message):
         call(WhereIsTheDot(), dots(range(8)))
-
-
-def test_picture_has_the_points_where_they_belong():
-    left, right = (accuracy_consistency_picture({"none": (0.9, c), "tri3": (0.95, 0.8)}) for c in (0.5, 0.99))
-    blue = [((picture == (31, 119, 180)).all(-1)[:, :560].any(0).nonzero()[0]) for picture in (left, right)]
-    assert blue[0].max() < 150
-    assert blue[1].min() > 450
