@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, seed_everything
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
@@ -72,6 +73,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
+        if config.trainer.get("enable_progress_bar") is False:  # Lightning would refuse the bar of conf/callbacks
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
         logger = instantiate(config.logger) if config.get("logger") else False
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):

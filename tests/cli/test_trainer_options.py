@@ -18,7 +18,7 @@ from tests.cli.test_config import TINY_SYNTHETIC
 
 FOUR_BATCHES = [
     "train", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=run", "logger=csv", "trainer=cpu",
-    *TINY_SYNTHETIC, "data.batch_size=1", "callbacks.progress=null", "callbacks.pictures=null",
+    *TINY_SYNTHETIC, "data.batch_size=1", "callbacks.pictures=null",
 ]  # fmt: skip
 
 
