@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from genstab.cli.check_config import TRAINER
-from genstab.cli.signatures import signature_of
 from genstab.errors import InputError
 
 MULTIRUN = {"-m", "--multirun"}
@@ -70,18 +68,15 @@ def quote_paths(words: Sequence[str]) -> list[str]:
     return [quote(word) for word in words]
 
 
-def add_trainer_keys(words: Sequence[str]) -> list[str]:
-    """Let `trainer.KEY=` set any argument of Lightning's Trainer, also if conf/trainer does not list it."""
-    if not any("trainer." in word for word in words):
-        return list(words)
-    signature = signature_of(TRAINER)
-    keys = "|".join(signature.types) if signature else "$"
-    return [re.sub(rf"^\+?(?=trainer\.({keys})=)", "++", word) for word in words]
+def to_overrides(words: Sequence[str]) -> list[str]:
+    """Quote paths, and let `GROUP.KEY=` add a key to a group that `check_options` compares with a signature.
 
+    Our configs list neither the arguments of a user's network nor all those of Lightning's Trainer.
 
-def add_model_keys(words: Sequence[str]) -> list[str]:
-    """Let `model.KEY=` add a key, since the arguments of a user's network are not in our configs."""
-    return [re.sub(r"^(?=model\.[^=]+=)", "++", word) for word in words]
+    >>> to_overrides(["trainer.max_time=00:12:00:00", "+data.size=64", "logger.name=a", "data=paired"])
+    ['++trainer.max_time=00:12:00:00', '++data.size=64', 'logger.name=a', 'data=paired']
+    """
+    return [re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", word) for word in quote_paths(words)]
 
 
 def name_runs(words: Sequence[str]) -> list[str]:

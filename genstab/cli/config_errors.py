@@ -14,7 +14,6 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError, reason
 
 
@@ -74,33 +73,19 @@ def one_line(error: BaseException) -> str:
     if not said.startswith("Could not override"):
         return said
     said = re.sub(r" (To append to your (?:config|default list) use .*)", r" (\1; --help lists all keys)", said)
-    cause = error.__cause__
-    meant = _meant(cause) if isinstance(cause, OmegaConfBaseException) else []
-    return said.replace("'.", f"': did you mean {' or '.join(meant)}?", 1) if meant else said
-
-
-def _meant(error: OmegaConfBaseException) -> list[str]:
-    """Return the keys that may be meant by one that does not exist."""
-    key, group = str(error.full_key), error.parent_node
-    if not isinstance(group, DictConfig):
-        return []
-    prefix, _, name = key.rpartition(".")
-    signature = signature_of(str(group.get("_target_")))
-    known = [each for each in (*group, *(signature.types if signature else ())) if each[:1] != "_"]
-    here = get_close_matches(name, dict.fromkeys(known), n=2, cutoff=0.7)
-    if here:
-        return [f"{prefix}.{each}".lstrip(".") for each in here]
-    everywhere = list(_keys(OmegaConf.to_container(group._get_root())))
-    return [each for each in everywhere if each.endswith(f".{name}")][:2] or get_close_matches(
-        key, everywhere, n=2, cutoff=0.8
-    )
+    if isinstance(cause := error.__cause__, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        wrong = said.split("'")[1]
+        known = list(_keys(OmegaConf.to_container(cause.parent_node._get_root())))
+        same = [key for key in known if key.endswith(f".{wrong.rpartition('.')[2]}")][:2]
+        if meant := same or get_close_matches(wrong, known, n=1, cutoff=0.8):
+            return said.replace("'.", f"': did you mean {' or '.join(meant)}?", 1)
+    return said
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
+    for key, value in config.items() if isinstance(config, dict) else ():
         yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+        yield from _keys(value, f"{prefix}{key}.")
 
 
 def refusal(error: BaseException) -> str | None:

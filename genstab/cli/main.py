@@ -19,12 +19,10 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Mi
 
 from genstab.cli.arguments import (
     MULTIRUN,
-    add_model_keys,
-    add_trainer_keys,
     check_launcher,
     check_words,
     name_runs,
-    quote_paths,
+    to_overrides,
 )
 from genstab.cli.check_config import check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
@@ -66,8 +64,8 @@ class Command:
     """A command of `genstab`."""
 
     job: str  # the function that takes the config, imported after the config was checked
-    overrides: Callable[[Sequence[str]], list[str]]  # turns the words on the command line into overrides of Hydra
     used_by: str = ""  # the function or class that takes the keys outside of groups
+    overrides: Callable[[Sequence[str]], list[str]] = to_overrides  # of Hydra, from the words on the command line
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
@@ -85,20 +83,12 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("genstab.cli.submitit:run_wherever", lambda words: add_trainer_keys(quote_paths(words))),
-    "measure": Command(
-        "genstab.cli.jobs:run_measure",
-        lambda words: add_model_keys(quote_paths(words)),
-        "genstab.evaluation.options.MeasureOptions",
-    ),
-    "predict": Command(
-        "genstab.cli.jobs:run_predict",
-        lambda words: add_model_keys(quote_paths(words)),
-        "genstab.inference.predict.predict",
-    ),
-    "report": Command("genstab.cli.jobs:run_report", name_runs),
-    "shard": Command("genstab.cli.jobs:run_shard", quote_paths, "genstab.data.shards.write.write_shards"),
-    "workspace": Command("genstab.cli.jobs:run_workspace", list),
+    "train": Command("genstab.cli.submitit:run_wherever"),
+    "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions"),
+    "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict"),
+    "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),
+    "shard": Command("genstab.cli.jobs:run_shard", "genstab.data.shards.write.write_shards"),
+    "workspace": Command("genstab.cli.jobs:run_workspace"),
 }
 
 
@@ -170,9 +160,9 @@ def _launch(name: str, *given: object) -> None:
             return None
 
     with _one_line_errors():
+        check_launcher(sys.argv[1:])
         sys.argv[1:] = command.overrides(sys.argv[1:])
         check_words(sys.argv[1:])
-        check_launcher(sys.argv[1:])
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except OSError as error:

@@ -1,7 +1,6 @@
 """A logger that fails without ending the training, its end, and where to look at what was logged."""
 
 import shlex
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,12 +44,10 @@ def how_to_view(logger: Logger) -> str | None:
 
 @rank_zero_only
 def close(logger: Logger) -> None:
-    """End the W&B run of a job, so that the next job of the same program gets its own; undo what `outlive` changed.
+    """End the W&B run of a job, so that the next job of the same program gets its own.
 
     A run that cannot be ended does not fail the job: one warning says so, and how to upload what it has.
     """
-    if hook := vars(logger).pop("thread_hook", None):
-        threading.excepthook = hook
     if isinstance(logger, WandbLogger) and logger.version is not None and (problem := end_run(logger.experiment)):
         upload = how_to_upload(logger.experiment)
         rank_zero_warn(f"the W&B run did not end cleanly: {problem}; upload what it has with `{upload}`")
@@ -65,8 +62,6 @@ def outlive(logger: Logger) -> None:
     then = "the training goes on, and what is logged until it can be written again is lost"
     if isinstance(logger, WholeCSVLogger):
         then = "the training goes on, and the rows are kept until they can be written"
-    elif isinstance(logger, TensorBoardLogger):
-        _hide_writer_threads(logger)
     logger.unwritten = FailedWrites("log", then)  # type: ignore[attr-defined]
     for name in METHODS:
         if method := getattr(logger, name, None):
@@ -98,19 +93,6 @@ def _start_another_file(logger: TensorBoardLogger) -> None:
         for path in Path(logger.log_dir).glob("events.out.tfevents.*"):
             if path.stat().st_size == 0:
                 path.unlink()
-
-
-@rank_zero_only
-def _hide_writer_threads(logger: TensorBoardLogger) -> None:
-    """Print no traceback of TensorBoard's threads, whose errors the next call raises, until `close`."""
-    before = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if not type(arguments.thread).__module__.startswith("tensorboard."):
-            before(arguments)
-
-    logger.thread_hook = before  # type: ignore[attr-defined]
-    threading.excepthook = hook
 
 
 def _place(logger: Logger) -> str:

@@ -15,12 +15,16 @@ ASKED = [
     *(([command, "--help"], f"usage: genstab {command}") for command in COMMANDS),
     (["trian"], "'trian' is not one of train"),
     (["measure", "model.pt"], "'model.pt' is not key=value"),
-    (["train", "model.l1_weigth=5"], "did you mean model.l1_weight?"),
-    (["train", "data.batchsize=4"], "did you mean data.batch_size or data.val_batch_size?"),
-    (["train", "trainer.max_epoch=3"], "did you mean trainer.max_epochs"),
-    (["train", "trainer.limit_train_batch=3"], "did you mean trainer.limit_train_batches"),
+    (["train", "model.l1_weigth=5"], "model.l1_weigth is not known: did you mean l1_weight?"),
+    (["train", "data.batchsize=4"], "data.batchsize is not known: did you mean batch_size or val_batch_size?"),
+    (["train", "trainer.max_epoch=3"], "did you mean max_epochs"),
+    (["train", "trainer.limit_train_batch=3"], "did you mean limit_train_batches or limit_val_batches?"),
     (["train", "callbacks.stability.margn=2"], "did you mean callbacks.stability.margin?"),
-    (["train", "callbacks.stabilty.margin=2"], "did you mean callbacks.stability?"),
+    (["train", "callbacks.stabilty.margin=2"], "did you mean callbacks.stability.margin?"),
+    (["train", "callbacks.lst=null"], "did you mean callbacks.last?"),
+    (["train", "modle.l1_weight=5"], "did you mean model.l1_weight?"),
+    (["train", "model.generatr.channels=8"], "model.generatr is not known: did you mean generator?"),
+    (["train", "logger.prject=a"], "did you mean logger.project?"),
     (["train", "batch_size=4"], "did you mean data.batch_size?"),
     (["train", "+trainer.max_epoch=3"], "trainer.max_epoch is not known: did you mean max_epochs"),
     (["train", "antialias=tri9"], "Available options in 'antialias': bin4 bin5"),
@@ -81,10 +85,10 @@ def test_the_package_imports_nothing_and_a_layer_torch_alone(answered):
 
 
 def test_hydras_advice_is_whole(answered):
-    (answer,) = (answer for answer in answered[0] if "model.l1_weigth" in answer)
+    (answer,) = (answer for answer in answered[0] if "callbacks.lst" in answer)
     assert answer == (
-        "genstab: Could not override 'model.l1_weigth': did you mean model.l1_weight? "
-        "(To append to your config use +model.l1_weigth=5; --help lists all keys)"
+        "genstab: Could not override 'callbacks.lst': did you mean callbacks.last? "
+        "(To append to your config use +callbacks.lst=null; --help lists all keys)"
     )
 
 

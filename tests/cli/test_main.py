@@ -33,7 +33,7 @@ def genstab(monkeypatch, *arguments):
             "polyphase_tri3 rect2 stable tri3",
         ),
         (["+antialias.foo=1"], r"genstab: .*antialias\.foo is not known; genstab.AntiAlias takes filter, placement, "),
-        (["data.sise=32"], "genstab: Could not override 'data.sise'"),
+        (["data.sise=32"], r"genstab: data\.sise is not known: did you mean size\?"),
         (["trainer.max_epochs=["], "genstab: no viable alternative at input"),
         (["ckpt_path=nowhere.ckpt"], "genstab: ckpt_path=nowhere.ckpt does not exist"),
         (["antialias.placement=mid"], "genstab: .*placement='mid' is not one of pre, post"),

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import SequentialSampler
 
 from genstab.cli import main as cli
-from genstab.cli.arguments import add_trainer_keys
+from genstab.cli.arguments import to_overrides
 from genstab.cli.check_config import REFUSED, TRAINER
 from genstab.cli.signatures import signature_of
 from genstab.data.sampler import EpochSampler, ResumableLoader
@@ -40,9 +40,9 @@ def trained(monkeypatch):
 @pytest.mark.parametrize("plus", ["", "+", "++"])
 def test_every_argument_is_a_key(plus):
     for key in signature_of(TRAINER).types:
-        assert add_trainer_keys([f"{plus}trainer.{key}=1"]) == [f"++trainer.{key}=1"]
-    for word in ("trainer.max_epoch=3", "+trainer.foo=1", "~trainer.max_steps", "trainer=cpu", "model.max_steps=1"):
-        assert add_trainer_keys([word]) == [word]
+        assert to_overrides([f"{plus}trainer.{key}=1"]) == [f"++trainer.{key}=1"]
+    for word in ("~trainer.max_steps", "trainer=cpu", "logger.max_steps=1"):
+        assert to_overrides([word]) == [word]
 
 
 def test_limits_and_helpers_together(trained, caplog):

@@ -296,7 +296,7 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
         (["input=in", "output=out", "model.chekpoint=x"], "model.chekpoint is an argument of a network"),
         (["input=in", "output=out", *NETWORK, "model.chanels=2"], "model.chanels is not known: did you mean channels"),
         (["input=in", "output=in", *NETWORK], "output=in is the input folder"),
-        (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], "size=.* is neither a positive integer nor a pair"),
+        (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], r"size=\[1, 2, 3\] is not of the right length or null"),
         (["input=in", "output=out", *NETWORK, "value_range=[1,0]"], r"value_range=\[1, 0\] is not \[least, greatest\]"),
         (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["input=in", "output=out", *NETWORK, "overwrit=true"], "Could not override 'overwrit'"),
