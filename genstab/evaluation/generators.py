@@ -89,7 +89,7 @@ class ProtocolErrors:
 
     def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
         self.protocol, self.options, self.notes = protocol, options, notes
-        self.shifts = options.shifts_of(protocol.name)
+        self.shifts = options.fractional_shifts if protocol.fractional else options.shifts
         self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
         self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
         self.multiples: dict[torch.Size, int | str] = {}
