@@ -35,10 +35,6 @@ def other_blurs() -> tuple[Blurs, dict[str, str]]:
     """Return the blurs of the other libraries that are installed, and the reasons why others are missing.
 
     All of them have the same taps. kornia pads with zeros where the others reflect, which is less work.
-
-    >>> blurs, missing = other_blurs()
-    >>> blurs["kornia"](3, stride=2)(torch.zeros(1, 8, 6, 6)).shape
-    torch.Size([1, 8, 3, 3])
     """
     blurs: dict[str, Callable[..., nn.Module]] = {}
     missing = {}
@@ -66,11 +62,7 @@ class Case:
 
 
 def unet_shapes(size: int, channels: int) -> tuple[list[Shape], list[Shape]]:
-    """Return the `Shape` of each convolution of the U-Net's encoder and of its decoder, in order.
-
-    >>> unet_shapes(256, 64)[0][:2], unet_shapes(256, 64)[1][-1]
-    ([(3, 64, 256, 128), (64, 128, 128, 64)], (128, 3, 128, 256))
-    """
+    """Return the `Shape` of each convolution of the U-Net's encoder and of its decoder, in order."""
     encoder: list[Shape] = []
     decoder: list[Shape] = []
 

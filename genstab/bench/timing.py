@@ -28,9 +28,6 @@ def time_in_turn(
 
     There are as many rounds as begin within `seconds`, and at least `FEWEST`. The first calls, which warm up, are not
     counted. The clock waits for an accelerator, and Python's garbage collector waits until a sample is taken.
-
-    >>> {name: len(times) for name, times in time_in_turn({"a": list, "b": dict}, seconds=0).items()}
-    {'a': 3, 'b': 3}
     """
     timers = {name: timeit.Timer(run, timer=clock) for name, run in functions.items()}
     calls = {}
@@ -58,9 +55,6 @@ def compare(times: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
 
     `ratio[other]` is the median of the ratios round by round. Both functions of a round ran within moments of
     each other, so a machine that gets slower or busier during the measurement changes the times but hardly the ratios.
-
-    >>> compare({"a": [1.0, 2.0, 30.0], "b": [2.0, 4.0, 10.0]})["a"]["ratio"]
-    {'b': 0.5}
     """
     results = {}
     for name, values in times.items():
@@ -81,12 +75,7 @@ def compare(times: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors, counting shared storage once.
-
-    >>> x = torch.zeros(2, 3)
-    >>> storage_bytes([x, x[0], torch.zeros(1, dtype=torch.float64)])
-    32
-    """
+    """Return the bytes of tensors, counting shared storage once."""
     return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
@@ -96,9 +85,6 @@ def peak_memory(run: Run, device: torch.device, resident: Iterable[Tensor] = (),
     On CUDA the caching allocator keeps the maximum. On a CPU torch's profiler records each allocation and release of
     torch's allocator in order, and their running sum has the peak: to the byte, with the temporaries inside operators,
     and the same on every machine, which a process's resident set is not. Elsewhere (MPS) nothing reports a peak: None.
-
-    >>> peak_memory(lambda: torch.zeros(1000).exp().sum(), torch.device("cpu"))
-    8000
     """
     held = storage_bytes(resident)
     if device.type == "cuda":

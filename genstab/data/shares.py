@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -19,22 +20,16 @@ def all_gathered(value: Any) -> list[Any]:
     return gathered
 
 
-def dataset_positions(loaders: Any, seen: int, batch_length: int, world_size: int = 1, rank: int = 0) -> Tensor:
+def dataset_positions(trainer: Trainer, seen: int, batch_length: int) -> Tensor:
     """Return the position in the dataset of each image of an unshuffled validation batch; −1 for a repeated image.
+
+    `seen` is the number of images of the first validation loader that this process has seen before this batch.
 
     `DistributedSampler` gives rank r the positions r, r + P, r + 2P, … and repeats images in the last round, so that
     every process has the same number of batches. A repeated image must not be counted twice in a metric.
-
-    Args:
-        loaders: the validation loader; the first one, if this is a list or a dict.
-        seen: number of its images that this process has seen before this batch.
-        batch_length: number of images in the batch.
-        world_size: number of processes P.
-        rank: rank r of this process.
     """
-    loader = first_loader(loaders)
-    positions = rank + world_size * torch.arange(seen, seen + batch_length)
-    sampler = getattr(loader, "sampler", None)
+    positions = trainer.global_rank + trainer.world_size * torch.arange(seen, seen + batch_length)
+    sampler = getattr(first_loader(trainer.val_dataloaders), "sampler", None)
     if isinstance(sampler, DistributedSampler):
         return torch.where(positions < len(sampler.dataset), positions, -1)  # type: ignore[arg-type]  # a Sized dataset
     return positions
@@ -77,5 +72,5 @@ def share(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1, 
     left = len(sampler.dataset) - batch_idx * batch_size * world_size  # type: ignore[arg-type]  # a Sized dataset
     if left >= batch_size * world_size or (isinstance(sampler, EpochSampler) and sampler.few and sampler.even):
         return every, 1.0
-    counted = dataset_positions(loader, batch_idx * batch_size, batch_length, world_size, rank) >= 0
+    counted = rank + world_size * torch.arange(batch_length) < left
     return counted if counted.any() else every, int(counted.sum()) * world_size / left

@@ -1,7 +1,7 @@
 """The images of a dataset in batches of the same size."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +29,19 @@ class Batch:
 
     def first(self, number: int) -> "Batch":
         """Return its first images."""
-        tensors = {key: images[:number] for key, images in self._tensors().items()}
-        return Batch(self.names[:number], self.positions[:number], **tensors)
+        cut: dict[str, Any] = {key: None if each is None else each[:number] for key, each in vars(self).items()}
+        return Batch(**cut)
 
     def extended(self, batch: "Batch", number: int) -> "Batch":
         """Append images of another batch, if all have the same size, up to `number` images."""
         more = batch.first(number - len(self.names))
-        mine, others = self._tensors(), more._tensors()
-        if not more.names or _sizes(mine) != _sizes(others):
+        if not more.names or self._sizes() != more._sizes():
             return self
-        tensors = {key: torch.cat([mine[key], others[key]]) for key in mine}
+        tensors = {key: torch.cat([getattr(self, key), getattr(more, key)]) for key in self._sizes()}
         return Batch(self.names + more.names, self.positions + more.positions, **tensors)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        every = {"source": self.source, "target": self.target, "labels": self.labels, "output": self.output}
-        return {key: images for key, images in every.items() if images is not None}
-
-
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {key: images.shape[1:] for key, images in tensors.items()}
+    def _sizes(self) -> dict[str, torch.Size]:
+        return {key: each.shape[1:] for key, each in vars(self).items() if isinstance(each, Tensor)}
 
 
 def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str]) -> Iterator[Batch]:

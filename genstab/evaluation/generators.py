@@ -43,16 +43,8 @@ def measure_generator(
 ) -> None:
     """Measure shift PSNR in every protocol, quality and the spread of the outputs; add them to the results.
 
-    Args:
-        generate: the generator, as yielded by `genstab.inference.eval_mode.inference`.
-        batches: on the device of the generator; the first one has its output, the others get theirs.
-        rolled: the first images of the first batch; gets the outputs for their circular shifts.
-        options: what to measure.
-        results: get the numbers, and a note if a protocol cannot be measured.
-
-    Raises:
-        InputError: the generator cannot take the images, or an output is not finite; a package that `perceptual` needs
-            is missing.
+    The first of the batches, on the device of the generator, has its output; the others get theirs. `rolled` holds its
+    first images, and gets the outputs for their circular shifts.
     """
     perceptual = Perceptual(options.perceptual, rolled.images.device)
     protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes) for name in options.protocols]
@@ -97,7 +89,7 @@ class ProtocolErrors:
 
     def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
         self.protocol, self.options, self.notes = protocol, options, notes
-        self.shifts = options.shifts_of(protocol.name)
+        self.shifts = options.fractional_shifts if protocol.fractional else options.shifts
         self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
         self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
         self.multiples: dict[torch.Size, int | str] = {}

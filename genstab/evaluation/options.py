@@ -117,7 +117,3 @@ class MeasureOptions:
     def dtype(self) -> torch.dtype:
         """The precision as torch names it."""
         return PRECISIONS[self.precision]
-
-    def shifts_of(self, protocol: str) -> Sequence[Motion]:
-        """Return the shifts that a protocol is measured with."""
-        return self.fractional_shifts if PROTOCOLS[protocol].fractional else self.shifts

@@ -30,13 +30,7 @@ def publish(
 ) -> dict[str, Any]:
     """Write `summary.json` and `report.html`, log the results under the keys of a training, and print them.
 
-    Args:
-        found: see `genstab.evaluation.measure.measure`.
-        folder: the folder of the measurement.
-        config: as plain types, for the summary.
-        seconds: duration of the measurement.
-        loggers: get the metrics, tables, pictures and the animation, at step 0.
-        origin: of `genstab.runtime.provenance`, for the summary; None: determined here.
+    Loggers get them at step 0. `origin` is the `provenance` as of the start of the program.
     """
     metrics = {key: value for key, value in found.summary.items() if key.startswith("val/")}
     summary = {

@@ -74,16 +74,7 @@ def relative_corruption_error(
 
     The ratio is the sum of the errors over the severities divided by that of the baseline (equation 1); below 1 is more
     robust than the baseline. The paper uses error rates of classifiers and AlexNet as the baseline; mean squared errors
-    work too.
-
-    Args:
-        errors: {corruption: [error for each severity]}.
-        baseline_errors: the same for the baseline.
-        severities: the severities of `errors`.
-        baseline_severities: the severities of `baseline_errors`.
-
-    Raises:
-        InputError: corruptions or severities differ, or a baseline has no errors.
+    work too. The errors of each corruption are in the order of the severities, which must be the same for both.
 
     >>> relative_corruption_error({"fog": [0.1, 0.2]}, {"fog": [0.2, 0.4]}, [1, 2], [1, 2])
     ({'fog': 0.5}, 0.5)

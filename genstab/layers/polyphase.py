@@ -122,7 +122,23 @@ def polyphase_upsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> Ten
     return images
 
 
-class PolyphaseDown2d(nn.Module):
+class _Polyphase(nn.Module):
+    """Stride and circular blur of both layers."""
+
+    mirrored = False
+
+    def __init__(self, stride: int = 2, filter: Filter = "none") -> None:
+        super().__init__()
+        check_counts(stride=stride)
+        self.stride = stride
+        self.blur = BlurPool2d(filter, 1, "circular", self.mirrored) if filter != "none" else nn.Identity()
+
+    def extra_repr(self) -> str:
+        """Return the stride, for `print(model)`."""
+        return f"stride={self.stride}"
+
+
+class PolyphaseDown2d(_Polyphase):
     """Blur circularly, then keep the polyphase component of each image with the largest norm, see `choose_phases`.
 
     Together with `PolyphaseUp2d` it commutes with circular shifts. Gradients flow through the kept pixels only. The
@@ -142,24 +158,14 @@ class PolyphaseDown2d(nn.Module):
     ([[[[0.0, 3.0]]]], [[1, 1]])
     """
 
-    def __init__(self, stride: int = 2, filter: Filter = "none") -> None:
-        super().__init__()
-        check_counts(stride=stride)
-        self.stride = stride
-        self.blur = BlurPool2d(filter, 1, "circular") if filter != "none" else nn.Identity()
-
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) → (N, C, H / stride, W / stride), (N, 2)."""
         images = self.blur(images)
         phases = choose_phases(images, self.stride)
         return polyphase_downsample2d(images, phases, self.stride), phases
 
-    def extra_repr(self) -> str:
-        """Return the stride, for `print(model)`."""
-        return f"stride={self.stride}"
 
-
-class PolyphaseUp2d(nn.Module):
+class PolyphaseUp2d(_Polyphase):
     """Put the pixels that `PolyphaseDown2d` kept back at their phases, then blur circularly.
 
     Unlike in the paper, a blur is followed by a gain of stride² to compensate for the inserted zeros: with stride 2,
@@ -179,17 +185,9 @@ class PolyphaseUp2d(nn.Module):
     [[[[2.0, 1.0, 2.0, 3.0], [2.0, 1.0, 2.0, 3.0]]]]
     """
 
-    def __init__(self, stride: int = 2, filter: Filter = "none") -> None:
-        super().__init__()
-        check_counts(stride=stride)
-        self.stride = stride
-        self.blur = BlurPool2d(filter, 1, "circular", mirrored=True) if filter != "none" else nn.Identity()
-        self.gain = stride**2 if filter != "none" else 1
+    mirrored = True
 
     def forward(self, images: Tensor, phases: Tensor) -> Tensor:
         """(N, C, H, W), (N, 2) → (N, C, H stride, W stride)."""
-        return self.blur(polyphase_upsample2d(images, phases, self.stride)) * self.gain
-
-    def extra_repr(self) -> str:
-        """Return the stride, for `print(model)`."""
-        return f"stride={self.stride}"
+        images = polyphase_upsample2d(images, phases, self.stride)
+        return images if isinstance(self.blur, nn.Identity) else self.blur(images) * self.stride**2

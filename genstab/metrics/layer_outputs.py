@@ -1,7 +1,8 @@
 """Choose layers of a network by name, and record their outputs while it runs."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,18 +44,13 @@ def hooked(layers: Mapping[str, nn.Module], callback: Callable[[str, Any], None]
     The features are the output of the layer, or the first item of a tuple or list.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def call(module: nn.Module, inputs: Any, output: Any) -> None:
-            callback(name, output[0] if isinstance(output, tuple | list) and output else output)
+    def hook(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        callback(name, output[0] if isinstance(output, tuple | list) and output else output)
 
-        return call
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(hook, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def record(
@@ -83,10 +79,14 @@ def default_layers(model: nn.Module, usable: Collection[nn.Module]) -> list[nn.M
     are left out, except for the last layer; if there are still too many, every second, third, … counted from the last
     is kept. `Identity` and dropout are never chosen.
     """
+
+    def parts_of(parent: nn.Module) -> list[nn.Module]:
+        return [child for child in parent.children() if any(part in usable for part in child.modules())]
+
     level: list[nn.Module] = [model]
     found: list[nn.Module] = []
     while len(found) < FEWEST:
-        finer = [child for parent in level for child in _parts_with(parent, usable) or [parent]]
+        finer = [child for parent in level for child in parts_of(parent) or [parent]]
         finer = list(dict.fromkeys(finer))  # a layer may be shared
         if finer == level:
             break
@@ -98,23 +98,12 @@ def default_layers(model: nn.Module, usable: Collection[nn.Module]) -> list[nn.M
     return found[::-step][::-1]
 
 
-def _parts_with(parent: nn.Module, usable: Collection[nn.Module]) -> list[nn.Module]:
-    return [child for child in parent.children() if any(part in usable for part in child.modules())]
-
-
 def choose_layers(
     model: nn.Module, forward: Forward, images: Tensor, patterns: Patterns = None
 ) -> dict[str, nn.Module]:
     """Run a model once and return the layers that match the patterns, by name, in the order of execution.
 
-    Args:
-        model: any network.
-        forward: calls the model, see `genstab.inference.eval_mode.inference`.
-        images: the input (N, C, H, W); one image is enough.
-        patterns: names or glob patterns; None for `default_layers`.
-
-    Raises:
-        InputError: a pattern matches no layer, or only layers that do not run or return no feature map.
+    One image (N, C, H, W) is enough; without patterns it returns the `default_layers`.
     """
     # TorchScript modules do not support Python hooks.
     names = {layer: names for layer, names in names_of(model).items() if not isinstance(layer, torch.jit.ScriptModule)}

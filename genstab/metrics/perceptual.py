@@ -1,6 +1,6 @@
 """FID and LPIPS of torchmetrics, with networks that are downloaded."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from http.client import HTTPException
 from pickle import UnpicklingError
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from genstab.errors import InputError, check_choice
+from genstab.errors import InputError
 from genstab.runtime.random_state import random_states, set_random_states
 
 METRICS = ("fid", "lpips")
@@ -25,23 +25,16 @@ class Perceptual:
     dozen. LPIPS (Zhang 2018, arXiv 1801.03924, equation 1) compares each pair, with AlexNet, at their own size.
 
     Args:
-        names: `fid`, `lpips` or both; the weights are downloaded when they are first used.
+        names: any of `METRICS`; the weights are downloaded when they are first used.
         device: device of the networks; the CPU instead of `mps`, since FID needs float64.
 
     Raises:
-        InputError: a name is unknown, a package is missing, or the weights cannot be downloaded or read.
-
-    >>> Perceptual(["lpip"])
-    Traceback (most recent call last):
-    ...
-    genstab.errors.InputError: perceptual='lpip' is not one of fid, lpips
+        InputError: a package is missing, or the weights cannot be downloaded or read.
     """
 
-    def __init__(self, names: Iterable[str], device: torch.device | str = "cpu") -> None:
-        self.names = list(dict.fromkeys(names))
+    def __init__(self, names: Sequence[str], device: torch.device | str = "cpu") -> None:
+        self.names = names
         self.device = torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
-        for name in self.names:
-            check_choice("perceptual", name, METRICS)
         self.fid: FrechetInceptionDistance | None = None
         self.lpips: LearnedPerceptualImagePatchSimilarity | None = None
         wanted = f"perceptual=[{','.join(self.names)}]"

@@ -1,7 +1,6 @@
 """The registry of metrics for tables, pages, plots, verdicts and loggers.
 
-A new metric is a file that computes it and one `register` here. `python -m genstab.metrics.registry` prints the list of
-keys for the README.
+A new metric is a file that computes it and one `register` here.
 """
 
 from collections.abc import Callable, Mapping
@@ -160,19 +159,6 @@ def _of_protocols() -> dict[str, Metric]:
     return found
 
 
-def key_list() -> str:
-    """Return a Markdown table of every log key with its unit, the better direction and its meaning."""
-    words = {"max": "higher", "min": "lower"}
-    rows = ["| key | name | unit | better | meaning |", "|---|---|---|---|---|"]
-    for metric in metrics().values():
-        if metric.key.startswith("val/"):
-            meaning = metric.meaning if metric.in_training else f"{metric.meaning} (`genstab measure` only)"
-            rows.append(
-                f"| `{metric.key}` | {metric.name} | {metric.unit} | {words.get(metric.better, '')} | {meaning} |"
-            )
-    return "\n".join(rows)
-
-
 for _metric in (
     Metric("val/feature_distance", "feature distance", "cosine distance between shifted features and the features of "
            "the shifted input, mean over the layers", "stability", "", "min"),
@@ -222,7 +208,3 @@ for _metric in (
            "range; near 0: the outputs are flat", "further", "", "", 4, in_training=True),
 ):  # fmt: skip
     register(_metric)
-
-
-if __name__ == "__main__":
-    print(key_list())

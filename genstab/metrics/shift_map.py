@@ -64,16 +64,10 @@ def measure_map(
     rolled: RolledOutputs | None = None,
     **options: Any,
 ) -> dict[Shift, float]:
-    """Measure shift PSNR for every shift with |dy| and |dx| up to `reach`, with a progress bar; mean over the images.
+    """Return {(dy, dx): dB} for every shift with |dy| and |dx| up to `reach`, the mean over the images.
 
-    Args:
-        generate, images, protocol: see `genstab.metrics.protocols.shift_pairs`.
-        reach: pixels, limited to less than the sides of the images.
-        rolled: outputs for `circular` that are known already; gets the new ones.
-        options: of `shift_pairs`.
-
-    Returns:
-        {(dy, dx): dB}, without the zero shift.
+    `rolled` has the outputs for `circular` that are known already, and gets the new ones; the options are those of
+    `genstab.metrics.protocols.shift_pairs`.
     """
     shifts = circular_grid(images, reach)
     if rolled is None or protocol != "circular":

@@ -144,36 +144,27 @@ def _overlap(images: Tensor, shift: FractionalShift, margin: int) -> Tensor:
     return mask[None, None]
 
 
-def window_size(shape: tuple[int, int], shifts: Sequence[Shift], multiple: int = 1) -> tuple[int, int]:
-    """Return the largest (height, width) of a window that can move by all `shifts` in an image of `shape`.
-
-    Both are cut to a multiple of `multiple` pixels.
-
-    Raises:
-        InputError: the image is too small for these shifts.
-    """
-    size = tuple(
-        shape[axis] - (max(0, *(s[axis] for s in shifts)) - min(0, *(s[axis] for s in shifts))) for axis in (0, 1)
-    )
-    height, width = (side - side % multiple for side in size)
-    if min(height, width) < 1:
-        farthest = max(shifts, key=lambda shift: max(abs(shift[0]), abs(shift[1])))
-        raise InputError(f"an image of {shape[0]}×{shape[1]} is too small for shifts as far as {farthest}")
-    return height, width
-
-
 def window(images: Tensor, shift: Shift, shifts: Sequence[Shift], multiple: int = 1) -> Tensor:
     """Crop the window of a larger image in which the scene is moved by `shift`; (0, 0) is the unmoved one.
 
-    All windows for the same list of `shifts` have the same size, see `window_size`.
+    All windows for the same list of `shifts` have the same size: the largest that can move by all of them, cut to a
+    multiple of `multiple` pixels.
 
     Shape: (N, C, H, W) → (N, C, h, w).
+
+    Raises:
+        InputError: the image is too small for these shifts.
 
     >>> row = torch.arange(5.).view(1, 1, 1, 5)
     >>> window(row, (0, 0), [(0, 2)]).flatten().tolist(), window(row, (0, 2), [(0, 2)]).flatten().tolist()
     ([2.0, 3.0, 4.0], [0.0, 1.0, 2.0])
     """
-    height, width = window_size((images.shape[-2], images.shape[-1]), shifts, multiple)
-    top = max(0, *(s[0] for s in shifts)) - shift[0]
-    left = max(0, *(s[1] for s in shifts)) - shift[1]
+    shape = images.shape[-2:]
+    most, least = ([bound(0, *(s[axis] for s in shifts)) for axis in (0, 1)] for bound in (max, min))
+    sides = [shape[axis] - most[axis] + least[axis] for axis in (0, 1)]
+    height, width = (side - side % multiple for side in sides)
+    if min(height, width) < 1:
+        farthest = max(shifts, key=lambda shift: max(abs(shift[0]), abs(shift[1])))
+        raise InputError(f"an image of {shape[0]}×{shape[1]} is too small for shifts as far as {farthest}")
+    top, left = most[0] - shift[0], most[1] - shift[1]
     return images[..., top : top + height, left : left + width]

@@ -133,18 +133,11 @@ def shift_psnr(
 def psnr_table(
     errors: Iterable[tuple[Tensor, Tensor, Tensor]], images: int, data_range: float = 2.0, cap: float = 100.0
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Reduce the squared errors of batches to dB.
+    """Return a table of dB, (shifts, images), one PSNR of the mean squared error for each shift, and the reductions.
 
-    Args:
-        errors: the positions of the images of each batch in the dataset, (N,), and their errors and numbers of pixels,
-            (shifts, N); neither their order nor the batches change the result.
-        images: columns of the table; images at later positions count for all but the table.
-        data_range: R of the PSNR.
-        cap: largest value in dB.
-
-    Returns:
-        dB of shape (shifts, images), NaN for images that are not among the errors; one PSNR of the mean squared error
-        for each shift; and the reductions `mean`, `worst` and `pooled`.
+    A batch has the positions of its images in the dataset, (N,), and their errors and numbers of pixels, (shifts, N);
+    neither the order nor the batches change the result. Images without errors are NaN in the table; those at positions
+    from `images` on count for all but the table.
     """
     positions, error, pixels = (torch.cat(each, -1) for each in zip(*errors, strict=True))
     order = positions.argsort()

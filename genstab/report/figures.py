@@ -175,13 +175,6 @@ def animation(image: Tensor, outputs: Sequence[Tensor]) -> list[Picture]:
     return list(map(picture_table, columns))
 
 
-def save_slides(image: Tensor, outputs: Sequence[Tensor], folder: Path) -> None:
-    """Write the image rolled by 0 to 15 pixels, and its outputs, for the slider of the report; shapes: `animation`."""
-    moved = [roll(image, (0, dx))[0] for dx in range(FRAMES)]
-    for images, name in ((moved, SLIDE_SOURCE), (outputs[:FRAMES], SLIDE_OUTPUT)):
-        save_frames(np.concatenate([to_uint8(each.float().cpu()) for each in images]), folder / name)
-
-
 def write_exhibits(
     folder: Path,
     generate: Generate,
@@ -202,17 +195,16 @@ def write_exhibits(
     with spare(folder / "shift.gif"):
         save_film(animation(image, outputs[:frames]), folder / "shift.gif")
     with spare(folder / SLIDE_OUTPUT):
-        save_slides(image, outputs, folder)
+        sources = [roll(image, (0, dx))[0] for dx in range(FRAMES)]
+        for images, name in ((sources, SLIDE_SOURCE), (outputs[:FRAMES], SLIDE_OUTPUT)):
+            save_frames(np.concatenate([to_uint8(each.float().cpu()) for each in images]), folder / name)
     return {"samples": picture_table(samples)} | ({"shift_map": shift_map(decibels, title)} if decibels else {})
 
 
 def shift_table(
     shifts: Sequence[Sequence[float]], names: Sequence[str], decibels: Tensor, pooled: Tensor
 ) -> dict[str, Any]:
-    """Return shift PSNR per shift and image as plain types, as `measurements.json` holds it.
-
-    Shape: decibels (shifts, images) and pooled (shifts,), dB.
-    """
+    """Return dB (shifts, images) and pooled dB (shifts,) as plain types, as `measurements.json` holds them."""
     return {
         "shifts": [list(shift) for shift in shifts],
         "images": list(names),

@@ -132,8 +132,8 @@ class Pix2Pix(LightningModule):
         losses = self.update(batch, optimizer_d, optimizer_g, lambda loss: self.manual_backward(weight * loss))
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]  # two of them, so a list
             scheduler.step()
-        means = _means_of_all(losses, weight) if self.trainer.world_size > 1 else losses
-        self.log_dict({f"train/{key}": loss for key, loss in means.items()}, batch_size=len(batch["source"]))
+        weighted = {f"train/{key}": weight * loss for key, loss in losses.items()}
+        self.log_dict(weighted, batch_size=len(batch["source"]), sync_dist=True)
         return losses
 
     def _share(self, batch: Batch, batch_idx: int) -> tuple[Batch, float]:
@@ -201,10 +201,7 @@ class Pix2Pix(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Update the metrics with a batch; return the outputs (N, C, H, W)."""
-        trainer = self.trainer
-        positions = dataset_positions(
-            trainer.val_dataloaders, self.validated, len(batch["source"]), trainer.world_size, trainer.global_rank
-        )
+        positions = dataset_positions(self.trainer, self.validated, len(batch["source"]))
         self.validated += len(positions)
         counted = positions >= 0
         output = self(batch["source"])
@@ -238,10 +235,3 @@ def _frozen(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _means_of_all(losses: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Return the weighted means over all processes, in one all-reduce."""
-    means = torch.stack(list(losses.values())) * (weight / torch.distributed.get_world_size())
-    torch.distributed.all_reduce(means)
-    return dict(zip(losses, means.unbind(), strict=True))

@@ -513,7 +513,7 @@ def test_one_protocol_may_stand_alone_and_counts_once():
 
 
 def test_a_range_of_shifts():
-    assert Options(reach=2).shifts_of("circular") == grid_shifts(2)
+    assert Options(reach=2).shifts == grid_shifts(2)
 
 
 def test_the_summary_has_the_keys_of_a_training(tmp_path):

@@ -14,9 +14,9 @@ from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.loggers.wandb_tables import per_shift_rows
 from genstab.metrics.protocols import PROTOCOLS, Protocol, register_protocol
-from genstab.metrics.registry import key_list
 from genstab.metrics.shift_ops import roll
 from tests.conftest import Items, Pairs, noise, pairs_loader, tiny_pix2pix
+from tests.helpers.key_list import key_list
 from tests.training.test_pix2pix import QUIET
 
 

@@ -12,12 +12,13 @@ from genstab.errors import InputError
 from genstab.evaluation import verdict
 from genstab.loggers.wandb_tables import per_image_columns, per_image_rows
 from genstab.metrics import registry
-from genstab.metrics.registry import GROUPS, Metric, best_ends, key_list, metric_of, metrics, register
+from genstab.metrics.registry import GROUPS, Metric, best_ends, metric_of, metrics, register
 from genstab.report import pareto
 from genstab.report.page import build_page
 from genstab.report.runs import Run
 from genstab.report.seeds import options_among, options_table
 from genstab.report.table import results_table
+from tests.helpers.key_list import key_list
 
 HOUSE = Path(__file__).parents[2] / "genstab"
 TOY = Metric(

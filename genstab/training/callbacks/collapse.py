@@ -113,9 +113,7 @@ class CollapseWatch(Callback):
         """Add the outputs of `validation_step`, and the targets."""
         if dataloader_idx or not isinstance(outputs, Tensor) or outputs.ndim != 4:
             return
-        positions = dataset_positions(
-            trainer.val_dataloaders, self.seen, len(outputs), trainer.world_size, trainer.global_rank
-        )
+        positions = dataset_positions(trainer, self.seen, len(outputs))
         self.seen += len(outputs)
         counted = (positions >= 0).to(outputs.device)
         self._outputs.add(outputs[counted])

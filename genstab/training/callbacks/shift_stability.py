@@ -107,9 +107,7 @@ class ShiftStability(Callback):
         if dataloader_idx:
             return
         source = source_of(batch, self.source_key)
-        positions = dataset_positions(
-            trainer.val_dataloaders, self._seen, len(source), trainer.world_size, trainer.global_rank
-        )
+        positions = dataset_positions(trainer, self._seen, len(source))
         self._seen += len(source)
         counted = (positions >= 0) & (positions < (self.images or math.inf))
         if not counted.any():
