@@ -150,10 +150,6 @@ def fitting_multiple(
     """Find the smallest power of two, up to 256, such that the generator takes windows with sides of its multiples.
 
     None: there is no such window of the image (1, C, H, W).
-
-    >>> from torch import nn
-    >>> fitting_multiple(nn.Sequential(nn.PixelUnshuffle(4), nn.PixelShuffle(4)), torch.zeros(1, 1, 16, 16), [(0, 1)])
-    4
     """
     for multiple in (2**power for power in range(9)):
         try:

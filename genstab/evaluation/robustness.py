@@ -34,25 +34,10 @@ def corruption_errors(
     This is the mean squared error between G(x) and G(corrupt(x)) of a generator; `decibel` converts it to dB. Of a
     classifier it is 1 for a wrong class and 0 for the right one; its mean is the top-1 error rate.
 
-    Args:
-        model: maps images in [−1, 1] to images of any size, or to logits (N, K).
-        images: (N, C, H, W), on the device of the model, with H and W of at least 32.
-        expected: G(x) of a generator, (N, C, H, W), or the labels for a classifier, (N,).
-        corruptions: names of `genstab.metrics.corruptions.CORRUPTIONS`.
-        severities: severities from 1 to 5.
-        seed, indices: of the random numbers, see `genstab.metrics.corruptions.corrupt`.
-        forward_batch: images in a forward pass.
+    `expected` is G(x), (N, C, H, W), or the labels of a classifier, (N,); `seed` and `indices` are those of
+    `genstab.metrics.corruptions.corrupt`.
 
-    Returns:
-        float64, shape (len(corruptions), len(severities), N).
-
-    Raises:
-        InputError: as `corrupt`; or an output is not finite.
-
-    >>> images = torch.zeros(2, 1, 32, 32)
-    >>> corruption_errors(lambda images: images, images, images, ["brightness", "contrast"], [1, 5]).mean(-1)
-    tensor([[0.0400, 1.0000],
-            [0.0000, 0.0000]], dtype=torch.float64)
+    Shape: → (len(corruptions), len(severities), N), float64.
     """
     errors = []
     cells = list(product(corruptions, severities))
@@ -75,9 +60,6 @@ def relative_corruption_error(
     The ratio is the sum of the errors over the severities divided by that of the baseline (equation 1); below 1 is more
     robust than the baseline. The paper uses error rates of classifiers and AlexNet as the baseline; mean squared errors
     work too. The errors of each corruption are in the order of the severities, which must be the same for both.
-
-    >>> relative_corruption_error({"fog": [0.1, 0.2]}, {"fog": [0.2, 0.4]}, [1, 2], [1, 2])
-    ({'fog': 0.5}, 0.5)
     """
     if list(severities) != list(baseline_severities):
         raise InputError(f"the baseline has severities {[*baseline_severities]}, not {[*severities]}")
