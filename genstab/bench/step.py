@@ -54,11 +54,7 @@ def step_models(
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """Return by dotted key what a run's configuration has if its step is the one that is timed as `name`.
-
-    >>> config_of("none")["antialias.filter"]
-    'none'
-    """
+    """Return by dotted key what a run's configuration has if its step is the one that is timed as `name`."""
     antialias, (head, losses) = OPTIONS[name], _beside_the_blur(name)
     config = {"antialias.filter": antialias.filter, "antialias.polyphase": antialias.polyphase}
     if name != NONE:  # which has no blur to place

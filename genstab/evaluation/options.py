@@ -21,10 +21,6 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _part(name: str) -> Any:
-    return field(default_factory=lambda: dict(PARTS[name]))
-
-
 def _choices(name: str, given: Sequence[str] | str, allowed: Collection[str]) -> list[str]:
     """Return one or several choices as a list without repetitions."""
     values = [given] if isinstance(given, str) else list(dict.fromkeys(given))
@@ -77,10 +73,10 @@ class MeasureOptions:
     perceptual: Sequence[str] | str = ()
     seed: int = 1
     on_error: str = "raise"
-    map: Mapping[str, Any] | None = _part("map")
-    features: Mapping[str, Any] | None = _part("features")
-    consistency: Mapping[str, Any] | None = _part("consistency")
-    corruptions: Mapping[str, Any] | None = _part("corruptions")
+    map: Mapping[str, Any] | None = field(default_factory=PARTS["map"].copy)
+    features: Mapping[str, Any] | None = field(default_factory=PARTS["features"].copy)
+    consistency: Mapping[str, Any] | None = field(default_factory=PARTS["consistency"].copy)
+    corruptions: Mapping[str, Any] | None = field(default_factory=PARTS["corruptions"].copy)
 
     def __post_init__(self) -> None:
         counts = {"images": self.images, "reach": self.reach, "multiple": self.multiple}
