@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
+from genstab.cli.signatures import signature_of
 from genstab.errors import InputError
 
 MULTIRUN = {"-m", "--multirun"}
@@ -16,6 +16,7 @@ _WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-
 
 _LAUNCHER = "hydra/launcher="
 _OURS = ("slurm", "slurm_cpu")
+_PLUGIN = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -31,7 +32,7 @@ def check_launcher(words: Sequence[str]) -> None:
         if not word.startswith(_LAUNCHER):
             continue
         name = word.removeprefix(_LAUNCHER)
-        if (name in _OURS or name.startswith("submitit")) and not _installed():
+        if (name in _OURS or name.startswith("submitit")) and signature_of(_PLUGIN) is None:
             raise InputError(f"{word} needs a plugin of Hydra: pip install 'genstab[slurm]'")
         if name != "basic" and not {*MULTIRUN, "hydra.mode=MULTIRUN"} & set(words):
             raise InputError(f"{word} starts the jobs of a sweep: add -m, for a single job, too")
@@ -40,22 +41,18 @@ def check_launcher(words: Sequence[str]) -> None:
                 raise InputError(f"{size}: {word} wants a number, the same for all jobs")
 
 
-def _installed() -> bool:
-    try:
-        return find_spec("hydra_plugins.hydra_submitit_launcher") is not None
-    except ImportError:
-        return False
+def to_overrides(words: Sequence[str]) -> list[str]:
+    """Quote paths, and let `GROUP.KEY=` add a key to a group that `check_options` compares with a signature.
 
+    Our configs list neither the arguments of a user's network nor all those of Lightning's Trainer. Paths that are
+    quoted, refer to other keys or are choices of a sweep stay as they are.
 
-def quote_paths(words: Sequence[str]) -> list[str]:
-    """Quote paths, except those that are quoted, refer to other keys or are choices of a sweep.
-
-    >>> quote_paths(["data.root=it's here", "seed=1"])
-    ["data.root='it\\\\'s here'", 'seed=1']
+    >>> to_overrides(["data.root=it's here", "+data.size=64", "trainer.max_time=00:12:00:00", "logger.name=a"])
+    ["++data.root='it\\\\'s here'", '++data.size=64', '++trainer.max_time=00:12:00:00', 'logger.name=a']
     """
     sweep = MULTIRUN & set(words)
 
-    def quote(word: str) -> str:
+    def override(word: str) -> str:
         key, is_override, value = word.partition("=")
         special = (
             re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII)
@@ -63,28 +60,14 @@ def quote_paths(words: Sequence[str]) -> list[str]:
             and not re.search(r"\$\{|\\", value)
         )
         plain = key in _PATHS and (not sweep or key[:6] == "hydra." or Path(value).exists())
-        return f"{key}={_quoted(value)}" if is_override and special and plain else word
+        quoted = f"{key}={_quoted(value)}" if is_override and special and plain else word
+        return re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", quoted)
 
-    return [quote(word) for word in words]
-
-
-def to_overrides(words: Sequence[str]) -> list[str]:
-    """Quote paths, and let `GROUP.KEY=` add a key to a group that `check_options` compares with a signature.
-
-    Our configs list neither the arguments of a user's network nor all those of Lightning's Trainer.
-
-    >>> to_overrides(["trainer.max_time=00:12:00:00", "+data.size=64", "logger.name=a", "data=paired"])
-    ['++trainer.max_time=00:12:00:00', '++data.size=64', 'logger.name=a', 'data=paired']
-    """
-    return [re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", word) for word in quote_paths(words)]
+    return [override(word) for word in words]
 
 
 def name_runs(words: Sequence[str]) -> list[str]:
-    """Collect the words that are not overrides, the folders of `genstab report`, in the key `runs`.
-
-    >>> name_runs(["a", "b, c", "title=A: b"])
-    ["runs=['a','b, c']", "title='A: b'"]
-    """
+    """Collect the words that are not overrides, the folders of `genstab report`, in the key `runs`."""
     runs = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
     rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={_quoted(found[2])}", word) for word in words]
     return [f"runs=[{','.join(map(_quoted, runs))}]"] * bool(runs) + [word for word in rest if word not in runs]

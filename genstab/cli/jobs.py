@@ -3,8 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from genstab.report.page import write_page
 from genstab.report.pareto import pareto_picture
 from genstab.report.runs import read_runs, unfinished
 from genstab.report.seeds import options_among, options_table, read_costs
-from genstab.runtime.files import SUMMARY, check_folder, write_whole
+from genstab.runtime.files import SUMMARY, check_folder, write_whole, writing
 from genstab.runtime.provenance import provenance
 
 
@@ -105,33 +104,21 @@ def run_report(config: DictConfig) -> None:
     if not config.runs:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     costs = read_costs(config.costs) if config.costs else {}
-    print(f"Page: {write_page(config.runs, config.output, config.title)}")
     runs = read_runs(config.runs)
     options = options_among(runs, costs)
-    if config.table:
-        text = f"{options_table(options)}\n"
-        with writing("table", config.table) as path:
-            write_whole(path, lambda file: file.write(text.encode()))
-    if config.plot:
-        picture = pareto_picture(options, config.title or "")
-        with writing("plot", config.plot) as path:
-            save_picture(picture, path)
-    if config.film:
-        frames = films_beside(runs)
-        with writing("film", config.film) as path:
-            save_film(frames, path)
+    writers: dict[str, Callable[[str], None]] = {
+        "output": lambda path: write_page(runs, path, config.title),
+        "table": lambda path: write_whole(path, lambda file: file.write(f"{options_table(options)}\n".encode())),
+        "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
+        "film": lambda path: save_film(films_beside(runs), path),
+    }
+    for key, write in writers.items():
+        if path := config[key]:
+            with writing(key, path):
+                write(path)
+            print(f"{'Page' if key == 'output' else key.capitalize()}: {path}")
     if left := unfinished(config.runs):
         print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
-
-
-@contextmanager
-def writing(key: str, path: str) -> Iterator[Path]:
-    """Print where the file of the option `key` was written; raise an `InputError` if it cannot be."""
-    try:
-        yield Path(path)
-    except OSError as error:
-        raise InputError(f"{key}={path} cannot be written: {error.strerror or error}") from error
-    print(f"{key.capitalize()}: {path}")
 
 
 def run_shard(config: DictConfig) -> None:

@@ -17,13 +17,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
 
-from genstab.cli.arguments import (
-    MULTIRUN,
-    check_launcher,
-    check_words,
-    name_runs,
-    to_overrides,
-)
+from genstab.cli.arguments import MULTIRUN, check_launcher, check_words, name_runs, to_overrides
 from genstab.cli.check_config import check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.signatures import signature_of

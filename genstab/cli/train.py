@@ -28,15 +28,7 @@ from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
-from genstab.runtime.resume import (
-    CHECKPOINT,
-    LAST,
-    changes,
-    check_fit,
-    find_checkpoint,
-    is_over,
-    read_resumable,
-)
+from genstab.runtime.resume import CHECKPOINT, LAST, changes, check_fit, find_checkpoint, is_over, read_resumable
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
 

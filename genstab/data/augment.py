@@ -26,10 +26,6 @@ class PairAugment(nn.Module):
 
     Raises:
         InputError: load_size or an image is smaller than crop_size.
-
-    >>> source, target = PairAugment((8, 8), load_size=(10, 12))(torch.rand(2, 1, 6, 6), torch.rand(2, 3, 6, 6))
-    >>> source.shape, target.shape
-    (torch.Size([2, 1, 8, 8]), torch.Size([2, 3, 8, 8]))
     """
 
     def __init__(self, crop_size: Size, load_size: Size | None = None, flip: bool = True, extra: int = 0) -> None:

@@ -80,6 +80,7 @@ class FolderData(LightningDataModule):
     """
 
     val_set: FolderImages
+    untrained = "data=folder has no targets: train with data=paired"
 
     def __init__(
         self,
@@ -106,8 +107,8 @@ class FolderData(LightningDataModule):
         self.val_set = self._images()
 
     def train_dataloader(self) -> DataLoader:
-        """Raise an `InputError`: there are no targets to train on."""
-        raise InputError("data=folder has no targets: train with data=paired")
+        """Raise an `InputError`: there is nothing to train on."""
+        raise InputError(self.untrained)
 
     def val_dataloader(self) -> DataLoader:
         """Check the headers and return the images in order."""
@@ -121,12 +122,10 @@ class ClassData(FolderData):
     The arguments are those of `FolderData`; sub-folders of a class are always searched.
     """
 
+    untrained = "data=classes is for measuring classifiers: genstab does not train them"
+
     def _images(self) -> ClassImages:
         return ClassImages(self.root, self.size)
-
-    def train_dataloader(self) -> DataLoader:
-        """Raise an `InputError`: genstab measures classifiers and does not train them."""
-        raise InputError("data=classes is for measuring classifiers: genstab does not train them")
 
 
 def _check_alike(paths: Sequence[Path], size: Size | None) -> None:

@@ -27,11 +27,7 @@ class OverlappingCrops(NamedTuple):
 
 
 def overlapping_pairs(batch_size: int) -> int:
-    """Return how many images of a batch are cropped twice: a quarter, at least one; none in a batch of one.
-
-    >>> [overlapping_pairs(batch_size) for batch_size in (1, 2, 4, 8, 15)]
-    [0, 1, 1, 2, 3]
-    """
+    """Return how many images of a batch are cropped twice: a quarter, at least one; none in a batch of one."""
     return min(max(1, batch_size // 4), batch_size // 2)
 
 
@@ -46,11 +42,6 @@ def overlapping_crops(source: Tensor, target: Tensor, offset: int) -> Overlappin
 
     Raises:
         InputError: `offset` is below 1, or not smaller than the images.
-
-    >>> images = torch.rand(4, 1, 9, 9)
-    >>> source, target, shift = overlapping_crops(images, images, offset=2)
-    >>> source.shape, equivariance_loss(source, shift).item()
-    (torch.Size([4, 1, 7, 7]), 0.0)
     """
     height, width = source.shape[-2:]
     if not 1 <= offset < min(height, width):
@@ -79,11 +70,6 @@ def equivariance_loss(output: Tensor, shift: tuple[int, int] | None, margin: int
         output: the generator's output (N, C, H, W) for the source of `OverlappingCrops`.
         shift: their shift; None: the batch has no overlapping crops, and the loss is zero.
         margin: pixels left out on each side of the overlap, since a network must guess what lies beyond its border.
-
-    >>> output = torch.zeros(2, 1, 4, 4)
-    >>> output[1, :, 1:] = 0.5
-    >>> equivariance_loss(output, (1, 0))
-    tensor(0.5000)
     """
     if shift is None:
         return output.new_zeros(())

@@ -112,12 +112,8 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
         except InputError as error:
             if problems is None:
                 raise
-            problems.append(_line(error))
+            problems.append(str(error))
     return sizes
-
-
-def _line(error: InputError) -> str:
-    return printable(str(error).replace("\n", " "))
 
 
 class PairDataset(Dataset[dict[str, Any]]):
@@ -167,7 +163,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             try:
                 return {**self._item(place % len(self)), "skipped": "\n".join(dict.fromkeys(problems))}
             except InputError as error:
-                problems.append(_line(error))
+                problems.append(str(error))
         raise InputError(f"none of the {len(self)} pairs can be read; {problems[0]}")
 
     def _item(self, index: int) -> dict[str, Any]:

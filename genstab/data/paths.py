@@ -53,11 +53,7 @@ def listing(folder: Path) -> str:
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """Join the first names, and count the others.
-
-    >>> shortened(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
+    """Join the first names, and count the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

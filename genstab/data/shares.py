@@ -11,15 +11,6 @@ from torch.utils.data import DistributedSampler
 from genstab.data.sampler import EpochSampler
 
 
-def all_gathered(value: Any) -> list[Any]:
-    """Return the values of all processes in the order of their ranks; every process must call this."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
-
-
 def dataset_positions(trainer: Trainer, seen: int, batch_length: int) -> Tensor:
     """Return the position in the dataset of each image of an unshuffled validation batch; −1 for a repeated image.
 
@@ -58,11 +49,6 @@ def share(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1, 
         rank: rank of this process.
 
     Shape: → (batch_length,), bool, and a float.
-
-    >>> from torch.utils.data import DataLoader
-    >>> loader = DataLoader(range(5), batch_size=2, sampler=DistributedSampler(range(5), 2, rank=1))
-    >>> share(loader, 0, 2, 2, rank=1), share(loader, 1, 1, 2, rank=0), share(loader, 1, 1, 2, rank=1)
-    ((tensor([True, True]), 1.0), (tensor([True]), 2.0), (tensor([True]), 0.0))
     """
     loader = first_loader(loaders)
     sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)

@@ -54,9 +54,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     and with one process, it is plain batch norm.
 
     Shape: (N, C, H, W) → (N, C, H, W); N may differ from process to process.
-
-    >>> SyncBatchNorm2d(3)(torch.zeros(2, 3, 4, 4)).shape
-    torch.Size([2, 3, 4, 4])
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.media import log_image, log_video
 from genstab.loggers.wandb_tables import log_tables
 from genstab.report.page import write_page
+from genstab.report.runs import read_runs
 from genstab.report.table import results_table
 from genstab.runtime.files import SUMMARY, write_json
 from genstab.runtime.provenance import provenance
@@ -49,7 +50,7 @@ def publish(
             log_image(logger, key, picture, 0)
         log_video(logger, "shift_film", folder / "shift.gif", 0)
         logger.save()
-    write_page([folder], folder / PAGE)
+    write_page(read_runs([folder]), folder / PAGE)
     console = Console()
     console.print(results_table(metrics, f"{summary['images']} images in {seconds:.0f} s"))
     for line in (*summary["verdict"], *(f"Note: {note}" for note in found.notes)):

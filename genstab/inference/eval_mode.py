@@ -32,13 +32,6 @@ def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator
     Raises:
         InputError: `module` is not a module or does not return a tensor; `dtype` is not float64, float32, bfloat16 or
             float16, or is float64 on MPS, which does not support it.
-
-    >>> dropout = nn.Dropout(0.5)
-    >>> with inference(dropout) as generator:
-    ...     generator(torch.ones(3)).tolist(), dropout.training
-    ([1.0, 1.0, 1.0], False)
-    >>> dropout.training
-    True
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"the generator is a {type(module).__name__}, not a torch.nn.Module")

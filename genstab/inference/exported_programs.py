@@ -45,11 +45,6 @@ class Program(nn.Module):
 
     Raises:
         InputError: in `forward`, if the program cannot take the images.
-
-    >>> def load(device):
-    ...     return lambda images: images + len(images)
-    >>> Program("a program", load, shape=(2, None, None, None))(torch.zeros(3, 1, 1, 1)).flatten()
-    tensor([2., 2., 2.])
     """
 
     def __init__(

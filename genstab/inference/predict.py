@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.data.augment import Size
-from genstab.data.image_io import (
-    depth_of_format,
-    image_depth,
-    image_shape,
-    read_image,
-    resized,
-    write_image,
-)
+from genstab.data.image_io import depth_of_format, image_depth, image_shape, read_image, resized, write_image
 from genstab.data.paths import find_images, hxw
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
@@ -26,11 +19,7 @@ from genstab.runtime.files import PART
 
 @dataclass
 class Predicted:
-    """Relative names of the images that were written, existed already, or failed, with the reason.
-
-    >>> Predicted(written=["a.png"], failed={"b.png": "cannot read b.png: the file is empty"}).summary("out")
-    '1 image written to out, 0 there already, 1 left out'
-    """
+    """Relative names of the images that were written, existed already, or failed, with the reason."""
 
     written: list[str] = field(default_factory=list)
     present: list[str] = field(default_factory=list)
@@ -105,9 +94,8 @@ def predict(
         name = path.relative_to(source).as_posix()
         target = output / name
         if target.is_file() and not overwrite:
-            target.with_name(target.name + PART).unlink(
-                missing_ok=True
-            )  # left by a run that was killed while overwriting
+            # left by a run that was killed while overwriting
+            target.with_name(target.name + PART).unlink(missing_ok=True)
             result.present.append(name)
             continue
         with result.leave_out(name, on_error):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from genstab.data.shares import all_gathered
+from genstab.runtime.gather import all_gathered
 
 
 class OutputSpread:

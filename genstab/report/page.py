@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -12,31 +12,23 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from genstab.errors import InputError
 from genstab.metrics.registry import Metric, protocols
 from genstab.report.charts import run_styles
 from genstab.report.panels import PANELS, Panel
-from genstab.report.runs import Run, read_runs
+from genstab.report.runs import Run
 from genstab.report.slider_frames import COLUMNS, FRAMES, Slide, data_uri, flicker_strip, middle, read_slide, sheet
 from genstab.report.table import best_of, columns_of, differences, flatten, options_of
-from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_whole
+from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_whole, writing
 
 SIDE = 128  # pixels of a moving picture, for so many runs; with more of them it shrinks, so that the page doesn't grow
 RUNS_AT_FULL_SIDE = 6
 
 
-def write_page(paths: Iterable[str | Path], output: str | Path = "report.html", title: str | None = None) -> Path:
-    """Compare the runs in some folders, see `read_runs`, on one page; write it atomically and return its path.
-
-    Raises:
-        InputError: a path holds no run, a file of a run cannot be read, or the output cannot be written.
-    """
-    page = build_page(read_runs(paths), title).encode()
-    try:
+def write_page(runs: Sequence[Run], output: str | Path, title: str | None = None) -> None:
+    """Write the page of `build_page` atomically; raise an `InputError` if it cannot be written."""
+    page = build_page(runs, title).encode()
+    with writing("output", output):
         write_whole(output, lambda file: file.write(page))
-    except OSError as error:
-        raise InputError(f"output={output} cannot be written: {error.strerror or error}") from error
-    return Path(output)
 
 
 def build_page(runs: Sequence[Run], title: str | None = None) -> str:

@@ -93,14 +93,21 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.close(folder)
 
 
+@contextmanager
+def writing(option: str, path: str | Path) -> Iterator[None]:
+    """Raise an `InputError` that names the option and its file or folder if that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option}={path} cannot be written: {reason(error)}") from error
+
+
 def check_folder(folder: str | Path, least: int = 0) -> None:
     """Make `output_dir` and raise an `InputError`, before any work is done, unless `least` bytes fit into it."""
-    try:
+    with writing("output_dir", folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         NamedTemporaryFile(dir=folder).close()
         room = shutil.disk_usage(folder)
-    except OSError as error:
-        raise InputError(f"output_dir={folder} cannot be written: {reason(error)}") from error
     if room.total > 0 and room.free < least:
         left, needed = (f"{size / 2**20:.1f} MiB" for size in (room.free, least))
         raise InputError(f"output_dir={folder}: {left} are free, but a checkpoint takes at least {needed}")

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from genstab.errors import InputError, check_counts
 from genstab.runtime.files import WholeCheckpoints, unwritten_files, write_whole
+from genstab.runtime.gather import all_gathered
 from genstab.runtime.loop_state import restore_progress, training_progress, validate_now
 from genstab.runtime.random_state import random_states, set_random_states
 from genstab.runtime.signals import Stopped, StopSignals, by_submitit, requeue, requeue_signal
@@ -207,7 +208,7 @@ class LastCheckpoint(Checkpoint):
             **training_progress(trainer),
             "pending": self.pending,
             "metrics": {key: value.cpu() for key, value in trainer.callback_metrics.items()},
-            "random": _gathered(trainer, random),
+            "random": all_gathered(random),
             "optimizers": [type(optimizer).__name__ for optimizer in trainer.optimizers],
             "wandb": next((each.version for each in trainer.loggers if isinstance(each, WandbLogger)), None),
         }
@@ -281,11 +282,3 @@ def _fitting(trainer: Trainer) -> bool:
 
 def _steps_done(trainer: Trainer) -> bool:
     return 0 <= trainer.max_steps <= trainer.global_step
-
-
-def _gathered(trainer: Trainer, mine: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1 or not torch.distributed.is_initialized():
-        return [mine]
-    gathered: list[dict[str, Any]] = [{}] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, mine)
-    return gathered

@@ -541,7 +541,7 @@ SAID = {
     "+callbacks.foo={_target_: torch.nn.Identity}": "the config makes a Identity where a Callback is needed",
     "run_name=${oc.env:NOWHERE}": "Environment variable 'NOWHERE' not found",
     "~data.root": "data: .*missing 1 required positional argument: 'root'",
-    "data=folder": "Could not override 'data.crop_size'",
+    "data=folder": "data.crop_size is not known; genstab.data.FolderData takes",
     "data.root=${x}": "Interpolation key 'x' not found",
     "run_name=${foo:1}": "Unsupported interpolation type foo",
 }

@@ -168,7 +168,7 @@ def test_a_launcher_without_its_sweep_its_numbers_its_plugin_or_slurm_is_one_lin
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit, match=r'^genstab: Could not detect "srun", are you indeed on a slurm cluster\?$'):
         train(monkeypatch, *QUIET, "hydra/launcher=slurm")
-    hidden = "import sys; sys.modules['hydra_plugins'] = None; from genstab.cli.main import main; main()"
+    hidden = "from genstab.cli import arguments, main; arguments.signature_of = lambda target: None; main.main()"
     for launcher in ("slurm", "submitit_local"):
         printed = finish(start("-c", hidden, "train", "-m", f"hydra/launcher={launcher}"))
         needs = f"genstab: hydra/launcher={launcher} needs a plugin of Hydra: pip install 'genstab[slurm]'\n"

@@ -127,18 +127,18 @@ def test_only_options_that_differ_are_shown_and_the_folder_is_none_of_them(tmp_p
 def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     output = tmp_path / "new/folder/report.html"
-    assert write_page([tmp_path / "run"], output, title="A & B") == output
+    write_page(read_runs([tmp_path / "run"]), output, title="A & B")
     assert "<title>A &amp; B</title>" in output.read_text()
     with pytest.raises(InputError, match=r"output=.*new cannot be written: Is a directory"):
-        write_page([tmp_path / "run"], tmp_path / "new")
+        write_page(read_runs([tmp_path / "run"]), tmp_path / "new")
     before = output.read_bytes()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
     with pytest.raises(InputError, match="cannot be written: disk full"):
-        write_page([tmp_path / "run"], output)
+        write_page(read_runs([tmp_path / "run"]), output)
     assert output.read_bytes() == before
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
     with pytest.raises(InputError, match=r"output=/dev/null/x.html cannot be written: "):
-        write_page([tmp_path / "run"], "/dev/null/x.html")
+        write_page(read_runs([tmp_path / "run"]), "/dev/null/x.html")
 
 
 def test_six_runs_of_noise_at_256_pixels_stay_under_15_megabytes(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from genstab.report.page import write_page
+from genstab.report.runs import read_runs
 from tests.helpers.run_folder import make_run, slide_frames
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -31,7 +32,8 @@ def report(tmp_path_factory):
             folder / name, i, size=SIZE, l1=L1[name], shift_psnr=SHIFT_PSNR[name], ssim=None if name == "b" else i / 9
         )
     make_run(folder / "large", 9, name='<img src="x" onerror="alert(1)">', size=160, flicker=0, l1=None, ssim=None)
-    return write_page([folder], folder / "report.html")
+    write_page(read_runs([folder]), folder / "report.html")
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,7 @@ def is_local(url: str) -> bool:
 
 
 def url_in(root: str, name: str) -> str:
-    """Return the URL of a file below a root; a root with %s is a template for the name.
-
-    >>> url_in("http://host/pairs/", "index.json"), url_in("pipe:cat pairs/%s", "index.json")
-    ('http://host/pairs/index.json', 'pipe:cat pairs/index.json')
-    """
+    """Return the URL of a file below a root; a root with %s is a template for the name."""
     return root.replace("%s", name) if "%s" in root else f"{root.rstrip('/')}/{name}"
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from genstab.data.image_io import decode_image, image_shape
 from genstab.data.pairs import Pair, Wanted, find_pairs
-from genstab.data.paths import listing, printable
+from genstab.data.paths import listing
 from genstab.data.shards.cache import webdataset
 from genstab.data.shards.format import INDEX, KIND, key_of
 from genstab.errors import ON_ERROR, InputError, check_choice
@@ -63,8 +63,6 @@ def write_shards(
         InputError: there are no pairs, `output` is not empty or cannot be written, WebDataset is not installed, or a
             pair cannot be read or has other channels than the first one.
     """
-    if not (seed is None or isinstance(seed, int)):
-        raise InputError(f"seed={seed!r} is not an integer")
     check_choice("check", check, CHECKS)
     check_choice("on_error", on_error, ON_ERROR)
     if not isinstance(size, int | float) or not size > 0:
@@ -122,7 +120,7 @@ def _write(
                 except InputError as error:
                     if not skip:
                         raise
-                    written.left_out.append(printable(str(error)))
+                    written.left_out.append(str(error))
                     continue
                 sizes.add(read.size)
                 writer.add(read)

@@ -12,8 +12,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from genstab.data.paths import shortened
-from genstab.data.shares import all_gathered
 from genstab.errors import InputError, check_choice
+from genstab.runtime.gather import all_gathered
 
 ON_NAN = ("stop", "skip")
 MOST_IN_A_ROW = 100

@@ -9,12 +9,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from genstab.data.collate import names_of, source_of
-from genstab.data.shares import all_gathered, dataset_positions
+from genstab.data.shares import dataset_positions
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference, submodule
 from genstab.metrics.protocols import PROTOCOLS, Motion, in_chunks, shift_pairs
 from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, parse_shifts
 from genstab.metrics.shift_psnr import psnr_table, squared_error
+from genstab.runtime.gather import all_gathered
 
 MOST_COLUMNS = 1000
 

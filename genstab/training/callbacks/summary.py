@@ -13,7 +13,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from genstab.data.collate import source_of
-from genstab.data.shares import all_gathered
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.lifecycle import how_to_view
 from genstab.loggers.wandb_tables import log_tables
@@ -21,6 +20,7 @@ from genstab.metrics.shift_map import map_table
 from genstab.report.figures import shift_table
 from genstab.report.table import results_table
 from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten_lines, write_json
+from genstab.runtime.gather import all_gathered
 from genstab.runtime.last_checkpoint import LastCheckpoint
 from genstab.runtime.provenance import provenance
 from genstab.runtime.signals import Stopped
