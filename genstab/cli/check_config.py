@@ -37,6 +37,25 @@ _WORDS = {
 }
 
 
+def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise an `InputError` for a group that is left out although the job needs it, and for a misspelt key.
+
+    Keys of a user's own that resemble none of the known ones are fine: other options may refer to them.
+
+    Args:
+        config: as composed.
+        defaults: the command's own config file.
+    """
+    groups = {name for each in defaults["defaults"] if isinstance(each, Mapping) for name in each}
+    for group in ("data", "model", "trainer", "callbacks"):
+        if group in groups and group not in config:
+            raise InputError(f"~{group} leaves out what this command needs: {group}=NAME chooses another one")
+    known = groups | defaults.keys()
+    for key in config.keys() - known:
+        if close := get_close_matches(key, known, n=1, cutoff=0.75):
+            raise InputError(f"{key} is not known: did you mean {close[0]}?")
+
+
 def check_training(config: Mapping[str, Any]) -> None:
     """Raise an `InputError` for options of a training that have the right types, but no sense alone or together."""
     check_seed(config["seed"])

@@ -45,6 +45,8 @@ def run_measure(config: DictConfig) -> float | None:
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
         check_folder(config.output_dir)
+        if Path(config.output_dir, "checkpoints").exists():
+            raise InputError(f"{config.output_dir} holds a training: hydra.run.dir=DIR names a folder of its own")
         model = model_of(config.model)
         device = place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
 
 from genstab.cli.arguments import MULTIRUN, check_launcher, check_words, name_runs, to_overrides
-from genstab.cli.check_config import check_options, check_seed, check_training, check_type
+from genstab.cli.check_config import check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
@@ -145,7 +145,9 @@ def _launch(name: str, *given: object) -> None:
         nonlocal started
         started = True
         try:
-            command.check(_plain(config))
+            plain = _plain(config)
+            check_keys(plain, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # a group of keys
+            command.check(plain)
             return resolve_name(command.job)(config, *given)
         except InputError as error:
             if by_submitit():

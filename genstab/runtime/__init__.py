@@ -1,1 +1,1 @@
-"""What keeps a training whole: its folder, files, checkpoints, signals and random state."""
+"""What keeps a run intact: its folder, files, checkpoints, signals and random state."""

@@ -209,3 +209,11 @@ def test_help_has_examples_and_options(monkeypatch, capsys, command):
         genstab(monkeypatch, command, "--help")
     printed = capsys.readouterr().out
     assert f"usage: genstab {command}" in printed
+
+
+def test_a_measurement_does_not_replace_the_results_of_a_training(monkeypatch):
+    Path("run/checkpoints").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["genstab", "measure", *NETWORK, "hydra.run.dir=run"])
+    with pytest.raises(SystemExit, match=r"run holds a training: hydra\.run\.dir=DIR names a folder of its own"):
+        cli.main()
+    assert not Path("run/summary.json").exists()
