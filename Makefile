@@ -7,12 +7,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := genstab tests notebooks train.py
 
-.PHONY: train test test-fast lint format clean
+.PHONY: train test pytest test-fast lint format clean
 
 train: $(VENV)/installed
 	$(BIN)/python train.py antialias=stable
 
-test: $(VENV)/installed-dev lint
+test: $(VENV)/installed-dev
+	$(MAKE) --jobs 2 lint pytest  # side by side: many tests wait for other programs
+
+pytest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/installed-dev

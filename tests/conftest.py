@@ -53,6 +53,7 @@ def nobody(tmp_path, monkeypatch):
     """A user who never used W&B; afterwards every run is closed and what wandb remembers is forgotten."""
     import wandb
 
+    wandb.teardown()  # before its variables are noted, or those of a service that is gone would come back
     home = tmp_path / "home"
     home.mkdir()
     for name in list(os.environ):
@@ -62,7 +63,6 @@ def nobody(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     for name in ("config", "cache", "data"):
         monkeypatch.setenv(f"WANDB_{name.upper()}_DIR", str(home / name))
-    wandb.teardown()
     yield
     if wandb.run is not None:
         wandb.finish()

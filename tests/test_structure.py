@@ -1,6 +1,7 @@
 """The floor plan: packages import one way, and only the command line knows Hydra."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,15 @@ def test_only_the_command_line_knows_hydra(path):
 
 def test_every_package_is_in_the_order():
     assert {package_of(path) for path in MODULES} == {*ORDER, "__init__"}
+
+
+@pytest.mark.parametrize("package", ["genstab", "genstab.data"])
+def test_what_type_checkers_see_is_what_is_loaded(package):
+    """The names of the TYPE_CHECKING block are those of `__all__`, each from the module that it is imported from."""
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert seen.keys() == set(module.__all__) - {"__version__"}
+    for name, place in seen.items():
+        assert getattr(module, name) is getattr(importlib.import_module(place), name)

@@ -11,7 +11,6 @@ from genstab.cli.signatures import Instance, signature_of
 from genstab.errors import InputError
 
 GREATEST_SEED = 2**32 - 1  # of NumPy
-TRAINER = "pytorch_lightning.Trainer"
 _STEPS = "both optimizers take a step for every batch"
 _NO_TEST = "genstab train only trains and validates"
 # Arguments of Lightning's Trainer that do not work here: the values that change nothing, and the reason.

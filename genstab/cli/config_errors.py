@@ -75,6 +75,7 @@ def one_line(error: BaseException) -> str:
     said = re.sub(r" (To append to your (?:config|default list) use .*)", r" (\1; --help lists all keys)", said)
     if isinstance(cause := error.__cause__, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         wrong = said.split("'")[1]
+        # private: a node of OmegaConf has no public way to the config that it belongs to
         known = list(_keys(OmegaConf.to_container(cause.parent_node._get_root())))
         same = [key for key in known if key.endswith(f".{wrong.rpartition('.')[2]}")][:2]
         if meant := same or get_close_matches(wrong, known, n=1, cutoff=0.8):

@@ -46,7 +46,7 @@ usage: genstab COMMAND [key=value …]
   measure    measure how stable any image-to-image model is
   predict    apply a checkpoint, or any other model, to a folder of images
   report     one page that compares runs
-  shard      pack pairs into shards, for data sets that do not fit one disk
+  shard      pack pairs into shards, for data sets that do not fit on one disk
   workspace  the same comparison in W&B, for those who have an account
 
 genstab COMMAND --help shows the options and examples.

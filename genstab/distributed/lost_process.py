@@ -35,8 +35,8 @@ LOADER = {
     "(docker run --shm-size=8g) or lower data.num_workers",
     r"DataLoader worker .*is killed by signal:( [\w ]+)": DIED.format(" ({})"),
     r"DataLoader worker .*exited unexpectedly": DIED.format(""),
-    r"DataLoader timed out after (\d+) seconds": "the workers of the data loader gave nothing for {} s: does the disk "
-    "answer?",
+    r"DataLoader timed out after (\d+) seconds": "the workers of the data loader returned nothing for {} s: is the "
+    "disk responding?",
 }
 # What torch says about the processes that train together, and what it means.
 OTHERS = {

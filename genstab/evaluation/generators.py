@@ -57,8 +57,9 @@ def measure_generator(
             batch.output = first_output(generate, batch.source, batch.names)
         output = batch.output
         spread.add(output)
-        error, pixels = squared_error(output, generate(batch.source))
-        floors.append(decibel(error / pixels).cpu())
+        if options.noise_floor:
+            error, pixels = squared_error(output, generate(batch.source))
+            floors.append(decibel(error / pixels).cpu())
         for each in protocols:
             each.add(generate, batch, len(names), None if names else rolled)
         for key, values in _quality(output, batch.target, results.notes).items():
@@ -75,7 +76,8 @@ def measure_generator(
     columns = {key: each for key, each in columns.items() if not each.isnan().all()}
     results.measurements["quality"] = {"images": names, **{key: each.tolist() for key, each in columns.items()}}
     results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
-    results.summary["val/noise_floor"] = torch.cat(floors).mean().item()
+    if floors:
+        results.summary["val/noise_floor"] = torch.cat(floors).mean().item()
     between, within = spread.compute()
     results.summary["val/output_std"] = within
     if between is not None:

@@ -42,6 +42,7 @@ class MeasureOptions:
         fractional_shifts: pairs (dy, dx) in fractions of a pixel, for `fractional`.
         margin: pixels left out on each side, for `crop` and `fractional`.
         multiple: windows of `crop` are cut to a multiple of this many pixels; None finds what the generator needs.
+        noise_floor: measure the noise floor, with a second pass of each image.
         precision: of weights and images, `float32`, `float64`, `bfloat16` or `float16`.
         value_range: the smallest and the largest value of the images of the generator, converted from [−1, 1].
         perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.metrics.perceptual.Perceptual`.
@@ -68,6 +69,7 @@ class MeasureOptions:
     fractional_shifts: Sequence[Motion] = PARTS_OF_A_PIXEL
     margin: int = 8
     multiple: int | None = None
+    noise_floor: bool = True
     precision: str = "float32"
     value_range: Sequence[float] = (-1.0, 1.0)
     perceptual: Sequence[str] | str = ()

@@ -104,7 +104,7 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         floor = known["val/noise_floor"]
         chance = f"Not deterministic: two runs on one input agree to {_said(known, 'val/noise_floor')}"
         if psnr > floor - NOISE:
-            sentences.append(f"{chance}, so that {_said(known, key)} can't be told from its noise.")
+            sentences.append(f"{chance}, so that {_said(known, key)} is indistinguishable from its noise.")
         else:
             sentences.append(f"{chance}; shifts change it more, {floor - psnr:.1f} dB below that noise floor.")
     if "rolling-only" in raised:

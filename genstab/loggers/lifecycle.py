@@ -14,8 +14,8 @@ from genstab.runtime.files import FailedWrites
 
 # The methods of a logger that write.
 METHODS = (
-    "log_hyperparams", "log_metrics", "log_graph", "log_image", "log_video", "log_table", "save",
-    "after_save_checkpoint", "finalize",
+    "log_hyperparams", "log_metrics", "log_graph", "log_image", "log_video", "save", "after_save_checkpoint",
+    "finalize",
 )  # fmt: skip
 
 

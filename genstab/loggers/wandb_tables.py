@@ -6,6 +6,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from genstab.loggers.lifecycle import outlived
 from genstab.metrics.measurements import image_means, known, mean
 from genstab.metrics.registry import metrics, protocols, quality_by_image
 
@@ -24,11 +25,12 @@ def log_tables(logger: Logger, measurements: Mapping[str, Any], step: int) -> No
     """
     if not isinstance(logger, WandbLogger):
         return
-    for key, (columns, rows) in tables(measurements).items():
-        if len(rows) > MOST_ROWS:
-            rank_zero_warn(f"W&B keeps {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all")
-        if rows:
-            logger.log_table(key, list(columns), rows, step=step)
+    with outlived(logger):  # of all tables together: each would wait for a server that does not answer
+        for key, (columns, rows) in tables(measurements).items():
+            if len(rows) > MOST_ROWS:
+                rank_zero_warn(f"W&B keeps {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all")
+            if rows:
+                logger.log_table(key, list(columns), rows, step=step)
 
 
 def tables(measurements: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Rows]]:

@@ -85,6 +85,8 @@ PROTOCOLS: dict[str, Protocol] = {}
 
 def register_protocol(protocol: Protocol) -> None:
     """Add a protocol to the choices of every option, to tables and to pages."""
+    if protocol.name in PROTOCOLS:
+        raise InputError(f"protocol {protocol.name!r} is registered already")
     PROTOCOLS[protocol.name] = protocol
 
 

@@ -20,7 +20,7 @@ GROUPS = ("shift PSNR", "stability", "quality", "cost", "further")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of `summary.json`.
+    """A metric in `summary.json`.
 
     Attributes:
         key: its log key, or its key in `summary.json`.
@@ -33,6 +33,7 @@ class Metric:
         in_training: a validation logs it; otherwise only `genstab measure` computes it.
         per_image: `measurements.json` has it for each image, too.
         brief: it is also in the short Markdown table of options.
+        pareto: place among the panels of the Pareto plot, from 1; 0: none.
         derive: computes it from the summary; None: the summary holds it.
         scale: factor from the number in the summary to the unit.
     """
@@ -47,6 +48,7 @@ class Metric:
     in_training: bool = False
     per_image: bool = False
     brief: bool = False
+    pareto: int = 0
     derive: Callable[[Mapping[str, Any]], float | None] | None = None
     scale: float = 1.0
 
@@ -186,12 +188,12 @@ for _metric in (
     Metric("val/tv_target", "TV of targets", "total variation of the targets", in_training=True, per_image=True,
            brief=True),
     Metric("tv_ratio", "TV / targets' TV", "total variation of the outputs divided by that of the targets; below 1: "
-           "blurry", unit="×", better="one", digits=2, derive=_tv_ratio),
+           "blurry", unit="×", better="one", digits=2, pareto=2, derive=_tv_ratio),
     Metric("val/spectrum_error", "spectrum error", "distance between the mean radial power spectra of outputs and "
-           "targets; sees blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),
+           "targets; sensitive to blur and noise", unit="dB", better="min", digits=1, in_training=True, brief=True),
     Metric("val/swd", "sliced Wasserstein", "sliced Wasserstein distance between the patches of outputs and targets in "
            "a Laplacian pyramid (Karras 2018); decreases with the number of images", better="min", digits=1,
-           in_training=True, brief=True),
+           in_training=True, brief=True, pareto=1),
     Metric("val/fid", "FID", "Fréchet distance of Inception features (Heusel 2017); decreases with the number of "
            "images", better="min", digits=1, brief=True),
     Metric("val/lpips", "LPIPS", "perceptual distance of AlexNet features to the target (Zhang 2018)", better="min",

@@ -17,7 +17,6 @@ from genstab.report.seeds import Option
 from genstab.report.table import pareto_front
 
 STABILITY = "val/shift_psnr_crop"
-QUALITY = ("val/swd", "tv_ratio")
 NOT_MEASURED = "#b0b4ba"
 PLACES: tuple[tuple[tuple[int, int], Literal["left", "right"]], ...] = (
     ((6, 5), "left"), ((6, -12), "left"), ((-6, 5), "right"), ((-6, -12), "right"), ((6, 14), "left"),
@@ -28,22 +27,29 @@ PLACES: tuple[tuple[tuple[int, int], Literal["left", "right"]], ...] = (
 def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
     """Draw stability over quality, a point an option with its spread over seeds; the colour is the cost of a step.
 
-    Left over the sliced Wasserstein distance, right over the outputs' total variation as a share of the targets': 1 is
-    as sharp as they are. The dotted line joins the options that no other one beats in both.
+    There is a panel for each quality metric that the registry gives a place in this plot: the sliced Wasserstein
+    distance, and the total variation of the outputs divided by that of the targets. The dotted line joins the options
+    that no other one beats in both.
 
     Raises:
         InputError: no option has both numbers of a panel.
     """
-    qualities, stability = [metrics()[key] for key in QUALITY], metrics()[STABILITY]
-    shown = {key: [o for o in options if None not in (o.mean(key), o.mean(STABILITY))] for key in QUALITY}
-    for key in QUALITY:
-        if not shown[key]:
-            raise InputError(f"no run has both {STABILITY} and {key}: nothing to draw")
+    stability = metrics()[STABILITY]
+    qualities = sorted((metric for metric in metrics().values() if metric.pareto), key=lambda metric: metric.pareto)
+    shown = {
+        quality: some
+        for quality in qualities
+        if (some := [o for o in options if None not in (o.mean(quality.key), o.mean(STABILITY))])
+    }
+    if not shown:
+        keys = " or ".join(quality.key for quality in qualities)
+        raise InputError(f"no run has both {STABILITY} and {keys}: nothing to draw")
     costs = [option.cost for option in options if option.cost is not None]
-    figure = Figure(figsize=(12.0, 5.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.0 * len(shown), 5.2), dpi=100, layout="constrained")
     limits = (min(costs, default=1.0), max(costs, default=1.0) + 1e-6)
-    for axes, quality in zip(figure.subplots(1, 2, sharey=True), qualities, strict=True):
-        points = _draw(axes, quality, stability, shown[quality.key], limits)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (quality, some) in zip(panels, shown.items(), strict=True):
+        points = _draw(axes, quality, stability, some, limits)
         axes.set(xlabel=f"{quality.title}, better {'near 1' if quality.better == 'one' else '→'}")
         axes.grid(alpha=0.3)
         axes.margins(0.15, 0.08)  # room for the names
@@ -56,8 +62,8 @@ def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
         figure.colorbar(points, label="training step / that of none")
     figure.suptitle(title)
     figure.draw_without_rendering()  # puts the panels in their places
-    for axes, key in zip(figure.axes, QUALITY, strict=False):
-        name_points(axes, key, shown[key])
+    for axes, (quality, some) in zip(panels, shown.items(), strict=True):
+        name_points(axes, quality.key, some)
     return pixels(figure)
 
 

@@ -94,7 +94,9 @@ def _runs_of(path: Path) -> list[Path]:
     if not path.is_dir():
         raise InputError(f"{path} is a file, not the folder of a run")
     if not (found := _below(path, DEPTH)):
-        raise InputError(f"{path} is no run: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}")
+        raise InputError(
+            f"{path} is not a run folder: neither it nor a folder up to {DEPTH} levels below it has a {SUMMARY}"
+        )
     return sorted(found, key=_in_order)
 
 

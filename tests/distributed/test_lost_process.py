@@ -290,7 +290,7 @@ def test_a_worker_that_stands_still_is_waited_for_no_longer_than_said(tmp_path):
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
     code, printed = alone(BY_HAND, *options)
-    what = "the workers of the data loader gave nothing for 2 s: does the disk answer?; "
+    what = "the workers of the data loader returned nothing for 2 s: is the disk responding?; "
     assert said(printed) == [f"genstab: {what}there is no checkpoint yet"]
     assert (code, "Traceback" in printed) == (1, False)
 

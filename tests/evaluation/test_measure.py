@@ -126,6 +126,8 @@ def test_a_generator_that_is_not_deterministic_has_a_noise_floor(tmp_path):
     # the difference of two draws of σ = 0.1 has the variance 0.02
     assert found.summary["val/noise_floor"] == pytest.approx(10 * math.log10(4 / 0.02), abs=0.2)
     assert found.summary["val/shift_psnr"] == pytest.approx(10 * math.log10(4 / 0.02), abs=0.2)
+    without = measure(Restless(), Items(*noise(4, 3, 32, 32)), tmp_path, Options(**SMALL, noise_floor=False))
+    assert "val/noise_floor" not in without.summary
     rows = found.measurements["shift_map"]["decibels"]  # of the shared G(x) and of draws of its own
     around = [value for row in rows for value in row if value is not None]
     assert around == pytest.approx([10 * math.log10(4 / 0.02)] * 8, abs=0.4)

@@ -123,7 +123,8 @@ def test_flags_at_their_thresholds(metrics, expected):
         ),
         (
             {PSNR: 30.5, **SHARP, FLOOR: 33.0},
-            ["Not deterministic: two runs on one input agree to 33.0 dB, so that 30.5 dB can't be told from its noise.",
+            ["Not deterministic: two runs on one input agree to 33.0 dB, "
+             "so that 30.5 dB is indistinguishable from its noise.",
              "Not bought with blur: 100 % of the targets' total variation."],
         ),
         (

@@ -15,6 +15,7 @@ import wandb
 
 from genstab.loggers.lifecycle import close, how_to_view, outlive
 from genstab.loggers.wandb import wandb_logger
+from genstab.loggers.wandb_tables import log_tables
 from genstab.runtime.last_checkpoint import continue_logs
 from tests.helpers.commands import ROOT, finish, start
 from tests.helpers.killed import TINY
@@ -124,7 +125,8 @@ def test_a_server_that_takes_no_tables_costs_one_warning(tmp_path, server):
     outlive(logger)
     logged(logger, 1)
     server.mode = 401
-    _, said, _ = quietly(lambda: [logger.log_table(key, ["a"], [[1]], step=1) for key in ("one", "two")])
+    circular = {"shifts": [[0, 1]], "images": ["a"], "decibels": [[20.0]]}
+    _, said, _ = quietly(lambda: log_tables(logger, {"shift_psnr": {"circular": circular}}, step=1))
     (line,) = said
     assert "could not be written" in line
     assert "credentials" in line

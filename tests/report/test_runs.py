@@ -30,7 +30,9 @@ def test_what_lies_inside_a_run_or_too_deep_is_no_run(tmp_path):
     bare(tmp_path / "run" / "inner")
     assert [run.name for run in read_runs([tmp_path])] == ["run"]
     bare(tmp_path / "a/b/c/d/e")
-    with pytest.raises(InputError, match="a is no run: neither it nor a folder up to 3 levels below it has a summary"):
+    with pytest.raises(
+        InputError, match="a is not a run folder: neither it nor a folder up to 3 levels below it has a"
+    ):
         read_runs([tmp_path / "a"])
     assert [run.name for run in read_runs([tmp_path / "a/b"])] == ["e"]
 
@@ -46,7 +48,7 @@ def test_a_run_given_twice_is_read_once(tmp_path, monkeypatch):
     [
         (lambda path: None, "run does not exist$"),
         (lambda path: path.write_text(""), "run is a file, not the folder of a run$"),
-        (lambda path: path.mkdir(), "run is no run: neither it nor"),
+        (lambda path: path.mkdir(), "run is not a run folder: neither it nor"),
         (
             lambda path: (path.mkdir(), (path / "summary.json").write_text('{"a": ')),
             "cannot read .*summary.json: .*line 1",

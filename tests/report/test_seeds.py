@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from genstab.bench.step import OPTIONS, STABLE, STABLE_LOSSES, config_of
 from genstab.errors import InputError
-from genstab.report.pareto import QUALITY, STABILITY, name_points, pareto_picture
+from genstab.report.pareto import STABILITY, name_points, pareto_picture
 from genstab.report.runs import Run
 from genstab.report.seeds import Option, options_among, options_table, read_costs
 from tests.cli.test_config import composed
@@ -167,7 +167,7 @@ def test_names_of_neighbours_cover_neither_each_other_nor_points():
     figure = Figure(figsize=(6, 5))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    key = QUALITY[0]
+    key = "val/swd"
     places = {"first": (100.0, 30.0), "second": (100.5, 30.05), "third": (99.8, 29.9), "at the edge": (129.5, 40.0)}
     options = [Option(name, [Run(name, Path(), {key: x, STABILITY: y})]) for name, (x, y) in places.items()]
     axes.set(xlim=(90, 130), ylim=(20, 50))

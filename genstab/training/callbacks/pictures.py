@@ -120,5 +120,5 @@ class ShiftPictures(Callback):
 
 
 def _step(trainer: Trainer) -> int:
-    # What Lightning itself logs the metrics of this moment at.
+    # Private, but the step at which Lightning logs the metrics of this moment: global_step counts both optimizers.
     return trainer.fit_loop.epoch_loop._batches_that_stepped
