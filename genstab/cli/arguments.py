@@ -35,10 +35,10 @@ def check_launcher(words: Sequence[str]) -> None:
         if (name in _OURS or name.startswith("submitit")) and signature_of(_PLUGIN) is None:
             raise InputError(f"{word} needs a plugin of Hydra: pip install 'genstab[slurm]'")
         if name != "basic" and not {*MULTIRUN, "hydra.mode=MULTIRUN"} & set(words):
-            raise InputError(f"{word} starts the jobs of a sweep: add -m, for a single job, too")
+            raise InputError(f"{word} works only with -m, even for a single job")
         for size in words if name in _OURS else ():
             if re.match(r"trainer\.(devices|num_nodes)=(?![1-9]\d*$)", size):
-                raise InputError(f"{size}: {word} wants a number, the same for all jobs")
+                raise InputError(f"{size}: {word} needs a number, the same for all jobs")
 
 
 def to_overrides(words: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
 
 
 def check_training(config: Mapping[str, Any]) -> None:
-    """Raise an `InputError` for options of a training that have the right types, but no sense alone or together."""
+    """Raise an `InputError` for options of a training that have the right types but make no sense together."""
     check_seed(config["seed"])
     check_type("output_dir", config.get("output_dir", ""), str)
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
@@ -70,7 +70,7 @@ def check_training(config: Mapping[str, Any]) -> None:
         if isinstance(apart, int | float) and not apart > 0:
             raise InputError(f"trainer.{name}={written(apart)} is not positive")
     if trainer.get("enable_checkpointing") is False and (callbacks.get("best") or callbacks.get("last")):
-        raise InputError("trainer.enable_checkpointing=false needs callbacks.best=null callbacks.last=null beside it")
+        raise InputError("trainer.enable_checkpointing=false also needs callbacks.best=null callbacks.last=null")
     for name, callback in callbacks.items():
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={written(callback)} is neither null nor a group of keys")

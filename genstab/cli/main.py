@@ -47,7 +47,7 @@ usage: genstab COMMAND [key=value …]
   predict    apply a checkpoint, or any other model, to a folder of images
   report     one page that compares runs
   shard      pack pairs into shards, for data sets that do not fit on one disk
-  workspace  the same comparison in W&B, for those who have an account
+  workspace  make a W&B workspace that compares runs (needs an account)
 
 genstab COMMAND --help shows the options and examples.
 genstab --version shows versions, the machine and the commit: add it to a bug report."""

@@ -156,7 +156,7 @@ def _default_mode() -> str:
 
 
 def logged_in() -> bool:
-    """Return whether W&B has an API key; nobody is asked for one, and no server is."""
+    """Return whether W&B has an API key; never prompts, never contacts the server."""
     import wandb
 
     # Without a viewer, for login would ask the server for the user's name, up to ten seconds, only to print it.

@@ -73,7 +73,7 @@ def roll(images: Tensor, shift: Shift) -> tuple[Tensor, Tensor]:
 
 
 def translate(images: Tensor, shift: Shift, margin: int = 0) -> tuple[Tensor, Tensor]:
-    """Shift, and mask what came in from outside and a `margin` on every side of the overlap.
+    """Shift, and mask pixels shifted in from outside and a `margin` on every side of the overlap.
 
     Shape: (N, C, H, W) → (N, C, H, W) and a mask (1, 1, H, W).
 
@@ -94,7 +94,7 @@ def fourier_shift(images: Tensor, shift: FractionalShift, margin: int = 0) -> tu
     exp(−2πi k d / size). At the Nyquist frequency of an even side the factor is cos(π d), the mean of those for ±k, so
     that the result is real. Whole pixels are shifted by `roll`, bit for bit.
 
-    The two ends of a real image do not match, and this seam rings: the mask leaves out what came in from outside,
+    The two ends of a real image do not match, and this seam rings: the mask leaves out pixels shifted in from outside,
     rounded up to whole pixels, and a `margin` on every side of the rest. Values may exceed the range of the images;
     they are not clipped. Computed in float64 (float32 on MPS, which has no float64), axis by axis.
 

@@ -158,12 +158,12 @@ def test_submitits_signal_counts_after_sigterm_too_and_only_in_its_jobs(monkeypa
 
 @pytest.mark.slow
 def test_a_launcher_without_its_sweep_its_numbers_its_plugin_or_slurm_is_one_line(monkeypatch):
-    with pytest.raises(InputError, match=r"hydra/launcher=slurm starts the jobs of a sweep: add -m, for a single"):
+    with pytest.raises(InputError, match=r"hydra/launcher=slurm works only with -m, even for a single"):
         check_launcher(["hydra/launcher=slurm", "trainer=ddp"])
     check_launcher(["hydra/launcher=slurm", "hydra.mode=MULTIRUN"])
     check_launcher(["hydra/launcher=basic"])
     for size in ("trainer.devices=auto", "trainer.devices=-1", "trainer.num_nodes=1,2"):
-        with pytest.raises(InputError, match=rf"^{size}: hydra/launcher=slurm wants a number, the same for all jobs$"):
+        with pytest.raises(InputError, match=rf"^{size}: hydra/launcher=slurm needs a number, the same for all jobs$"):
             check_launcher(["-m", "hydra/launcher=slurm", "trainer.devices=4", size])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit, match=r'^genstab: Could not detect "srun", are you indeed on a slurm cluster\?$'):

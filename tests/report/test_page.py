@@ -92,7 +92,7 @@ def test_a_run_with_a_bare_summary_gets_a_page_that_names_what_is_missing(tmp_pa
     for sentence in (
         "No run has a metric in its summary.", "No run has both a quality and a shift PSNR.",
         "No run has measurements per shift.", "No run has a shift map.", "No run has feature distances; genstab",
-        "No run has corruptions; genstab measure", "No run has the frames of a slide.", "There is one run only.",
+        "No run has corruptions; genstab measure", "No run has slider frames.", "There is only one run.",
         "no measurements.json: no shift PSNR per shift", "summary.json has no verdict, no config, no versions",
     ):  # fmt: skip
         assert sentence in text

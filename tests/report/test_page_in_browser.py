@@ -127,7 +127,7 @@ def test_the_output_moved_back(page):
     back.check()
     _, output = slide_frames(SIZE, 1)
     assert np.array_equal(pixels(page, "b")[..., :3], np.roll(output[5], -5, axis=1))
-    # The middle 128 of 160 pixels of a run that doesn't flicker stand still; what came in from outside is left empty.
+    # The middle 128 of 160 pixels of a run that doesn't flicker stand still; the rest is left empty.
     _, output = slide_frames(160, 9, flicker=0)
     shown = pixels(page, "<img")
     assert np.array_equal(shown[:, :-5, :3], output[0][16:144, 16:139])
