@@ -179,7 +179,7 @@ def _launch(name: str, *given: object) -> None:
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]  # a dict
     except MissingMandatoryValue as error:
         raise InputError(f"Missing mandatory value: {error.full_key}") from error
 
