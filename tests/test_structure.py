@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parents[1] / "genstab"
+PACKAGE = Path(__file__).parents[1] / "genstab"
 # A package may import those before it, and itself.
 ORDER = (
     "errors", "layers", "runtime", "data", "distributed", "networks", "inference", "metrics", "loggers", "report",
     "evaluation", "training", "bench", "cli",
 )  # fmt: skip
-MODULES = sorted(HOUSE.rglob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imports(path):
@@ -26,12 +26,12 @@ def imports(path):
 
 
 def package_of(path):
-    return path.relative_to(HOUSE).with_suffix("").parts[0]
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_packages_import_one_way(path):
-    if path == HOUSE / "__init__.py":  # re-exports them all
+    if path == PACKAGE / "__init__.py":  # re-exports them all
         return
     for name in imports(path):
         top, _, rest = name.partition(".")
@@ -41,7 +41,7 @@ def test_packages_import_one_way(path):
             assert ORDER.index(other) <= ORDER.index(package_of(path)), f"{path} may not import {name}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(HOUSE)))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_the_command_line_knows_hydra(path):
     if package_of(path) != "cli":
         assert not {name.partition(".")[0] for name in imports(path)} & {"hydra", "omegaconf"}

@@ -36,7 +36,7 @@ EXAMPLES = """examples:
 HELP = {
     "layers": "the blur and those of other libraries, blurred and plain layers",
     "step": "a training step of pix2pix with every antialias option and with none",
-    "guards": f"trainings of {BATCHES} batches with and without checks (on_nan, collapse, signals)",
+    "guards": f"training runs of {BATCHES} batches with and without checks (on_nan, collapse, signals)",
 }
 # Batch sizes, size, channels, seconds and layouts.
 DEFAULTS: dict[str, tuple[list[int], int, int, float, list[str]]] = {

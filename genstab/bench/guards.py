@@ -1,4 +1,4 @@
-"""The cost of the checks in a training: short trainings with and without them, in turn."""
+"""The cost of the checks in a training run: short training runs with and without them, in turn."""
 
 import logging
 import warnings
@@ -16,19 +16,19 @@ from genstab.training.callbacks.collapse import CollapseWatch
 from genstab.training.callbacks.finite_guard import FiniteGuard
 from genstab.training.pix2pix import Pix2Pix
 
-BATCHES = 20  # of one training
+BATCHES = 20  # of one training run
 LOOK = 10  # batches from one look at the losses to the next, the default of conf/trainer
 
 
 def checks(on_nan: str) -> list[Callback]:
-    """Return the callbacks of conf/callbacks that check a training: losses, collapse, signals and clock."""
+    """Return the callbacks of conf/callbacks that check a training run: losses, collapse, signals and clock."""
     return [FiniteGuard(on_nan), CollapseWatch(), LastCheckpoint("checkpoints")]
 
 
 def time_guards(batch: int, size: int, channels: int, device: torch.device, seconds: float) -> list[dict[str, Any]]:
-    """Time trainings of `BATCHES` batches; return a result for each set of checks, none first.
+    """Time training runs of `BATCHES` batches; return a result for each set of checks, none first.
 
-    Checkpoints are not written, as the time for that depends on the disk. The start and end of a training count.
+    Checkpoints are not written, as the time for that depends on the disk. The start and end of a training run count.
     """
     torch.manual_seed(0)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # no line on every device
@@ -39,7 +39,7 @@ def time_guards(batch: int, size: int, channels: int, device: torch.device, seco
         name: partial(_train, model, DataLoader(batches, None), each, device) for name, each in sets.items()
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's on a training as small as this
+        warnings.simplefilter("ignore")  # Lightning's on a training run as small as this
         times = time_in_turn(trainings, seconds)
     timings = compare({name: [value / BATCHES for value in values] for name, values in times.items()})
     shape = [batch, 3, size, size]

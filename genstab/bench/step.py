@@ -98,7 +98,7 @@ def time_steps(
         resident = [*model.parameters(), *model.buffers(), *moments, *images.values()]
         for adam in adams:
             adam.zero_grad()
-        # the second call finds the gradients of the first, as in the middle of a training
+        # the second call finds the gradients of the first, as in the middle of a training run
         peaks[name] = peak_memory(steps[name], device, resident, calls=2)
     shape = [batch, 3, size, size]
     facts = {"case": "training step", "kind": "step", "shape": shape, "layout": layout, "dtype": dtype}

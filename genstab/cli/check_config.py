@@ -56,7 +56,7 @@ def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
 
 
 def check_training(config: Mapping[str, Any]) -> None:
-    """Raise an `InputError` for options of a training that have the right types but make no sense together."""
+    """Raise an `InputError` for options of a training run that have the right types but make no sense together."""
     check_seed(config["seed"])
     check_type("output_dir", config.get("output_dir", ""), str)
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
@@ -64,7 +64,9 @@ def check_training(config: Mapping[str, Any]) -> None:
         if name in trainer and trainer[name] not in harmless:
             raise InputError(f"trainer.{name}={written(trainer[name])} does not work: {reason}")
     if (strategy := trainer.get("strategy")) in ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"):
-        raise InputError(f"trainer.strategy={strategy} cannot train two networks in turn: trainer=ddp or ddp_cpu can")
+        raise InputError(
+            f"trainer.strategy={strategy} does not support two optimizers: use trainer=ddp or trainer=ddp_cpu"
+        )
     for name in ("check_val_every_n_epoch", "val_check_interval"):
         apart = trainer.get(name)
         if isinstance(apart, int | float) and not apart > 0:

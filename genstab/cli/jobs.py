@@ -27,7 +27,7 @@ from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
 from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
-from genstab.report.figures import films_beside, save_film, save_picture
+from genstab.report.figures import animations_beside, save_animation, save_picture
 from genstab.report.page import write_page
 from genstab.report.pareto import pareto_picture
 from genstab.report.runs import read_runs, unfinished
@@ -46,7 +46,7 @@ def run_measure(config: DictConfig) -> float | None:
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
         check_folder(config.output_dir)
         if Path(config.output_dir, "checkpoints").exists():
-            raise InputError(f"{config.output_dir} holds a training: hydra.run.dir=DIR names a folder of its own")
+            raise InputError(f"{config.output_dir} holds a training run: hydra.run.dir=DIR names a folder of its own")
         model = model_of(config.model)
         device = place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)
@@ -88,7 +88,7 @@ def run_predict(config: DictConfig) -> None:
         size = None if config.size is None else as_size("size", config.size)
         least, greatest = config.value_range
         if not least < greatest:
-            raise InputError(f"value_range={config.value_range} is not [least, greatest]")
+            raise InputError(f"value_range={config.value_range} is not [min, max] with min < max")
         model = model_of(config.model)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
@@ -112,7 +112,7 @@ def run_report(config: DictConfig) -> None:
         "output": lambda path: write_page(runs, path, config.title),
         "table": lambda path: write_whole(path, lambda file: file.write(f"{options_table(options)}\n".encode())),
         "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
-        "film": lambda path: save_film(films_beside(runs), path),
+        "film": lambda path: save_animation(animations_beside(runs), path),
     }
     for key, write in writers.items():
         if path := config[key]:

@@ -201,4 +201,4 @@ def _one_line_errors() -> Iterator[None]:
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise
-        sys.exit("genstab: a group is left out with ~, as in ~logger, and not set to null")
+        sys.exit("genstab: remove a group with ~, as in ~logger; it cannot be null")

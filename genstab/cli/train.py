@@ -70,7 +70,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         logger = instantiate(config.logger) if config.get("logger") else False
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
-                raise InputError(f"the config makes a {type(made).__name__} where a {kind.__name__} is needed")
+                raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
         if processes is not None:
@@ -147,7 +147,7 @@ def _checkpoint_of(config: DictConfig) -> Path | None:
         name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
         if sweep and not fixed and config.ckpt_path == LAST:
-            raise InputError("ckpt_path=last in a sweep wants the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
+            raise InputError("ckpt_path=last in a sweep needs the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
     return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
 
 

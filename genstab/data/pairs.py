@@ -226,7 +226,7 @@ def _check_channels(path: Path, side: str, channels: int, wanted: int) -> None:
     if channels != wanted:
         key, other = ("source", "target") if side == "A" else ("target", "source")
         raise InputError(
-            f"{path} has {channels} channels, side {side} needs {wanted}: "
+            f"{path} has {channels} channel{'s' * (channels != 1)}, but side {side} needs {wanted}: "
             f"set data.{key}_channels={channels} (data.{other}_channels with data.direction=BtoA)"
         )
 

@@ -41,14 +41,14 @@ LOADER = {
 # What torch says about the processes that train together, and what it means.
 OTHERS = {
     r"EADDRINUSE": "the port at which the processes meet (MASTER_PORT) is taken: unset it or choose another",
-    r"(\d+/\d+) clients joined": "only {} processes of this training came within the trainer.strategy.timeout",
-    r"[Tt]imed out": "another process of this training did not answer within the trainer.strategy.timeout",
-    r"gloo|NCCL|Store|[Ss]ocket|[Cc]onnection": "another process of this training ended",
+    r"(\d+/\d+) clients joined": "only {} processes of this training run came within the trainer.strategy.timeout",
+    r"[Tt]imed out": "another process of this training run did not answer within the trainer.strategy.timeout",
+    r"gloo|NCCL|Store|[Ss]ocket|[Cc]onnection": "another process of this training run ended",
 }
 
 
 class LostProcessError(InputError):
-    """A training ended because a process was lost; the command line prints it as one line."""
+    """A training run ended because a process was lost; the command line prints it as one line."""
 
 
 class ReportedByFirst(SystemExit):

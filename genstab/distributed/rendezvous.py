@@ -26,7 +26,7 @@ POLL = 0.25  # seconds between two questions to the store
 
 
 class Rendezvous:
-    """Where the processes that torchrun, SLURM or submitit started for one training meet, before they have a config.
+    """Where the processes started by torchrun, SLURM or submitit for one training run meet, before they have a config.
 
     All were started with the same command line. If each composed its own config, each would have its own run folder, by
     its own clock, and its own sweep. So only the first process does, and sends the config of every job that is ready to

@@ -91,7 +91,7 @@ class ProtocolErrors:
 
     def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
         self.protocol, self.options, self.notes = protocol, options, notes
-        self.shifts = options.fractional_shifts if protocol.fractional else options.shifts
+        self.shifts = protocol.measured(options.shifts, options.fractional_shifts)
         self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
         self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
         self.multiples: dict[torch.Size, int | str] = {}

@@ -88,7 +88,7 @@ class MeasureOptions:
         if not isinstance(self.margin, int) or self.margin < 0:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise InputError(f"value_range={list(self.value_range)} is not [least, greatest]")
+            raise InputError(f"value_range={list(self.value_range)} is not [min, max] with min < max")
         self.protocols = _choices("protocols", self.protocols, PROTOCOLS)
         self.perceptual = _choices("perceptual", self.perceptual, PERCEPTUAL)
         self.shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)
@@ -102,7 +102,7 @@ class MeasureOptions:
                 check_counts(**{f"{name}.{key}": part[key] for key in counted})
                 setattr(self, name, part)
         if self.map:
-            whole_pixels = [each.name for each in PROTOCOLS.values() if not each.fractional]
+            whole_pixels = [each.name for each in PROTOCOLS.values() if not each.fractional and not each.motions]
             check_choice("map.protocol", self.map["protocol"], whole_pixels)
         if self.corruptions:
             names, severities = self.corruptions["names"], self.corruptions["severities"]

@@ -29,7 +29,7 @@ def publish(
     loggers: Iterable[Logger] = (),
     origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `summary.json` and `report.html`, log the results under the keys of a training, and print them.
+    """Write `summary.json` and `report.html`, log the results under the keys of a training run, and print them.
 
     Loggers get them at step 0. `origin` is the `provenance` as of the start of the program.
     """

@@ -69,7 +69,7 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
     >>> for sentence in verdict({"val/shift_psnr": 31.0, "val/tv": 0.05, "val/tv_target": 0.1}):
     ...     print(sentence)
     Shimmers when the image is rolled around: shift PSNR circular 31.0 dB, a change of 2.8 % of the value range.
-    Its outputs are blurry, with 50 % of the targets' total variation: a part of the stability is blur.
+    Its outputs are blurry, with 50 % of the targets' total variation: part of its stability comes from blur.
     """
     known, raised = _known(metrics), flags(metrics)
     if _judged(known) or "val/accuracy" in known:
@@ -91,12 +91,12 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         return []
     psnr, said, when = known[key], _said(known, key, named=True), _when()
     if "capped" in raised:
-        sentences = [f"Says nothing about stability: {said} is the cap, which any constant output reaches."]
+        sentences = [f"Not evidence of stability: {said} is the cap, which any constant output reaches."]
     elif psnr >= CAP:
         sentences = [f"Follows its input exactly {when[key]}: {said}, the cap."]
     else:
         levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
-        judgement = next((words for level, words in levels if psnr < level), "Holds still to the eye")
+        judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
         change = 100 * 10 ** (-psnr / 20)
         share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
         sentences = [f"{judgement} {when[key]}: {said}, a change of {share} % of the value range."]
@@ -109,7 +109,9 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
             sentences.append(f"{chance}; shifts change it more, {floor - psnr:.1f} dB below that noise floor.")
     if "rolling-only" in raised:
         others = _list(known, {other: when[other] for other in _behind(known)})
-        sentences.append(f"Rolling flatters it: {_said(known, _CIRCULAR)} {when[_CIRCULAR]}, but {others}.")
+        sentences.append(
+            f"Circular shifts overstate its stability: {_said(known, _CIRCULAR)} {when[_CIRCULAR]}, but {others}."
+        )
     if "uneven" in raised:
         rest = "some shifts or some images are much worse than others"
         sentences.append(f"Uneven: the mean is {_said(known, _CIRCULAR)}, but {_list(known, _uneven(known))}; {rest}.")
@@ -122,19 +124,22 @@ def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
     stable = psnr is not None and psnr >= FLICKERS
     if "constant" in raised:
         spread = 100 * known["val/output_spread"]
-        return [f"Draws nearly the same picture whatever the input: outputs differ by {spread:.2g} % of the range."]
+        return [f"Produces nearly the same image for every input: outputs differ by {spread:.2g} % of the range."]
     if "flat" in raised:
         return [f"Its outputs are nearly flat: they vary by {100 * known['val/output_std']:.2g} % of the range."]
     if ratio is not None:
         share = f"{100 * ratio:.0f} % of the targets' total variation"
         if "blurry" in raised:
-            return [f"Its outputs are blurry, with {share}" + (": a part of the stability is blur." if stable else ".")]
+            return [
+                f"Its outputs are blurry, with {share}"
+                + (": part of its stability comes from blur." if stable else ".")
+            ]
         if "busy" in raised:
             return [f"Its outputs are too busy, with {share}."]
-        return [f"Not bought with blur: {share}." if stable else f"About as sharp as the targets: {share}."]
+        return [f"Not due to blur: its outputs have {share}." if stable else f"About as sharp as the targets: {share}."]
     if stable and "val/tv_target" not in known:
         shown = f" ({_said(known, 'val/tv', named=True)})" if "val/tv" in known else ""
-        return [f"Whether its {psnr:.1f} dB are bought with blur{shown} can't be judged without targets."]
+        return [f"Without targets, blur cannot be ruled out as the reason for its {psnr:.1f} dB{shown}."]
     return []
 
 

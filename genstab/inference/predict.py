@@ -28,7 +28,7 @@ class Predicted:
     def summary(self, output: str | Path) -> str:
         """Return a summary in one line."""
         count = len(self.written)
-        counted = f"{count} image{'s' * (count != 1)} written to {output}, {len(self.present)} there already"
+        counted = f"{count} image{'s' * (count != 1)} written to {output}, {len(self.present)} already existed"
         return counted + (f", {len(self.failed)} left out" if self.failed else "")
 
     @contextmanager

@@ -43,7 +43,7 @@ def mismatches(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
         # Files from before torch 1.0 do not count the batches of a norm.
         "missing": [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in weights if key not in expected],
-        "of another shape": [
+        "shape mismatch:": [
             f"{key} ({_shape(weights[key])}, not {_shape(value)})"
             for key, value in expected.items()
             if key in weights and weights[key].shape != value.shape

@@ -54,7 +54,7 @@ def close(logger: Logger) -> None:
 
 
 def outlive(logger: Logger) -> None:
-    """Let a training go on when its logger fails: the first failure is a warning, and the end of the run lists it.
+    """Let a training run go on when its logger fails: the first failure is a warning, and the end of the run lists it.
 
     `metrics.csv` keeps its rows until they can be written (see `csv_log`), and TensorBoard continues in another file.
     Call `close` at the end.

@@ -12,7 +12,7 @@ from genstab.metrics.registry import metrics, protocols, quality_by_image
 
 Rows = list[list[Any]]
 
-PER_SHIFT = ("protocol", "dy", "dx", "mean dB", "worst dB", "pooled dB")
+PER_SHIFT = ("protocol", "motion", "dy", "dx", "mean dB", "worst dB", "pooled dB")
 CORRUPTIONS = ("corruption", "severity", "dB")
 FEATURES = ("layer", "dy", "dx", "distance")
 MOST_ROWS = 10_000  # `wandb.Table` leaves out the rest without a word
@@ -44,13 +44,14 @@ def tables(measurements: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Ro
 
 
 def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return mean, worst and pooled dB of each protocol and shift, in the columns of `PER_SHIFT`."""
+    """Return mean, worst and pooled dB of each protocol and motion; dy and dx are None if it is no shift."""
     rows: Rows = []
     for protocol, part in (measurements.get("shift_psnr") or {}).items():
         pooled = part.get("pooled") or [None] * len(part["shifts"])
-        for (dy, dx), decibels, together in zip(part["shifts"], part["decibels"], pooled, strict=True):
+        for motion, decibels, together in zip(part["shifts"], part["decibels"], pooled, strict=True):
             values = known(decibels)
-            rows.append([protocol, dy, dx, mean(values), min(values, default=None), together])
+            dy, dx = motion if len(motion) == 2 else (None, None)
+            rows.append([protocol, str(motion), dy, dx, mean(values), min(values, default=None), together])
     return rows
 
 

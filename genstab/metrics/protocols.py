@@ -31,6 +31,7 @@ class Protocol:
         windows: (images, motions, multiple) → the unmoved window and an iterator over the moved ones, with sides cut to
             a `multiple`, if the generator sees windows of the image; None: it sees the whole image, moved by `move`.
         fractional: moves by fractions of a pixel, and by `fractional_shifts` where an option has both kinds.
+        motions: what it measures if not the shifts of an option, such as angles; tuples of numbers.
         reductions: the reductions that are logged: the mean under `key`, others as `key` and their name.
     """
 
@@ -41,6 +42,7 @@ class Protocol:
     move: Callable[[Tensor, Motion, int, int], tuple[Tensor, Tensor]]
     windows: Callable[[Tensor, Sequence[Motion], int], tuple[Tensor, Iterator[Tensor]]] | None = None
     fractional: bool = False
+    motions: tuple[Motion, ...] = ()
     reductions: tuple[str, ...] = ("mean",)
 
     @property
@@ -54,7 +56,11 @@ class Protocol:
 
     def parse(self, motions: Iterable[Sequence[float]]) -> list[Motion]:
         """Check motions given by a user and return them as tuples."""
-        return list(parse_shifts(motions, self.fractional))
+        return [tuple(motion) for motion in motions] if self.motions else parse_shifts(motions, self.fractional)
+
+    def measured(self, shifts: Sequence[Motion], fractional_shifts: Sequence[Motion]) -> Sequence[Motion]:
+        """Return the motions to measure: its own, or the option for its kind."""
+        return self.motions or (fractional_shifts if self.fractional else shifts)
 
     def inputs(self, images: Tensor, motions: Sequence[Motion], multiple: int) -> tuple[Tensor, Iterator[Tensor]]:
         """Return the unmoved input, `images` itself unless it is a window, and the input moved by each motion."""
@@ -194,7 +200,7 @@ def _scale(images: Tensor, output: Tensor, protocol: Protocol) -> int:
         cure = f"; leave out the protocol {protocol.name}, or set multiple to what the generator needs"
         raise InputError(
             f"the generator turns images of {height}×{width} into {output_height}×{output_width}: another size, which "
-            f"may only be a whole number of times as high and as wide{cure if protocol.windows else ''}"
+            f"must be an integer multiple of the input's{cure if protocol.windows else ''}"
         )
     return scale
 

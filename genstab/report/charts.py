@@ -14,7 +14,7 @@ from genstab.metrics.measurements import known, unique
 from genstab.metrics.registry import Metric
 from genstab.report.table import pareto_front
 
-Shift = tuple[float, float]
+Motion = tuple[float, ...]  # (dy, dx), or what else a protocol measures
 Grid = Sequence[Sequence[float | None]]
 
 # At least 3 : 1 against white and against the dark page; dashes and symbols tell runs apart without colour.
@@ -106,15 +106,17 @@ def _range(metric: Metric, values: Sequence[float]) -> list[float]:
     return [low - pad, high + pad] if metric.better == "max" else [high + pad, low - pad]
 
 
-def direction(shift: Shift) -> str:
-    """Return an arrow for a shift along an axis or a diagonal, nothing for another one."""
-    dy, dx = shift
+def direction(motion: Motion) -> str:
+    """Return an arrow for a shift along an axis or a diagonal, nothing for another motion."""
+    if len(motion) != 2:
+        return ""
+    dy, dx = motion
     return "" if dy and dx and abs(dy) != abs(dx) else ARROWS[int(np.sign(dy)), int(np.sign(dx))]
 
 
-def _label(shift: Shift) -> str:
-    arrow = direction(shift)
-    return f"{arrow} {max(map(abs, shift)):g}" if arrow else f"({shift[0]:g}, {shift[1]:g})"
+def _label(motion: Motion) -> str:
+    arrow = direction(motion)
+    return f"{arrow} {max(map(abs, motion)):g}" if arrow else f"({', '.join(f'{each:g}' for each in motion)})"
 
 
 def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Style]) -> go.Figure:
@@ -125,7 +127,7 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
     """
     figure = _figure(height=420)
     tables = {
-        name: {(shift[0], shift[1]): known(row) for shift, row in zip(part["shifts"], part["decibels"], strict=True)}
+        name: {tuple(shift): known(row) for shift, row in zip(part["shifts"], part["decibels"], strict=True)}
         for name, part in measured.items()
     }
     arrows = [*ARROWS.values(), ""]
@@ -137,7 +139,7 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         order = [shift for shift in order if direction(shift)] or order
     for name, table in tables.items():
         style = styles[name]
-        lines: dict[str, list[Shift]] = {}
+        lines: dict[str, list[Motion]] = {}
         for shift in order:
             if table.get(shift):
                 lines.setdefault(direction(shift), []).append(shift)

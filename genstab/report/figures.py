@@ -89,7 +89,7 @@ def save_picture(picture: Picture, path: str | Path) -> None:
     write_picture(Image.fromarray(picture), path, "PNG")
 
 
-def save_film(frames: Sequence[Picture], path: str | Path, milliseconds: int = 120) -> None:
+def save_animation(frames: Sequence[Picture], path: str | Path, milliseconds: int = 120) -> None:
     """Write pictures of one size as an endless GIF."""
     # One palette for all frames: a palette of its own for each would flicker by itself.
     palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 4)])).quantize(255)
@@ -193,7 +193,7 @@ def write_exhibits(
     """
     image, outputs = rolled.images[:1], [rolled.frame(generate, dx) for dx in range(max(frames, FRAMES))]
     with spare(folder / "shift.gif"):
-        save_film(animation(image, outputs[:frames]), folder / "shift.gif")
+        save_animation(animation(image, outputs[:frames]), folder / "shift.gif")
     with spare(folder / SLIDE_OUTPUT):
         sources = [roll(image, (0, dx))[0] for dx in range(FRAMES)]
         for images, name in ((sources, SLIDE_SOURCE), (outputs[:FRAMES], SLIDE_OUTPUT)):
@@ -213,7 +213,7 @@ def shift_table(
     }
 
 
-def films_beside(runs: Sequence[Run]) -> list[Picture]:
+def animations_beside(runs: Sequence[Run]) -> list[Picture]:
     """Return one picture a frame: the source and each run's output sliding, and below them the same moved back.
 
     Shape: → 16 times (height, width, 3), uint8.

@@ -40,9 +40,9 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
     styles = run_styles([run.name for run in runs])
     panels = [make(runs, styles) for make in PANELS]
     columns = columns_of(runs)
-    films = {run.name: film for run in runs if (film := _film(run)) is not None}
-    side = SIDE if len(films) <= RUNS_AT_FULL_SIDE else int(SIDE * math.sqrt(RUNS_AT_FULL_SIDE / len(films)))
-    slides = _slides(films, side)
+    animations = {run.name: animation for run in runs if (animation := _animation(run)) is not None}
+    side = SIDE if len(animations) <= RUNS_AT_FULL_SIDE else int(SIDE * math.sqrt(RUNS_AT_FULL_SIDE / len(animations)))
+    slides = _slides(animations, side)
     versions = [flatten(run.summary.get("versions") or {}) for run in runs]
     said = [each for each in versions if each] or [{}]
     differ = differences(
@@ -63,7 +63,9 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
         rows=table_rows(runs, columns),
         panels=panels,
-        strips={name: data_uri(flicker_strip(film.frames, film.scale)) for name, film in films.items()},
+        strips={
+            name: data_uri(flicker_strip(animation.frames, animation.scale)) for name, animation in animations.items()
+        },
         slides=slides,
         side=side,
         frames=FRAMES,
@@ -103,33 +105,38 @@ def _figures(panel: Panel) -> dict[str, Any]:
     return {"figures": figures, "bar": bar}
 
 
-def _film(run: Run) -> Slide | None:
+def _animation(run: Run) -> Slide | None:
     source, output = run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT
     return read_slide(source, output) if source.is_file() and output.is_file() else None
 
 
-def _slides(films: Mapping[str, Slide], side: int) -> list[dict[str, Any]]:
+def _slides(animations: Mapping[str, Slide], side: int) -> list[dict[str, Any]]:
     """The moving pictures: the source, once where all runs have the same, and each run's output."""
     pairs = []
-    for name, film in films.items():
-        strip, frames = middle(film, side)
+    for name, animation in animations.items():
+        strip, frames = middle(animation, side)
         count, height, width = frames.shape[:3]
-        common = {"frames": count, "columns": COLUMNS, "scale": film.scale}
-        still = {"uri": data_uri(strip), "strip": True, "width": width // film.scale, "height": height // film.scale}
+        common = {"frames": count, "columns": COLUMNS, "scale": animation.scale}
+        still = {
+            "uri": data_uri(strip),
+            "strip": True,
+            "width": width // animation.scale,
+            "height": height // animation.scale,
+        }
         still |= {"run": False, "name": f"source of {name}"}
         moving = {"uri": data_uri(sheet(frames)), "strip": False, "width": width, "height": height, "run": True}
-        moving |= {"whole": width == film.frames.shape[2], "decibels": slide_decibels(film), "name": name}
+        moving |= {"whole": width == animation.frames.shape[2], "decibels": slide_decibels(animation), "name": name}
         pairs.append((common | still, common | moving))
     if len({source["uri"] for source, _ in pairs}) == 1:
         return [pairs[0][0] | {"name": "source"}, *(output for _, output in pairs)]
     return [each for pair in pairs for each in pair]
 
 
-def slide_decibels(film: Slide) -> list[float | None]:
+def slide_decibels(animation: Slide) -> list[float | None]:
     """Return the shift PSNR of each frame of a slide, in dB, at most 100; None for the first, which hasn't moved."""
-    still = film.frames[0].astype(float)
+    still = animation.frames[0].astype(float)
     decibels: list[float | None] = [None]
-    for i, frame in enumerate(film.frames[1:], 1):
-        error = np.square(np.roll(frame, -film.scale * i, axis=1) - still).mean()
+    for i, frame in enumerate(animation.frames[1:], 1):
+        error = np.square(np.roll(frame, -animation.scale * i, axis=1) - still).mean()
         decibels.append(min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0)
     return decibels

@@ -54,7 +54,7 @@ class FailedWrites:
 
 
 def unwritten_files(trainer: Trainer) -> dict[str, str]:
-    """Return the files that this training could not write: file → reason."""
+    """Return the files that this training run could not write: file → reason."""
     writers = [*trainer.callbacks, *trainer.loggers, trainer.strategy.checkpoint_io]  # type: ignore[attr-defined]
     kept = [each.unwritten for each in writers if isinstance(getattr(each, "unwritten", None), FailedWrites)]
     return {path: why for each in kept for path, why in each.files.items()}

@@ -1,4 +1,4 @@
-"""The checkpoint from which a training resumes bit for bit: when it is written, what it holds, how it is read."""
+"""The checkpoint from which a training run resumes bit for bit: when it is written, what it holds, how it is read."""
 
 import csv
 import shlex
@@ -73,7 +73,7 @@ RESUME = "resume"
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep `DIRPATH/last.ckpt`, from which a training resumes bit for bit on the same machine, wherever it was killed.
+    """Keep `DIRPATH/last.ckpt`, from which a killed training run resumes, bit for bit on the same machine.
 
     It is written at the end of epochs, within them as often as asked for, at the end of the training, and within one
     step after Ctrl-C, SIGTERM or, in a SLURM job, SIGUSR1, which also requeues the job; the program then ends with 128
@@ -220,7 +220,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if RESUME not in checkpoint:
-            raise InputError(f"{trainer.ckpt_path} was not written by a training with LastCheckpoint")
+            raise InputError(f"{trainer.ckpt_path} was not written by a training run with LastCheckpoint")
         self.resumed = checkpoint[RESUME]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and trainer.ckpt_path:
@@ -231,7 +231,7 @@ class LastCheckpoint(Checkpoint):
                     )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the optimizers; let Lightning enter a training whose last batch is done, to close it properly."""
+        """Compare the optimizers; let Lightning enter a training run whose last batch is done, to close it properly."""
         if self.resumed is None:
             return
         found = [type(optimizer).__name__ for optimizer in trainer.optimizers]

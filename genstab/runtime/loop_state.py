@@ -1,4 +1,4 @@
-"""The progress of a training in plain numbers, and how Lightning's loops are set to it.
+"""The progress of a training run in plain numbers, and how Lightning's loops are set to it.
 
 Lightning restores the state of its loops too, but then repeats or leaves out a validation, an epoch's end or a batch,
 depending on `max_steps` and on the hook that saved. Here the same numbers mean the same point, whoever noted them. Only

@@ -1,4 +1,4 @@
-"""Which checkpoint a training resumes from, and whether the two fit together."""
+"""Which checkpoint a training run resumes from, and whether the two fit together."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from genstab.runtime.last_checkpoint import RESUME
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
 LAST = "last"
-# Options that may change: paths, how long it takes, what is measured and logged. Any other makes it another training.
+# Options that may change: paths, duration, what is measured and logged. Any other makes it another training run.
 # The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
@@ -86,7 +86,7 @@ def is_over(progress: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the options whose change makes it another training, as `key then → now`.
+    """Return the options whose change makes it another training run, as `key then → now`.
 
     An option that only one of the two configurations has, as after an update of genstab, is not a change.
     """
@@ -107,7 +107,7 @@ def check_fit(
     images_per_step: int,
     config: Mapping[str, Any],
 ) -> None:
-    """Raise an `InputError` that lists, as `key then → now`, why a training cannot resume from a checkpoint."""
+    """Raise an `InputError` that lists, as `key then → now`, why a training run cannot resume from a checkpoint."""
     progress, before, now = checkpoint[RESUME], checkpoint["state_dict"], model.state_dict()
     differences = changes(checkpoint.get("config", {}), config)
     differences += sorted(
@@ -128,7 +128,7 @@ def check_fit(
         differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {progress['epoch'] + 1}")
     if differences:
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
-        raise InputError(f"{path} does not fit this training: {'; '.join(differences[:MOST])}{more}")
+        raise InputError(f"{path} does not fit this training run: {'; '.join(differences[:MOST])}{more}")
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""A run folder belongs to one training: a second one is refused, at the same time and afterwards."""
+"""A run folder belongs to one training run: a second one is refused, at the same time and afterwards."""
 
 import os
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ def fresh(folder: str) -> str:
 
 
 def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path, ...]) -> None:
-    """Raise an `InputError` if `folder` has one of the files that a training leaves, `signs`, or one is running there.
+    """Raise an `InputError` if a training run is running in `folder`, or has left one of the files `signs` there.
 
-    With a `checkpoint` inside `folder` it is the same training, which may go on.
+    With a `checkpoint` inside `folder` it is the same training run, which may go on.
     """
     folder = Path(folder)
     if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
@@ -38,7 +38,7 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
         with suppress(OSError), alone_in(folder):  # raises if it is still running
             pass
         raise InputError(
-            f"{folder} already holds a training ({found}): resume it with ckpt_path=last, or choose another folder "
+            f"{folder} already holds a training run ({found}): resume it with ckpt_path=last, or choose another folder "
             "with hydra.run.dir or hydra.sweep.dir"
         )
 
@@ -60,7 +60,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             raise InputError(
-                f"another training is running in {folder}: wait for it to end, or choose another folder"
+                f"another training run is running in {folder}: wait for it to end, or choose another folder"
             ) from error
         except (ImportError, OSError):  # no locks on this system
             pass

@@ -11,7 +11,7 @@ SIGNALLED = 128
 
 
 class Stopped(SystemExit):
-    """The end of a training after a signal; the exit code of the program is 128 plus the signal's number."""
+    """The end of a training run after a signal; the exit code of the program is 128 plus the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(SIGNALLED + signum)

@@ -96,7 +96,7 @@ root = known.root  # the fixture
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The checkpoint of a training of two batches."""
+    """The checkpoint of a training run of two batches."""
     folder = tmp_path_factory.mktemp("trained")
     before, arguments = Path.cwd(), sys.argv
     for side in ("trainA", "trainB", "valA", "valB"):
@@ -217,7 +217,7 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "TIFF of double precision": (float_tiff(np.float64), "pixels of float64"),
     "TIFF of complex numbers": (float_tiff(np.complex64, 1j), "pixels of complex64"),
     "TIFF of signed bytes": (float_tiff(np.int8, 1), "pixels of int8"),
-    "TIFF of a fax": (save(lambda: noise("1"), "TIFF", compression="group4"), "has 1 channels, side A needs 3"),
+    "TIFF of a fax": (save(lambda: noise("1"), "TIFF", compression="group4"), "has 1 channel, but side A needs 3"),
     "a bomb": (write(png(30_000, 8, zlib.compress(bytes(1 << 20)))), "exceeds limit"),
     "a socket": (bound, "it is not a file but a device or a pipe"),
     "a device of its own": (
@@ -537,8 +537,8 @@ OPTIONS = [
 SAID = {
     "run_name=${foo}": "Interpolation key 'foo' not found",
     "model.generator._target_=os.getcwd": r"model.generator: posix.getcwd\(\) takes no keyword arguments",
-    "model._target_=torch.nn.Identity": "the config makes a Identity where a LightningModule is needed",
-    "+callbacks.foo={_target_: torch.nn.Identity}": "the config makes a Identity where a Callback is needed",
+    "model._target_=torch.nn.Identity": "the config builds a Identity instead of a LightningModule",
+    "+callbacks.foo={_target_: torch.nn.Identity}": "the config builds a Identity instead of a Callback",
     "run_name=${oc.env:NOWHERE}": "Environment variable 'NOWHERE' not found",
     "~data.root": "data: .*missing 1 required positional argument: 'root'",
     "data=folder": "data.crop_size is not known; genstab.data.FolderData takes",
@@ -630,7 +630,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "odd callbacks": (changed(callbacks=3), f"{ON}: invalid callbacks", None),
     "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: invalid pytorch-l", None),
     "odd weights": (changed(state_dict=[1]), f"{ON}: invalid state_dict", "is not a checkpoint of a genstab"),
-    "no weights": (changed(state_dict={}), "does not fit this training: no ", "does not fit the generator"),
+    "no weights": (changed(state_dict={}), "does not fit this training run: no ", "does not fit the generator"),
     "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
 }
 

@@ -158,7 +158,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", *NETWORK, "data=folder", "data.root=."], "has no images"),
         (["measure", *NETWORK, "model.chanels=3"], r"model\.chanels is not known: did you mean channels"),
         (["measure", "model._target_=no.such.Class"], r"model\._target_=no\.such\.Class"),
-        (["measure", *NETWORK, "logger=null"], "a group is left out with ~, as in ~logger"),
+        (["measure", *NETWORK, "logger=null"], "remove a group with ~, as in ~logger"),
         (
             ["measure", *NETWORK, "imags=3"],
             r"Could not override 'imags': did you mean images\? \(To append .*\+imags=3; --help lists all",
@@ -214,6 +214,6 @@ def test_help_has_examples_and_options(monkeypatch, capsys, command):
 def test_a_measurement_does_not_replace_the_results_of_a_training(monkeypatch):
     Path("run/checkpoints").mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["genstab", "measure", *NETWORK, "hydra.run.dir=run"])
-    with pytest.raises(SystemExit, match=r"run holds a training: hydra\.run\.dir=DIR names a folder of its own"):
+    with pytest.raises(SystemExit, match=r"run holds a training run: hydra\.run\.dir=DIR names a folder of its own"):
         cli.main()
     assert not Path("run/summary.json").exists()

@@ -153,14 +153,14 @@ def test_check_pairs(tmp_path: Path) -> None:
 def test_what_check_pairs_refuses(tmp_path: Path) -> None:
     a, b = paint(tmp_path / "1_A.png", (4, 6), 0), paint(tmp_path / "1_B.png", (4, 6), 0, 0, 0)
     pair = Pair("1", a, b)
-    with pytest.raises(InputError, match=r"1_A\.png has 1 channels, side A needs 3: set data\.source_channels=1"):
+    with pytest.raises(InputError, match=r"1_A\.png has 1 channel, but side A needs 3: set data\.source_channels=1"):
         check_pairs([pair], Wanted(3, 3))
-    with pytest.raises(InputError, match=r"1_B\.png has 3 channels, side B needs 1: set data\.target_channels=3"):
+    with pytest.raises(InputError, match=r"1_B\.png has 3 channels, but side B needs 1: set data\.target_channels=3"):
         check_pairs([pair], Wanted(1, 1))
     both = Pair("2", paint(tmp_path / "2.png", (5, 8), 0, 0, 0), None)
-    with pytest.raises(InputError, match=r"2\.png has 3 channels, side A needs 1"):
+    with pytest.raises(InputError, match=r"2\.png has 3 channels, but side A needs 1"):
         check_pairs([both], Wanted(1, 3))
-    with pytest.raises(InputError, match=r"2\.png has 3 channels, side B needs 1"):
+    with pytest.raises(InputError, match=r"2\.png has 3 channels, but side B needs 1"):
         check_pairs([both], Wanted(3, 1))
     odd = Pair("3", paint(tmp_path / "3.png", (5, 7), 0), None)
     with pytest.raises(InputError, match=r"3\.png is 7 pixels wide: .* even width"):

@@ -143,13 +143,13 @@ def test_neither_workers_nor_the_way_to_the_shards_change_a_batch(shards, server
     assert [batch["name"] for batch in on(server.url, cache=str(tmp_path / "cache")).val_dataloader()] == [VAL]
 
 
-# ------------------------------------------------------------------ whole trainings
+# ------------------------------------------------------------------ whole training runs
 
 
 def test_a_training_that_was_killed_goes_on_bit_for_bit(tmp_path, shards):
     own = ["data=shards", f"data.root={shards}", "data.window=3", "data.load_size=28"]
     assert compared(tmp_path, *own, base=BASE) == []
-    with pytest.raises(InputError, match=r"does not fit this training: data\.window 3 → 4$"):
+    with pytest.raises(InputError, match=r"does not fit this training run: data\.window 3 → 4$"):
         run(tmp_path / "one", *own, "data.window=4", base=BASE)
 
 
@@ -350,7 +350,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(shards, server,
         ),
         (
             {"source_channels": 1},
-            r"^the smallest pair for train has 3 channels, side A needs 1: set data\.source_channels=3",
+            r"^the smallest pair for train has 3 channels, but side A needs 1: set data\.source_channels=3",
         ),
         (
             {"load_size": None, "crop_size": 30},
@@ -433,7 +433,7 @@ def test_pairs_of_several_sizes_want_a_size_to_load(tmp_path):
 
 
 def test_names_reach_the_guard(shards):
-    """A training whose loss is NaN names the pairs."""
+    """A training run whose loss is NaN names the pairs."""
     data = on(shards, load_size=None)
     model = tiny_pix2pix()
     model.generator = torch.nn.Conv2d(3, 3, 1)

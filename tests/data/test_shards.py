@@ -207,7 +207,7 @@ def test_bad_pairs_are_named_and_skipped_as_in_folders(tmp_path):
     assert names == ["0", "3", "3", "3", "0", "0", "0", "0"]
     one, two = data[1]["skipped"].split("\n")
     assert "1.a.png: truncated" in one
-    assert "2.b.png has 1 channels, side B needs 3" in two
+    assert "2.b.png has 1 channel, but side B needs 3" in two
     assert data[5]["skipped"] == f"cannot read {shards[1].url}: invalid header"
     with pytest.raises(InputError, match=r"none of the 4 pairs can be read; .*train-1\.tar: invalid header"):
         ShardPairs(shards[1:], ShardCache(), on_error="skip")[0]

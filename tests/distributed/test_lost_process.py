@@ -27,7 +27,7 @@ LAUNCHERS = ("lightning", "torchrun", "slurm")
 
 
 class Started:
-    """A training on several processes, started as a user would; what each printed, and what is left of it."""
+    """A training run on several processes, started as a user would; what each printed, and what is left of it."""
 
     def __init__(self, launcher, folder, *options, processes=2, **variables):
         self.folder = folder
@@ -86,14 +86,14 @@ def hint(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a training on two processes leaves that nobody struck."""
+    """What a training run on two processes leaves that nobody struck."""
     folder = tmp_path_factory.mktemp("runs") / "2"
     codes, printed = Started("lightning", folder).end()
     assert codes == [0], printed
     return left(folder)
 
 
-KILLED = "another process of this training ended; "
+KILLED = "another process of this training run ended; "
 BY_NAME = "process {} of {} (counted from 0) was killed (SIGKILL), perhaps because the memory was full; "
 
 
@@ -137,7 +137,7 @@ def test_a_process_that_stands_still_is_waited_for_no_longer_than_said(tmp_path)
     stopped = Started("lightning", tmp_path / "run", killer(5, "update", 1, signal.SIGSTOP), wait)
     codes, printed = stopped.end()
     assert codes == [1]
-    what = "another process of this training did not answer within the trainer.strategy.timeout; "
+    what = "another process of this training run did not answer within the trainer.strategy.timeout; "
     assert said(printed) == [f"genstab: {what}{hint(tmp_path / 'run')}"]
     assert stopped.all_gone(within=10)  # the one that stood, too
 
@@ -366,4 +366,4 @@ def test_what_ended_for_another_reason_is_not_taken_for_a_lost_process():
     own.__cause__ = cause
     assert known(own) == (None, False)
     late = torch.distributed.DistStoreError("Timed out after 5 seconds waiting for clients. 1/2 clients joined.")
-    assert known(late) == ("only 1/2 processes of this training came within the trainer.strategy.timeout", True)
+    assert known(late) == ("only 1/2 processes of this training run came within the trainer.strategy.timeout", True)

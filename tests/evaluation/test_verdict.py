@@ -30,8 +30,8 @@ def above(value):
         (35.0, "Is steady {}: shift PSNR{} 35.0 dB, a change of 1.8 % of the value range."),
         (40.0, "Is steady {}: shift PSNR{} 40.0 dB, a change of 1.0 % of the value range."),
         (below(45.0), "Is steady {}: shift PSNR{} 45.0 dB, a change of 0.56 % of the value range."),
-        (45.0, "Holds still to the eye {}: shift PSNR{} 45.0 dB, a change of 0.56 % of the value range."),
-        (90.0, "Holds still to the eye {}: shift PSNR{} 90.0 dB, a change of 0.0032 % of the value range."),
+        (45.0, "No visible flicker {}: shift PSNR{} 45.0 dB, a change of 0.56 % of the value range."),
+        (90.0, "No visible flicker {}: shift PSNR{} 90.0 dB, a change of 0.0032 % of the value range."),
         (100.0, "Follows its input exactly {}: shift PSNR{} 100.0 dB, the cap."),
     ],
 )
@@ -119,19 +119,20 @@ def test_flags_at_their_thresholds(metrics, expected):
         (
             {PSNR: 30.0, **SHARP, FLOOR: 33.0},
             ["Not deterministic: two runs on one input agree to 33.0 dB; shifts change it more, 3.0 dB below that noise"
-             " floor.", "Not bought with blur: 100 % of the targets' total variation."],
+             " floor.", "Not due to blur: its outputs have 100 % of the targets' total variation."],
         ),
         (
             {PSNR: 30.5, **SHARP, FLOOR: 33.0},
             ["Not deterministic: two runs on one input agree to 33.0 dB, "
              "so that 30.5 dB is indistinguishable from its noise.",
-             "Not bought with blur: 100 % of the targets' total variation."],
+             "Not due to blur: its outputs have 100 % of the targets' total variation."],
         ),
         (
             {PSNR: 100.0, CROP: 30.8, FRACTIONAL: 27.0, TV: 0.087, TARGET: 0.092},
-            ["Rolling flatters it: 100.0 dB when the image is rolled around, but 30.8 dB when the camera moves and"
+            ["Circular shifts overstate its stability: 100.0 dB when the image is rolled around, but 30.8 dB"
+             " when the camera moves and"
              " 27.0 dB when the image moves by fractions of a pixel.",
-             "Not bought with blur: 95 % of the targets' total variation."],
+             "Not due to blur: its outputs have 95 % of the targets' total variation."],
         ),
         (
             {PSNR: 38.0, WORST: 16.0, TV: 0.2, TARGET: 0.1},
@@ -143,25 +144,26 @@ def test_flags_at_their_thresholds(metrics, expected):
             {PSNR: 62.0, WORST: 21.0, POOLED: 26.0, **SHARP},  # half of the images are constant, 100 dB each
             ["Uneven: the mean is 62.0 dB, but 26.0 dB pooled and 21.0 dB at the worst shift and image; some shifts or"
              " some images are much worse than others.",
-             "Not bought with blur: 100 % of the targets' total variation."],
+             "Not due to blur: its outputs have 100 % of the targets' total variation."],
         ),
         (
             {CROP: 42.0, TV: 0.044, TARGET: 0.092},
-            ["Its outputs are blurry, with 48 % of the targets' total variation: a part of the stability is blur."],
+            ["Its outputs are blurry, with 48 % of the targets' total variation:"
+             " part of its stability comes from blur."],
         ),
         ({CROP: 20.0, TV: 0.044, TARGET: 0.092},
          ["Its outputs are blurry, with 48 % of the targets' total variation."]),
         ({CROP: 42.0, TV: 0.044},
-         ["Whether its 42.0 dB are bought with blur (total variation 0.044) can't be judged without targets."]),
-        ({CROP: 42.0}, ["Whether its 42.0 dB are bought with blur can't be judged without targets."]),
-        ({CROP: 25.0}, ["Whether its 25.0 dB are bought with blur can't be judged without targets."]),
+         ["Without targets, blur cannot be ruled out as the reason for its 42.0 dB (total variation 0.044)."]),
+        ({CROP: 42.0}, ["Without targets, blur cannot be ruled out as the reason for its 42.0 dB."]),
+        ({CROP: 25.0}, ["Without targets, blur cannot be ruled out as the reason for its 25.0 dB."]),
         ({CROP: 20.0, **SHARP}, ["About as sharp as the targets: 100 % of the targets' total variation."]),
         ({CROP: below(25.0)}, []),  # there is nothing to buy
         ({CROP: 60.0, SPREAD: 0.004, STD: 0.001, TV: 0.01, TARGET: 0.1},
-         ["Draws nearly the same picture whatever the input: outputs differ by 0.4 % of the range."]),
+         ["Produces nearly the same image for every input: outputs differ by 0.4 % of the range."]),
         ({CROP: 60.0, STD: 0.004}, ["Its outputs are nearly flat: they vary by 0.4 % of the range."]),
         ({CROP: 42.0, **SHARP, RELATIVE: 0.8},
-         ["Not bought with blur: 100 % of the targets' total variation.",
+         ["Not due to blur: its outputs have 100 % of the targets' total variation.",
           "More robust to corruptions than the baseline: errors 0.80 times as large."]),
     ],
 )  # fmt: skip
@@ -213,7 +215,5 @@ def test_six_sentences_at_most_and_a_number_in_each():
 
 def test_a_constant_generator_is_not_said_to_follow_its_input():
     first, second = verdict({CROP: 100.0, SPREAD: 0.0})
-    assert (
-        first == "Says nothing about stability: shift PSNR crop 100.0 dB is the cap, which any constant output reaches."
-    )
-    assert second.startswith("Draws nearly the same picture whatever the input")
+    assert first == "Not evidence of stability: shift PSNR crop 100.0 dB is the cap, which any constant output reaches."
+    assert second.startswith("Produces nearly the same image for every input")

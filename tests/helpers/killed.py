@@ -199,7 +199,7 @@ if __name__ == "__main__":
 
 @contextmanager
 def stop_signals():
-    """Note signals as a training does."""
+    """Note signals as a training run does."""
     signals = StopSignals()
     signals.start()
     try:

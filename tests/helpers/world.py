@@ -1,4 +1,4 @@
-"""What happens to a training, while it trains."""
+"""What happens to a training run, while it trains."""
 
 import os
 import resource

@@ -99,8 +99,8 @@ def test_a_network_alone_keeps_its_weights():
 @pytest.mark.parametrize(
     ("holds", "message"),
     [
-        ({"weight": torch.zeros(3)}, "does not fit Conv2d: missing bias; of another shape weight .3, not 3×1×1×1.$"),
-        ({"a": {"weight": torch.zeros(3, 1, 1, 1), "bias": torch.zeros(())}}, "another shape bias .a number, not 3.$"),
+        ({"weight": torch.zeros(3)}, "does not fit Conv2d: missing bias; shape mismatch: weight .3, not 3×1×1×1.$"),
+        ({"a": {"weight": torch.zeros(3, 1, 1, 1), "bias": torch.zeros(())}}, "mismatch: bias .a number, not 3.$"),
         (
             {f"net.{name}": torch.zeros(3, 1, 1, 1) for name in ("weight", "w1", "w2", "w3", "w4")},
             "does not fit Conv2d: missing bias; unexpected w1, w2, w3 and 1 more$",

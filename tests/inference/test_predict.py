@@ -60,7 +60,7 @@ def test_names_sizes_channels_and_depths_stay(images, tmp_path):
         assert image_depth(after) == image_depth(before) == (16 if "deep" in name else 8)
         with Image.open(before) as source, Image.open(after) as output:
             assert output.format == source.format
-    assert result.summary("out") == "10 images written to out, 0 there already"
+    assert result.summary("out") == "10 images written to out, 0 already existed"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 99])
@@ -116,7 +116,7 @@ def test_a_second_run_does_what_is_missing(images, tmp_path):
     assert names(out) == names(images)
     assert {name for name in names(out) if (out / name).stat().st_mtime_ns != times[name]} == {"2.png"}
     assert len(predict(network(), images, out, overwrite=True).written) == 10
-    assert predict(network(), images, out).summary(out) == f"0 images written to {out}, 10 there already"
+    assert predict(network(), images, out).summary(out) == f"0 images written to {out}, 10 already existed"
 
 
 def test_what_is_there_is_not_even_read(images, tmp_path):
@@ -258,7 +258,7 @@ NETWORK = ["model._target_=genstab.UNet", "model.channels=2", "model.levels=3"]
 def test_the_command(images, tmp_path, monkeypatch, capsys):
     torch.manual_seed(3)
     torch.save(UNet(channels=2, levels=3).state_dict(), "x.pth")
-    for done in ("10 images written to out, 0 there already", "0 images written to out, 10 there already"):
+    for done in ("10 images written to out, 0 already existed", "0 images written to out, 10 already existed"):
         genstab(monkeypatch, "predict", *NETWORK, "model.checkpoint=x.pth", "input=in", "output=out", "device=cpu")
         assert capsys.readouterr().out == f"{done}\n"
     assert names(tmp_path / "out") == names(images)
@@ -273,7 +273,7 @@ def test_a_generator_of_other_values_and_folders_with_any_name(tmp_path, monkeyp
     genstab(monkeypatch, "predict", *clipped, f"input={images}", "output=a: b", "value_range=[0,1]")
     given, done = (to_uint8(read_image(folder / "1.png")[None]) for folder in (images, tmp_path / "a: b"))
     assert abs(done.astype(int) - given.clip(0, 128)).max() <= 1
-    assert capsys.readouterr().out == "1 image written to a: b, 0 there already\n"
+    assert capsys.readouterr().out == "1 image written to a: b, 0 already existed\n"
 
 
 def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
@@ -282,7 +282,7 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"genstab: 1 images were left out: 1\.png"):
         genstab(monkeypatch, "predict", *options)
     printed = capsys.readouterr()
-    assert printed.out == "9 images written to out, 0 there already, 1 left out\n"
+    assert printed.out == "9 images written to out, 0 already existed, 1 left out\n"
     assert "left out: cannot read in/1.png: the file is empty\n" in printed.err
 
 
@@ -297,7 +297,10 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
         (["input=in", "output=out", *NETWORK, "model.chanels=2"], "model.chanels is not known: did you mean channels"),
         (["input=in", "output=in", *NETWORK], "output=in is the input folder"),
         (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], r"size=\[1, 2, 3\] is not of the right length or null"),
-        (["input=in", "output=out", *NETWORK, "value_range=[1,0]"], r"value_range=\[1, 0\] is not \[least, greatest\]"),
+        (
+            ["input=in", "output=out", *NETWORK, "value_range=[1,0]"],
+            r"value_range=\[1, 0\] is not \[min, max\] with min < max",
+        ),
         (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["input=in", "output=out", *NETWORK, "overwrit=true"], "Could not override 'overwrit'"),
         (["input=nowhere", "output=out", *NETWORK], "input=nowhere does not exist"),

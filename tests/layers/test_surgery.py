@@ -173,14 +173,14 @@ def test_a_single_layer_is_returned_replaced_with_all_its_settings(layer, kind):
     assert torch.equal(back(x), layer(x))
 
 
-def test_built_and_mended_layers_are_the_same():
+def test_layers_built_and_replaced_are_the_same():
     x = torch.randn(1, 2, 9, 8)
     built = BlurConv2d(2, 3, 4, 2, 1, padding_mode="circular", filter="bin5", placement="post")
-    mended = nn.Conv2d(2, 3, 4, 2, 1, padding_mode="circular")
-    mended.load_state_dict(built.state_dict())
-    mended = antialias(mended, "bin5", "post")
-    assert repr(mended) == repr(built)
-    assert torch.equal(mended(x), built(x))
+    blurred = nn.Conv2d(2, 3, 4, 2, 1, padding_mode="circular")
+    blurred.load_state_dict(built.state_dict())
+    blurred = antialias(blurred, "bin5", "post")
+    assert repr(blurred) == repr(built)
+    assert torch.equal(blurred(x), built(x))
 
 
 def test_blur_pads_like_the_convolution_unless_told():
@@ -315,19 +315,19 @@ def test_a_diffusers_block_is_blurred_where_it_was():
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_a_mended_network_moves_with_its_input(placement):
+def test_an_antialiased_network_moves_with_its_input(placement):
     torch.manual_seed(3)
     network = autoencoder()
     images = torch.rand(4, 3, 32, 32) * 2 - 1
     shifts = [(0, 1), (1, 0), (1, 1), (2, 3)]
     plain, contrast = shift_psnr(network, images, shifts), network(images).std((2, 3)).mean()
     antialias(network, "bin5", placement)
-    mended = shift_psnr(network, images, shifts)
+    blurred = shift_psnr(network, images, shifts)
     # means: 30.6 dB plain; 58.3 pre, 58.2 post
-    assert (mended > plain + 15).all()
+    assert (blurred > plain + 15).all()
     # 21 dB of that is contrast: random weights make noise of noise, and a blur removes it. The rest is stability, 6 dB.
     lost = 20 * torch.log10(contrast / network(images).std((2, 3)).mean())
-    assert (mended - plain).mean() - lost > 3
+    assert (blurred - plain).mean() - lost > 3
     assert torch.equal(shift_psnr(remove_antialias(network), images, shifts), plain)
 
 

@@ -36,9 +36,9 @@ MEASURED = {
 
 def test_rows_per_shift():
     assert per_shift_rows(MEASURED) == [
-        ["circular", 0, 1, 30.0, 20.0, 24.0],
-        ["circular", 2, 0, 15.0, 10.0, 12.0],
-        ["fractional", 0.5, 0.25, None, None, None],
+        ["circular", "[0, 1]", 0, 1, 30.0, 20.0, 24.0],
+        ["circular", "[2, 0]", 2, 0, 15.0, 10.0, 12.0],
+        ["fractional", "[0.5, 0.25]", 0.5, 0.25, None, None, None],
     ]
     assert per_shift_rows({}) == per_shift_rows({"shift_psnr": None}) == []
 

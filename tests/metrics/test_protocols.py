@@ -96,7 +96,42 @@ def test_tables_page_and_verdict_speak_of_it(tmp_path, capsys):
     assert "the image is mirrored and rolled" in page
     assert 'mirror <span class="unit">dB</span>' in page
     assert "| `val/shift_psnr_mirrored` | shift PSNR mirror | dB | higher |" in key_list()
-    assert per_shift_rows(measured.measurements)[0][:3] == ["mirrored", 1, 0]
+    assert per_shift_rows(measured.measurements)[0][:4] == ["mirrored", "[1, 0]", 1, 0]
+
+
+def quarter_turns(images, motion, scale, margin):
+    turned = torch.rot90(images, motion[0], (-2, -1))
+    return turned, torch.ones((1, 1, *turned.shape[-2:]), dtype=torch.bool)
+
+
+TURNED = Protocol(
+    "turned", "turns", "the image is turned by 90 and 180 degrees", "when the camera turns", quarter_turns,
+    motions=((1,), (2,)), reductions=("mean", "worst"),
+)  # fmt: skip
+
+
+def test_motions_that_are_no_shifts(monkeypatch, tmp_path):
+    monkeypatch.setitem(PROTOCOLS, "turned", TURNED)
+    options = MeasureOptions(protocols=["circular", "turned"], map=None, features=None, corruptions=None)
+    measured = measure(Brighter(), Items(*noise(2, 3, 32, 32)), tmp_path, options)
+    # by 90°, the bright halves of S G(x) and G(S x) share a quarter, and half of the pixels differ by a tenth:
+    # 10 log10(4 / 0.005) = 29.0309; by 180° all of them do
+    expected = [29.0309, 26.0206]
+    decibels = measured.measurements["shift_psnr"]["turned"]["decibels"]
+    assert decibels == [pytest.approx([each, each], abs=1e-4) for each in expected]
+    assert measured.summary["val/shift_psnr_turned"] == pytest.approx(sum(expected) / 2, abs=1e-4)
+    assert measured.summary["val/shift_psnr_turned_worst"] == pytest.approx(26.0206, abs=1e-4)
+    rows = [row[:4] for row in per_shift_rows(measured.measurements) if row[0] == "turned"]
+    assert rows == [["turned", "[1]", None, None], ["turned", "[2]", None, None]]
+    publish(measured, tmp_path, {"run_name": "brighter"}, 1.0)
+    page = (tmp_path / "report.html").read_text()
+    assert re.search(r'"x": ?\["\(1\)", ?"\(2\)"\]', page)
+    callback = ShiftStability(protocols=["turned"])
+    model = tiny_pix2pix()
+    Trainer(callbacks=[callback], **QUIET).validate(model, pairs_loader(3, 2), verbose=False)
+    torch.testing.assert_close(
+        callback.tables["turned"], shift_psnr(model, Pairs(3).source, TURNED.motions, "turned"), atol=1e-3, rtol=0
+    )
 
 
 def test_what_is_not_registered_is_named_with_the_choices():

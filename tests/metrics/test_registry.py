@@ -20,7 +20,7 @@ from genstab.report.seeds import options_among, options_table
 from genstab.report.table import results_table
 from tests.helpers.key_list import key_list
 
-HOUSE = Path(__file__).parents[2] / "genstab"
+PACKAGE = Path(__file__).parents[2] / "genstab"
 TOY = Metric(
     "val/toy", "toy distance", "a metric of this test", unit="furlongs", better="min", digits=2, in_training=True,
     per_image=True, brief=True, pareto=3,
@@ -96,13 +96,13 @@ def test_and_then_it_is_gone():
 
 
 def test_the_readme_holds_the_list_of_keys():
-    readme = (HOUSE / "metrics/README.md").read_text(encoding="utf-8")
+    readme = (PACKAGE / "metrics/README.md").read_text(encoding="utf-8")
     begin, end = "<!-- keys: begin -->\n", "\n<!-- keys: end -->"
     assert readme.partition(begin)[2].partition(end)[0] == key_list()
 
 
 def test_every_key_that_the_code_logs_or_judges_is_registered():
-    texts = [path.read_text(encoding="utf-8") for path in HOUSE.rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")]
     found = {key for text in texts for key in re.findall(r'"(val/\w+)"', text)}
     pictures = {"val/samples", "val/shift"}
     assert len(found) > 15

@@ -176,7 +176,7 @@ def test_another_size_must_be_one_whole_factor(wrong, protocol):
         return nn.functional.interpolate(x, size=[int(f * side) for f, side in zip(wrong, x.shape[-2:], strict=True)])
 
     height, width = int(wrong[0] * 4), int(wrong[1] * 6)
-    message = f"images of 4×6 into {height}×{width}: another size, which may only be a whole number of times"
+    message = f"images of 4×6 into {height}×{width}: another size, which must be an integer multiple"
     with pytest.raises(InputError, match=message):
         next(shift_pairs(resized, ramp(4, 6), [(0, 1)], protocol, margin=0))
 

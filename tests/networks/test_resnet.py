@@ -7,7 +7,7 @@ from genstab import AntiAlias, BlurPool2d, InputError, PatchGAN, Pix2Pix, ResNet
 from genstab.layers.filters import FILTERS, PLACEMENTS
 from genstab.networks.resnet import Grow, Residual, Shrink
 from tests.conftest import pairs_loader
-from tests.networks.test_networks import centroid
+from tests.networks.test_unet import centroid
 from tests.training.test_pix2pix import QUIET
 
 

@@ -56,7 +56,7 @@ def whole(tmp_path_factory):
 
 
 def happening(folder, **happens):
-    """Return the options of a training in which functions of `tests.helpers.world` are called before some steps."""
+    """Return the options of a training run in which functions of `tests.helpers.world` are called before some steps."""
     steps = ", ".join(f"{step.removeprefix('at')}: {name}" for step, name in happens.items())
     return [
         *SMALL,

@@ -1,4 +1,4 @@
-"""A training that ended in its middle goes on as if it had not."""
+"""A training run that ended in its middle goes on as if it had not."""
 
 import json
 import os
@@ -241,7 +241,7 @@ def test_what_is_done_is_not_done_again_and_a_longer_training_is(tmp_path, whole
     assert run(tmp_path / "run") == pytest.approx(measured)
     assert f"Nothing left to do: all {STEPS} batches are done" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match=r"last\.ckpt does not fit this training: antialias\.filter tri3 → bin5"):
+    with pytest.raises(InputError, match=r"last\.ckpt does not fit this training run: antialias\.filter tri3 → bin5"):
         run(tmp_path / "run", "antialias=bin5")
     run(tmp_path / "run", "trainer.max_epochs=4")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == STEPS + BATCHES
@@ -287,7 +287,7 @@ def stopped(tmp_path_factory):
     ],
 )
 def test_what_does_not_fit_is_listed_in_one_line(tmp_path, stopped, options, named):
-    with pytest.raises(InputError, match=r"last\.ckpt does not fit this training: ") as error:
+    with pytest.raises(InputError, match=r"last\.ckpt does not fit this training run: ") as error:
         run(tmp_path / "new", f"ckpt_path={stopped}", *options)
     for each in named:
         assert re.search(each, str(error.value)), each

@@ -1,4 +1,4 @@
-"""One folder, one training: another one gets a folder of its own, or is refused."""
+"""One folder, one training run: another one gets a folder of its own, or is refused."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def contents(folder):
 def test_a_second_training_in_a_folder_is_refused_and_nothing_is_written_over(tmp_path):
     run(tmp_path / "run", base=ONCE)
     before = contents(tmp_path / "run")
-    message = r"run already holds a training \(checkpoints/last\.ckpt\): resume it with ckpt_path=last, or choose"
+    message = r"run already holds a training run \(checkpoints/last\.ckpt\): resume it with ckpt_path=last, or choose"
     for options in ([], ["seed=4"]):
         with pytest.raises(InputError, match=message):
             run(tmp_path / "run", *options, base=ONCE)
@@ -33,13 +33,13 @@ def test_a_second_training_in_a_folder_is_refused_and_nothing_is_written_over(tm
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", f"ckpt_path={tmp_path / 'other'}", "trainer.max_steps=2", base=ONCE)
     assert contents(tmp_path / "run") == before
-    run(tmp_path / "run", f"ckpt_path={tmp_path / 'run'}", "trainer.max_steps=2", base=ONCE)  # the same training
+    run(tmp_path / "run", f"ckpt_path={tmp_path / 'run'}", "trainer.max_steps=2", base=ONCE)  # the same training run
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
 
 
 def test_a_summary_without_a_checkpoint_is_not_written_over_either(tmp_path):
     run(tmp_path / "run", "callbacks.last=null", "callbacks.best=null", base=ONCE)
-    with pytest.raises(InputError, match=r"run already holds a training \(summary\.json\)"):
+    with pytest.raises(InputError, match=r"run already holds a training run \(summary\.json\)"):
         run(tmp_path / "run", base=ONCE)
     run(tmp_path / "run", "ckpt_path=last", base=ONCE)  # begins: there is nothing to go on from
 
@@ -57,12 +57,12 @@ def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
     with start("-c", HOLD, tmp_path / "run") as other:
         assert other.stdout.readline() == "in\n"
         with pytest.raises(
-            InputError, match=r"another training is running in .*run: wait for it to end, or choose another folder"
+            InputError, match=r"another training run is running in .*run: wait for it to end, or choose another folder"
         ):
             run(tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
         (tmp_path / "run" / "summary.json").touch()
-        with pytest.raises(InputError, match="another training is running in"):
+        with pytest.raises(InputError, match="another training run is running in"):
             run(tmp_path / "run", "ckpt_path=null")
         (tmp_path / "run" / "summary.json").unlink()
         other.kill()
@@ -72,7 +72,7 @@ def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
 def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_path):
     (tmp_path / ".lock").mkdir()
     (tmp_path / "summary.json").touch()
-    with pytest.raises(InputError, match=r"already holds a training \(summary\.json\)"):
+    with pytest.raises(InputError, match=r"already holds a training run \(summary\.json\)"):
         check_unused(tmp_path, None, (Path("summary.json"),))
 
 

@@ -1,4 +1,4 @@
-"""Signs of collapse: each is said once, with its number, and a training that is well hears nothing."""
+"""Signs of collapse: each is said once, with its number, and a training run that is well hears nothing."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def test_no_constant_answer_has_less_than_chance(kind, answer):
 
 
 def watched(losses, kind="bce", window=6, every=2):
-    """Show a watch the discriminator's losses of a training."""
+    """Show a watch the discriminator's losses of a training run."""
     watch, trainer = CollapseWatch(window), SimpleNamespace(log_every_n_steps=every)
     for loss in losses:
         watch.on_train_batch_end(trainer, SimpleNamespace(gan_loss=kind), {"loss_d": torch.tensor(loss)}, None, 0)
@@ -212,7 +212,7 @@ def test_a_shift_psnr_at_the_cap_of_a_constant_output_is_flagged(tmp_path, capsy
     assert summary["val/output_spread"] == pytest.approx(0, abs=1e-7)
     assert summary["val/output_std"] == pytest.approx(0, abs=1e-7)
     assert "capped" in flags(summary)
-    first = "Says nothing about stability: shift PSNR crop 100.0 dB is the cap, which any constant output reaches."
+    first = "Not evidence of stability: shift PSNR crop 100.0 dB is the cap, which any constant output reaches."
     assert summary["verdict"][0] == first
     assert not any("Follows its input exactly" in sentence for sentence in summary["verdict"])
     assert first in capsys.readouterr().out

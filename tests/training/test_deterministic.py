@@ -18,7 +18,7 @@ from genstab.networks.blocks import NORMS
 from genstab.training.losses import GAN_LOSSES
 from tests.helpers.commands import program
 from tests.helpers.killed import TINY, differing, left, run
-from tests.test_structure import HOUSE, MODULES
+from tests.test_structure import MODULES, PACKAGE
 
 # What torch cannot repeat on CUDA and refuses in deterministic mode, as the documentation of
 # `torch.use_deterministic_algorithms` names it, and the operators behind it. `bincount` and `cumsum` may be used on
@@ -233,14 +233,14 @@ def draws(tree):
 
 
 def test_nothing_draws_without_a_seed():
-    trees = {path.relative_to(HOUSE).as_posix(): ast.parse(path.read_text()) for path in MODULES}
+    trees = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in MODULES}
     found = {path: sorted(name for _, name in draws(tree)) for path, tree in trees.items()}
     found = {path: calls for path, calls in found.items() if calls}
     assert found == {
         # the benchmark's images, whose values do not matter
         "bench/layers.py": ["torch.randn", "torch.randn_like"],
         "bench/step.py": ["torch.rand"],
-        # in a training, as kornia's crops, from the state that it seeds, saves and restores
+        # in a training run, as kornia's crops, from the state that it seeds, saves and restores
         "data/overlapping_crops.py": ["torch.randint", "torch.randint"],
     }
     assert list(

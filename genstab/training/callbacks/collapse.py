@@ -19,7 +19,7 @@ from genstab.training.losses import CHANCE
 WINS, GUESSES = 0.01, 0.99
 """Mean loss of the discriminator relative to guessing: below `WINS` it is never wrong, from `GUESSES` on it guesses.
 
-Successful trainings on the embedded façades had 7 to 50 % (bce) and 6 to 91 % (lsgan) over any 200 batches."""
+Successful training runs on the embedded façades had 7 to 50 % (bce) and 6 to 91 % (lsgan) over any 200 batches."""
 VALIDATIONS = 3
 """Number of consecutive validations with similar outputs before a warning; early outputs are always similar."""
 

@@ -1,4 +1,4 @@
-"""Stop a training with NaN or infinite losses or weights before a checkpoint is overwritten, or skip such updates."""
+"""Stop a run with NaN or infinite losses or weights before a checkpoint is overwritten, or skip such updates."""
 
 import math
 from collections.abc import Iterator, Mapping

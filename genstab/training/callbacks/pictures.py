@@ -1,4 +1,4 @@
-"""Pictures of a training: panels in every validation; samples, a shift map and an animation at its end."""
+"""Pictures of a training run: panels in every validation; samples, a shift map and an animation at its end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

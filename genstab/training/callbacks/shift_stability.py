@@ -74,7 +74,7 @@ class ShiftStability(Callback):
         self.shifts: dict[str, Sequence[Motion]] = {}
         for protocol in protocols:
             check_choice("protocol", protocol, PROTOCOLS)
-            self.shifts[protocol] = parts if PROTOCOLS[protocol].fractional else whole
+            self.shifts[protocol] = PROTOCOLS[protocol].measured(whole, parts)
         self.images, self.data_range, self.cap = images, data_range, cap
         self.options = {"margin": margin, "forward_batch": forward_batch, "multiple": multiple}
         self.source_key, self.generator = source_key, generator
@@ -117,7 +117,7 @@ class ShiftStability(Callback):
         named = dict(zip(positions.tolist(), names_of(batch, positions), strict=True))
         positions = positions[counted]
         self._named.update({place: named[place] for place in positions.tolist() if place < MOST_COLUMNS})
-        options: dict[str, Any] = {**self.options, "check_finite": False}  # a training that diverges logs NaN
+        options: dict[str, Any] = {**self.options, "check_finite": False}  # a training run that diverges logs NaN
         with inference(submodule(pl_module, self.generator)) as generate:
             if not all(PROTOCOLS[protocol].windows for protocol in self.shifts):
                 options["output"] = in_chunks(generate, source, self.options["forward_batch"])  # for all protocols
