@@ -187,9 +187,9 @@ KILL = "+callbacks.happen={_target_: tests.helpers.world.Happen, folder: /, happ
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["server", "service"])
 def test_a_training_goes_on(tmp_path, server, monkeypatch, fault):
-    """It ends with code 0, and with one warning of what was not written and one of the end."""
+    """It ends with code 0, and with one warning of what was not written, and one of the end if that failed, too."""
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # its telemetry waits for the server after the end, too
-    server.then = "silent" if fault == "server" else None
+    server.then = 401 if fault == "server" else None
     options = ["logger.mode=online", "logger.finish_timeout=2", *[KILL] * (fault == "service")]
     base = [option for option in TINY if option not in ("logger=csv", "ckpt_path=last")]
     folder = tmp_path / "run"
@@ -198,7 +198,9 @@ def test_a_training_goes_on(tmp_path, server, monkeypatch, fault):
     assert "Traceback" not in printed
     assert (folder / "summary.json").is_file()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
-    assert printed.count("UserWarning: log ") == printed.count("UserWarning: the W&B run did not end cleanly: ") == 1
-    assert printed.count("UserWarning") == 2
+    ends = int(fault == "service")  # of a server that refuses, wandb itself says what was not uploaded
+    assert printed.count("UserWarning: log ") == 1
+    assert printed.count("UserWarning: the W&B run did not end cleanly: ") == ends
+    assert printed.count("UserWarning") == 1 + ends
     assert "\nnot written: wandb/run-" in printed
     assert f"\nwandb sync --include-online {folder}/wandb/run-" in printed
