@@ -73,6 +73,9 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, plain))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
+        if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
+            limit = config.trainer.get("limit_val_batches")
+            trainer.limit_val_batches = 1.0 if limit is None else limit
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         if trainer.is_global_zero:

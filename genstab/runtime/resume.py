@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from pytorch_lightning import LightningModule
@@ -20,7 +23,8 @@ FREE = (
     "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger",
     "model.compile", "on_nan", "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
-FIXED = ("trainer.precision",)
+LIMITS = ("trainer.limit_train_batches", "trainer.overfit_batches")
+FIXED = ("trainer.precision", *LIMITS)  # which batches there are, and what is computed of them
 MOST = 8  # differences that an error lists
 PROGRESS = {
     "epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
@@ -88,15 +92,62 @@ def is_over(progress: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the options whose change makes it another training run, as `key then → now`.
 
-    An option that only one of the two configurations has, as after an update of genstab, is not a change.
+    An argument of a class or function (`_target_`) that one of the two configurations leaves out has its default there.
+    Any other key that only one of them has, as after an update of genstab, is not a change.
     """
-    old, new = dict(_flat(before)), dict(_flat(now))
-    for flat in (old, new):
-        if (offset := flat.pop("data.twin_reach", None)) is not None:  # its name in version 0.1
-            flat["data.overlap_offset"] = offset
-    free = tuple(f"{group}." for group in FREE)
-    keys = (key for key in sorted(old.keys() & new.keys()) if not f"{key}.".startswith(free) or key in FIXED)
-    return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
+    return list(_differences(_renamed(before), _renamed(now), ""))
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config.get("data")
+    if not isinstance(data, Mapping) or data.get("twin_reach") is None:
+        return dict(config)
+    rest = {key: value for key, value in data.items() if key != "twin_reach"}  # its name in version 0.1
+    return {**config, "data": {**rest, "overlap_offset": data["twin_reach"]}}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    # Nothing is imported that only a checkpoint names.
+    target = new.get("_target_")
+    defaults = _defaults(target) if target == old.get("_target_", target) else {}
+    for name in sorted(old.keys() | new.keys()):
+        key = f"{prefix}.{name}".lstrip(".")
+        if name not in defaults and not (name in old and name in new):
+            continue
+        then, value = (_plain(each[name] if name in each else defaults[name]) for each in (old, new))
+        if isinstance(then, Mapping) and isinstance(value, Mapping):
+            yield from _differences(then, value, key)
+            continue
+        # a limit of 1 is one batch, one of 1.0 all of them
+        same = then == value and not (key in LIMITS and then and type(then) is not type(value))
+        if not same and (key in FIXED or not f"{key}.".startswith(tuple(f"{group}." for group in FREE))):
+            yield f"{key} {then} → {value}"
+
+
+def _defaults(target: Any) -> dict[str, Any]:
+    """Return the defaults of the arguments of a class or function, also of those that it hands to its parents."""
+    if not isinstance(target, str):
+        return {}
+    try:
+        found = resolve_name(target)
+        kinds = [kind for kind in found.__mro__ if "__init__" in vars(kind)] if isinstance(found, type) else [found]
+        defaults: dict[str, Any] = {}
+        for kind in kinds:
+            parameters = signature(vars(kind)["__init__"] if isinstance(kind, type) else kind).parameters.values()
+            given = {each.name: each.default for each in parameters if each.default is not each.empty}
+            defaults = {**given, **defaults}
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+                break
+    except (ImportError, AttributeError, TypeError, ValueError):  # not there any more, or built in
+        return {}
+    return defaults
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as a config would have it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def check_fit(
@@ -129,11 +180,3 @@ def check_fit(
     if differences:
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise InputError(f"{path} does not fit this training run: {'; '.join(differences[:MOST])}{more}")
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
