@@ -15,6 +15,7 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
+from genstab.cli.recorded import recorded
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -57,15 +58,16 @@ def run_measure(config: DictConfig) -> float | None:
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")
+        record = recorded(config)
         if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
-            plain["antialias"] = dict(antialias)
+            record["antialias"] = dict(antialias)
         loggers = [instantiate(config.logger)] if config.get("logger") else []
         origin = provenance([device])
         found = measure(model, data.val_set, config.output_dir, options)
         try:
             for each in loggers:
-                each.log_hyperparams({**plain, **origin})
-            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers, origin)
+                each.log_hyperparams({**record, **origin})
+            summary = publish(found, Path(config.output_dir), record, time.perf_counter() - began, loggers, origin)
         finally:
             for each in loggers:
                 close(each)

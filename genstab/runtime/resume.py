@@ -83,9 +83,9 @@ def read_resumable(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def is_over(progress: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Return whether the training that `config` describes has no batches left."""
-    epochs, steps = (config.get("trainer", {}).get(key) for key in ("max_epochs", "max_steps"))
+def is_over(progress: Mapping[str, Any], trainer: Mapping[str, Any]) -> bool:
+    """Return whether a training run has no batches left with the options `trainer`."""
+    epochs, steps = (trainer.get(key) for key in ("max_epochs", "max_steps"))
     return 0 <= (-1 if epochs is None else epochs) <= progress["epoch"] or 0 <= (steps or -1) <= progress["steps"]
 
 
@@ -157,6 +157,7 @@ def check_fit(
     images: int,
     images_per_step: int,
     config: Mapping[str, Any],
+    max_epochs: int | None,
 ) -> None:
     """Raise an `InputError` that lists, as `key then → now`, why a training run cannot resume from a checkpoint."""
     progress, before, now = checkpoint[RESUME], checkpoint["state_dict"], model.state_dict()
@@ -174,9 +175,8 @@ def check_fit(
     for (name, count), then in zip(counts.items(), (progress["images"], progress["images_per_step"]), strict=True):
         if then is not None and then != count:
             differences.append(f"{name} {then} → {count}")
-    epochs = config.get("trainer", {}).get("max_epochs", -1)
-    if epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > epochs:
-        differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {progress['epoch'] + 1}")
+    if max_epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > max_epochs:
+        differences.append(f"trainer.max_epochs={max_epochs}: it is already in epoch {progress['epoch'] + 1}")
     if differences:
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise InputError(f"{path} does not fit this training run: {'; '.join(differences[:MOST])}{more}")
