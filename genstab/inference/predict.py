@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.data.augment import Size
-from genstab.data.image_io import depth_of_format, image_depth, image_shape, read_image, resized, write_image
+from genstab.data.image_io import depth_of_format, image_depth, image_shape, read_image, resized, writable, write_image
 from genstab.data.paths import find_images, hxw
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
@@ -65,7 +65,7 @@ def predict(
     """Apply a generator to the images in a folder, and write the results under the same names to another folder.
 
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
-    formats without 16). Images with other channels than the generator takes raise an error, as does an output size that
+    formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels than the generator takes raise an error, as does an output size that
     is not the input size times or divided by an integer. The EXIF orientation is applied; other metadata is dropped.
 
     Args:
@@ -90,16 +90,21 @@ def predict(
     _check_output(source, output, recursive)
     result = Predicted()
     jobs: list[_Job] = []
+    taken: dict[Path, Path] = {}
     for path in paths:
         name = path.relative_to(source).as_posix()
-        target = output / name
+        target = writable(output / name)
+        if (other := taken.setdefault(target, path)) != path:
+            with result.leave_out(name, on_error):
+                raise InputError(f"the results of {other} and {path} are both {target}: rename one")
+            continue
         if target.is_file() and not overwrite:
             # left by a run that was killed while overwriting
             target.with_name(target.name + PART).unlink(missing_ok=True)
             result.present.append(name)
             continue
         with result.leave_out(name, on_error):
-            jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(path, image_depth(path))))
+            jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(target, image_depth(path))))
     with inference(generator) as call, tqdm(total=len(jobs), unit="image", disable=None) as bar:
         for batch in _batches(jobs, batch_size, size):
             images: dict[_Job, Tensor] = {}
