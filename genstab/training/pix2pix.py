@@ -138,11 +138,12 @@ class Pix2Pix(LightningModule):
 
     def _share(self, batch: Batch, batch_idx: int) -> tuple[Batch, float]:
         """Leave out repeated images; return the weight with which several processes train like a single one."""
+        if "shift" in batch:  # whoever made the overlapping crops left them out
+            return batch, batch.get("weights", (1.0,))[0]
         trainer, length = self.trainer, len(batch["source"])
         counted, weight = share(trainer.train_dataloader, batch_idx, length, trainer.world_size, trainer.global_rank)
         if not counted.all():
             batch = {**batch, **{key: batch[key][counted.to(batch[key].device)] for key in ("source", "target")}}
-            batch |= {"shift": None} if "shift" in batch else {}  # the pairs may be torn apart
         return batch, weight
 
     def update(
@@ -178,7 +179,9 @@ class Pix2Pix(LightningModule):
                     raise InputError(
                         "equivariance_weight needs overlapping crops: set data.overlap_offset, 8 for example"
                     )
-                parts["loss_g_shift"] = equivariance_loss(output, batch["shift"], MARGIN)
+                _, pair_weight = batch.get("weights", (1.0, 1.0))
+                of_pairs = equivariance_loss(output, batch["shift"], MARGIN, batch.get("pairs"))
+                parts["loss_g_shift"] = pair_weight * of_pairs
                 loss_g = loss_g + self.equivariance_weight * parts["loss_g_shift"]
             if self.detail_weight:
                 parts["loss_g_detail"] = detail_loss(output, target)
