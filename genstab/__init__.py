@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from genstab.metrics.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
     from genstab.metrics.spectrum import SpectrumError as SpectrumError
     from genstab.networks.patchgan import PatchGAN as PatchGAN
+    from genstab.networks.pixelgan import PixelGAN as PixelGAN
     from genstab.networks.resnet import ResNetGenerator as ResNetGenerator
     from genstab.networks.unet import UNet as UNet
     from genstab.training.callbacks.shift_stability import ShiftStability as ShiftStability
@@ -52,6 +53,7 @@ _PLACES = {
     "metrics.sliced_wasserstein": ["SlicedWasserstein"],
     "metrics.spectrum": ["SpectrumError"],
     "networks.patchgan": ["PatchGAN"],
+    "networks.pixelgan": ["PixelGAN"],
     "networks.resnet": ["ResNetGenerator"],
     "networks.unet": ["UNet"],
     "training.callbacks.shift_stability": ["ShiftStability"],
