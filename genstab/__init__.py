@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from genstab.errors import InputError as InputError
     from genstab.inference.load_model import load_generator as load_generator
     from genstab.inference.load_model import load_model as load_model
+    from genstab.layers import surgery as surgery
     from genstab.layers.anchored_noise import AnchoredNoise as AnchoredNoise
     from genstab.layers.blur import BlurPool2d as BlurPool2d
     from genstab.layers.blur import BlurUnpool2d as BlurUnpool2d
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 # Where each public name is, imported when it is first asked for (PEP 562): `import genstab` alone imports no torch.
 _PLACES = {
+    "layers": ["surgery"],
     "errors": ["InputError"],
     "inference.load_model": ["load_generator", "load_model"],
     "layers.anchored_noise": ["AnchoredNoise"],

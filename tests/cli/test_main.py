@@ -51,7 +51,7 @@ def genstab(monkeypatch, *arguments):
         (["model.generator=vit"], "genstab: .*Could not find 'model/generator/vit' .*: resnet unet unet_256"),
         (
             ["model.generator=resnet", "antialias=stable"],
-            r"genstab: model\.generator\.head=10, which antialias=stable sets, is not known to genstab\.ResNetGenerator",
+            r"genstab: model\.generator\.head=10, which antialias=stable sets, is not known to genstab\.ResNet",
         ),
         (["callbacks.stability.margin=20"], "genstab: .*margin=20 leave no pixel"),
     ],
