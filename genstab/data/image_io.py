@@ -191,8 +191,8 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
     atomically.
 
     Args:
-        path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg, .jpeg, .jpe or .jfif (1 or 3),
-            .webp (3 or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
+        path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg, .jpeg, .jpe or .jfif (1 or
+            3), .webp (3 or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
         image: floating point, shape (C, H, W).
         depth: 8, or 16 for PNG and TIFF.
 
