@@ -130,9 +130,11 @@ def run_report(config: DictConfig) -> None:
 
 def run_shard(config: DictConfig) -> None:
     """Write shards as `config` says; print a summary."""
-    options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
+    options = {key: config[key] for key in ("size", "seed", "check", "on_error", "convert", "val_share", "val_seed")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
+    if written.held:
+        print(written.held)
     print(written.summary(config.output))
     for reason in written.left_out:
         print(f"left out: {reason}", file=sys.stderr)

@@ -187,7 +187,10 @@ def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor
     try:
         return generate(source)
     except Exception as error:  # the model is foreign code
-        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {_message(error)}") from error
+        # one of grey, alpha or palette among others is the usual reason
+        convert = "" if source.shape[1] == 3 else " (data.convert=true converts grey and alpha)"
+        said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {_message(error)}{convert}"
+        raise InputError(said) from error
 
 
 def _message(error: Exception) -> str:

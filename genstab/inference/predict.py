@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.data.augment import Size
-from genstab.data.image_io import depth_of_format, image_depth, image_shape, read_image, resized, write_image
+from genstab.data.image_io import depth_of_format, image_depth, image_shape, read_image, resized, writable, write_image
 from genstab.data.paths import find_images, hxw, shortened
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
@@ -71,8 +71,9 @@ def predict(
     """Apply a generator to the images in a folder, and write the results under the same names to another folder.
 
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
-    formats without 16). Images with other channels than the generator takes raise an error, as does an output size that
-    is not the input size times or divided by an integer. The EXIF orientation is applied; other metadata is dropped.
+    formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels
+    than the generator takes raise an error, as does an output size that is not the input size times or divided by an
+    integer. The EXIF orientation is applied; other metadata is dropped.
 
     A record beside the results, `predict.jsonl`, says what made them, so that a second call does what is missing:
     images that are new or have changed since. Nothing is written through links or over images of `source`.
@@ -99,6 +100,7 @@ def predict(
     check_counts(batch_size=batch_size)
     paths = find_images(source, recursive, name="input")
     _check_output(source, output, recursive)
+    _check_targets(paths)
     made_by = json.loads(json.dumps({"sha256": model_digest(generator), "size": size, **(made_by or {})}))
     record = read_record(output)
     if not overwrite:
@@ -108,7 +110,7 @@ def predict(
     unknown: list[str] = []
     for path in paths:
         name = path.relative_to(source).as_posix()
-        target = output / name
+        target = writable(output / name)
         with result.leave_out(name, on_error):
             state = stamp(path)
             if os.path.lexists(target) and not overwrite:
@@ -117,13 +119,13 @@ def predict(
                 elif record.images[name] == state and target.is_file():
                     result.present.append(name)
                     continue
-            jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(path, image_depth(path)), state))
+            jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(target, image_depth(path)), state))
     if unknown:
         raise InputError(
             f"output={output} holds {shortened(unknown)}, which {RECORD} there does not know: overwrite=true replaces "
             f"{'it' if len(unknown) == 1 else 'them'}, output=DIR names another folder"
         )
-    _check_targets([output / path.relative_to(source) for path in paths], paths, output)
+    _check_links([writable(output / path.relative_to(source)) for path in paths], paths, output)
     if not jobs:
         return result
     with (
@@ -143,7 +145,7 @@ def predict(
     return result
 
 
-def _check_targets(targets: Sequence[Path], sources: Sequence[Path], output: Path) -> None:
+def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path) -> None:
     """Raise an `InputError` if a result would leave the output folder by a link, or replace an image of the input."""
     inside = output.resolve()
     real = {folder: folder.resolve() for folder in {target.parent for target in targets}}
@@ -172,6 +174,13 @@ def _check_output(source: Path, output: Path, recursive: bool) -> None:
             f"output={output} is inside input={source}, so that a second run would read its images; "
             "choose another folder or recursive=false"
         )
+
+
+def _check_targets(paths: Sequence[Path]) -> None:
+    taken: dict[Path, Path] = {}
+    for path in paths:
+        if (other := taken.setdefault(writable(path), path)) != path:
+            raise InputError(f"the results of {other} and {path} would both be a {writable(path).name}: rename one")
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterator[list[_Job]]:
