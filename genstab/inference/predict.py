@@ -65,8 +65,9 @@ def predict(
     """Apply a generator to the images in a folder, and write the results under the same names to another folder.
 
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
-    formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels than the generator takes raise an error, as does an output size that
-    is not the input size times or divided by an integer. The EXIF orientation is applied; other metadata is dropped.
+    formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels
+    than the generator takes raise an error, as does an output size that is not the input size times or divided by an
+    integer. The EXIF orientation is applied; other metadata is dropped.
 
     Args:
         generator: a module on `device`, see `genstab.inference.load_model.place`.
@@ -88,16 +89,12 @@ def predict(
     check_counts(batch_size=batch_size)
     paths = find_images(source, recursive, name="input")
     _check_output(source, output, recursive)
+    _check_targets(paths)
     result = Predicted()
     jobs: list[_Job] = []
-    taken: dict[Path, Path] = {}
     for path in paths:
         name = path.relative_to(source).as_posix()
         target = writable(output / name)
-        if (other := taken.setdefault(target, path)) != path:
-            with result.leave_out(name, on_error):
-                raise InputError(f"the results of {other} and {path} are both {target}: rename one")
-            continue
         if target.is_file() and not overwrite:
             # left by a run that was killed while overwriting
             target.with_name(target.name + PART).unlink(missing_ok=True)
@@ -129,6 +126,13 @@ def _check_output(source: Path, output: Path, recursive: bool) -> None:
             f"output={output} is inside input={source}, so that a second run would read its images; "
             "choose another folder or recursive=false"
         )
+
+
+def _check_targets(paths: Sequence[Path]) -> None:
+    taken: dict[Path, Path] = {}
+    for path in paths:
+        if (other := taken.setdefault(writable(path), path)) != path:
+            raise InputError(f"the results of {other} and {path} would both be a {writable(path).name}: rename one")
 
 
 def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterator[list[_Job]]:
