@@ -289,6 +289,9 @@ def test_what_the_command_cannot_do_is_one_line_and_leaves_nothing(monkeypatch, 
 
 def test_without_a_validation_split_shards_hold_out_what_training_does(tmp_path, capsys, monkeypatch):
     root = pairs_in(tmp_path / "pairs", val=())
+    for side in "AB":
+        (root / f"train{side}" / "ulm").mkdir()
+        (root / f"train{side}" / "1.png").rename(root / f"train{side}" / "ulm" / "1.png")
     shard(monkeypatch, f"input={root}", "output=out", "val_share=0.25")
     held = "2 of the 8 training pairs are held out for it (val_share=0.25, val_seed=0)"
     assert capsys.readouterr().out.startswith(f"{root} has no folder for validation: {held}\n")
@@ -296,6 +299,8 @@ def test_without_a_validation_split_shards_hold_out_what_training_does(tmp_path,
     data.setup("fit")
     names = [item["name"] for item in ShardPairs(splits(Path("out"))["val"].shards, ShardCache())]
     assert names == [item["name"] for item in data.val_set]
+    names += [item["name"] for item in ShardPairs(splits(Path("out"))["train"].shards, ShardCache())]
+    assert sorted(names) == sorted(["ulm/1", *NAMES[1:]])
     assert write_shards(root, tmp_path / "alone", val_share=0).pairs == {"train": 8}
 
 
