@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from genstab.data.decoders import PNG, TIFF, Header, max_pixels, pillow_header, png_header, tiff_header
-from genstab.data.formats import UNREAD
+from genstab.data.formats import EXTENSIONS, UNREAD
 from genstab.errors import InputError
 from genstab.runtime.files import write_whole
 
@@ -174,8 +174,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def writable(path: Path) -> Path:
-    """Return the path, with the suffix .png where `write_image` does not write the format of its own."""
-    return path if path.suffix.lower() in _HOLDS else path.with_suffix(".png")
+    """Return the path, with the suffix .png if it is of a format that is read but not written, such as GIF."""
+    return path.with_suffix(".png") if path.suffix.lower() in EXTENSIONS - _HOLDS.keys() else path
 
 
 def depth_of_format(path: str | Path, depth: int) -> int:
