@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import seed_everything
 from torch import nn
 
@@ -25,6 +25,7 @@ from genstab.evaluation.publish import publish
 from genstab.inference.eval_mode import value_range
 from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
+from genstab.inference.trained_on import read_alike
 from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
 from genstab.report.figures import animations_beside, save_animation, save_picture
@@ -54,6 +55,8 @@ def run_measure(config: DictConfig) -> float | None:
             config.data.check = "off"  # what is measured is read anyway
         if "on_error" in config.data:
             config.data.on_error = "raise"  # the command's own `on_error` decides
+        with open_dict(config.data):
+            read_alike(model, config.data)
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")
@@ -91,14 +94,15 @@ def run_predict(config: DictConfig) -> None:
             raise InputError(f"value_range={config.value_range} is not [min, max] with min < max")
         model = model_of(config.model)
         device = place(model, config.device)
-        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
+        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
+        read = {key: config[key] for key in ("input_range", "output_range", "source_labels", "source_interpolation")}
         # every other option may change the results
         made_by: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
-        for key in ("input", "output", "size", "device", *options):
+        for key in ("input", "output", "size", "device", *options, *read):
             del made_by[key]
         made_by["model"].pop("checkpoint")
         with value_range(model, least, greatest):
-            result = predict_folder(model, source, output, size=size, device=device, made_by=made_by, **options)
+            result = predict_folder(model, source, output, size=size, device=device, made_by=made_by, **options, **read)
     print(result.summary(output))
     for reason in result.failed.values():
         print(f"left out: {reason}", file=sys.stderr)

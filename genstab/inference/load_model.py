@@ -12,6 +12,7 @@ from torch import nn
 from genstab.errors import InputError
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
+from genstab.inference.trained_on import trained_on
 from genstab.inference.weights import fitting_weights
 from genstab.layers.filters import AntiAlias
 from genstab.networks.resnet import ResNetGenerator
@@ -165,4 +166,5 @@ def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
+    generator.trained_on = trained_on(checkpoint)  # type: ignore[assignment]  # not a tensor
     return generator.eval()
