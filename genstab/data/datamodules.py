@@ -34,6 +34,7 @@ from genstab.data.pairs import (
 )
 from genstab.data.reading import SIDES, Range, Reading, almost_constant, parse_ranges
 from genstab.data.sampler import EpochSampler, ResumableLoader
+from genstab.data.shares import share_of_crops
 from genstab.data.synthetic import SyntheticFacades
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 
@@ -68,8 +69,9 @@ class PairData(LightningDataModule):
             validated one by one.
         num_workers: worker processes of the loader; None: two less than the processors, at most 8. (On two processors
             a worker would take more time from the training than it saves.)
-        overlap_offset: if positive, crop a quarter of each training batch, at least one image, twice, up to this many
-            pixels apart; see `overlapping_crops`. A batch of one has no overlapping crops, and a warning says so.
+        overlap_offset: if positive, crop a quarter of each training batch of all processes, at least one image, twice,
+            up to this many pixels apart; see `overlapping_crops`. A batch of one has no overlapping crops, and a
+            warning says so.
         twin_reach: the name of `overlap_offset` in version 0.1.
 
     Raises:
@@ -97,10 +99,6 @@ class PairData(LightningDataModule):
             overlap_offset = twin_reach
         if overlap_offset:
             check_counts(overlap_offset=overlap_offset)
-            if batch_size == 1:
-                rank_zero_warn(
-                    f"overlap_offset={overlap_offset} does nothing with batch_size=1: set batch_size=2 or more"
-                )
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
         self.overlap_offset = overlap_offset
@@ -124,6 +122,11 @@ class PairData(LightningDataModule):
         """Return this process's training pairs, reshuffled every epoch by the seed of `seed_everything`, or 0."""
         trainer, seed = self.trainer, int(os.environ.get("PL_GLOBAL_SEED", 0))
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        if self.overlap_offset and self.batch_size * processes == 1:
+            rank_zero_warn(
+                f"data.overlap_offset={self.overlap_offset} does nothing with one process and data.batch_size=1: set "
+                "data.batch_size=2 or more"
+            )
         order = self._sampler(processes, rank, seed)
         collate = partial(collate_pairs, mixed=self.load_size is None)  # pairs of several sizes are cropped later
         return ResumableLoader(self.train_set, order, collate_fn=collate, **self._loading())
@@ -158,8 +161,7 @@ class PairData(LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             batch["source"], batch["target"] = self._augmented(batch["source"], batch["target"])
             if self.overlap_offset:
-                crops = overlapping_crops(batch["source"], batch["target"], self.overlap_offset)
-                batch |= crops._asdict()
+                batch |= self._crops(batch["source"], batch["target"])
         return batch
 
     def _augmented(self, source: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -169,6 +171,17 @@ class PairData(LightningDataModule):
         pairs = [self.augment(a[None], b[None]) for a, b in zip(source, target, strict=True)]
         sources, targets = zip(*pairs, strict=True)
         return torch.cat(sources), torch.cat(targets)
+
+    def _crops(self, source: Tensor, target: Tensor) -> dict[str, Any]:
+        """Return the overlapping crops of this process, and their weights."""
+        trainer = self.trainer
+        assert trainer is not None
+        batch_idx = trainer.fit_loop.batch_idx + 1  # of the batch that is about to begin
+        rows, *weights = share_of_crops(
+            trainer.train_dataloader, batch_idx, len(source), trainer.world_size, trainer.global_rank
+        )
+        crops = overlapping_crops(source, target, self.overlap_offset, rows)
+        return {**crops._asdict(), "pairs": len(rows.twice), "weights": tuple(weights)}
 
 
 class SyntheticData(PairData):

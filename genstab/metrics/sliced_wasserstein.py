@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from genstab.errors import InputError
 from genstab.layers.blur import blur_downsample2d, blur_upsample2d
 from genstab.layers.filters import taps
+from genstab.metrics.precision import KeepsPrecision
 
 PATCH = 7  # height and width of a patch
 PATCHES = 128  # per image and level
@@ -64,7 +64,7 @@ def sliced_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return 1000 * (along[0].sort(0).values - along[1].sort(0).values).abs().mean()
 
 
-class SlicedWasserstein(Metric):
+class SlicedWasserstein(KeepsPrecision):
     """Compute the sliced Wasserstein distance between the patches of outputs and targets; lower is better.
 
     This is the mean of `sliced_distance` over the levels of a Laplacian pyramid, with 128 patches per image and level.
