@@ -29,7 +29,7 @@ from genstab.data.decoders import (
     png_header,
     tiff_header,
 )
-from genstab.data.formats import UNREAD
+from genstab.data.formats import EXTENSIONS, UNREAD
 from genstab.data.reading import AS_STORED, Range, Reading
 from genstab.errors import InputError
 from genstab.runtime.files import write_whole
@@ -249,8 +249,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def writable(path: Path) -> Path:
-    """Return the path, with the suffix .png where `write_image` does not write the format of its own."""
-    return path if path.suffix.lower() in _HOLDS else path.with_suffix(".png")
+    """Return the path, with the suffix .png if it is of a format that is read but not written, such as GIF."""
+    return path.with_suffix(".png") if path.suffix.lower() in EXTENSIONS - _HOLDS.keys() else path
 
 
 def type_of_format(path: str | Path, dtype: str) -> str:
@@ -299,10 +299,11 @@ def write_image(
     suffix = path.suffix.lower()
     if suffix not in _HOLDS:
         raise InputError(f"cannot write {path}: {suffix!r} is not one of {', '.join(_HOLDS)}")
-    kind = np.dtype(dtype or f"uint{depth}")
-    if type_of_format(path, kind.name) != kind.name:
+    wanted = dtype or f"uint{depth}"
+    if (dtype is None and depth not in (8, 16)) or type_of_format(path, wanted) != wanted:
         bits = " or ".join(map(str, _HOLDS[suffix]))
         raise InputError(f"cannot write {path}: {suffix} has {bits} bits, not {dtype or depth}")
+    kind = np.dtype(wanted)
     if not image.is_floating_point() or image.ndim != 3:
         raise InputError(f"cannot write {path}: {image.dtype} {tuple(image.shape)} is not floating point (C, H, W)")
     allowed = _HOLDS[suffix][16 if kind == np.uint16 else 8]

@@ -44,7 +44,8 @@ class Wanted:
         channels_a, channels_b: of the images A and B.
         least: the least (H, W) that `what`, as named in messages, needs; None allows any.
         what: see `least`.
-        same_size: whether A and B of a pair must have the same size.
+        same_size: whether A and B of a pair must have the same size; one that lies beside an upright one is refused
+            anyway.
         convert: accept other channels where `converted` can convert them.
         reading_a, reading_b: how the pixels of A and B are read; of files with both images, as `reading_a`.
     """
@@ -80,10 +81,12 @@ class Wanted:
         else:
             self._check_channels(pair.b, "B", shape_b[0], self.channels_b)
             size_b = shape_b[1], shape_b[2]
-            if self.same_size and size != size_b:
+            turned = size == size_b[::-1]  # resized to one size they would not match
+            if size != size_b and (self.same_size or turned):
+                advice = "" if turned else ", or set data.load_size to resize both"
                 raise InputError(
                     f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(size_b)}{note}: "
-                    "A and B of a pair must have the same size, or set data.load_size to resize both"
+                    f"A and B of a pair must have the same size{advice}"
                 )
         if self.least and (size[0] < self.least[0] or size[1] < self.least[1]):
             raise InputError(
