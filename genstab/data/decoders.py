@@ -158,7 +158,7 @@ def png_header(file: BinaryIO, limit: int | None = None) -> Header:
 def tiff_header(file: BinaryIO, limit: int | None = None) -> Header:
     """Read the header of a TIFF with tifffile; use Pillow for what tifffile does not decode."""
     tiff = tifffile.TiffFile(file)
-    pictures = [series for series in tiff.series if not series.keyframe.subfiletype & _AUXILIARY]
+    pictures = [own for series in tiff.series if (own := _without_auxiliary(series)) is not None]
     if len(pictures) != 1:
         raise InputError(f"cannot read {file.name}: it holds {len(pictures)} images, not one")
     picture, page = pictures[0], pictures[0].keyframe
@@ -195,6 +195,18 @@ def tiff_header(file: BinaryIO, limit: int | None = None) -> Header:
     cure = "install the package imagecodecs to read it" if packed else "save it as grey or RGB"
     what = f"{page.compression!r}, {page.photometric!r} at {bits} bits in {page.samplesperpixel} channels"
     raise InputError(f"cannot read {file.name}: {what}; {cure}")
+
+
+def _without_auxiliary(series: tifffile.TiffPageSeries) -> tifffile.TiffPageSeries | None:
+    """Return a series without masks, overviews and thumbnails, which tifffile takes for more images of a stack."""
+    own = []
+    for page in series.pages:
+        full = page if isinstance(page, tifffile.TiffPage) else series.keyframe  # the others have no tags of their own
+        if not full.subfiletype & _AUXILIARY:
+            own.append(page)
+    if len(own) == 1 < len(series.pages):
+        return tifffile.TiffPageSeries(own)
+    return series if own else None
 
 
 def _geotiff(page: Any) -> list[Tag]:
