@@ -14,6 +14,8 @@ from genstab.data.image_io import depth_of_format, image_depth, image_shape, rea
 from genstab.data.paths import find_images, hxw
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
+from genstab.inference.input_size import padded_calls
+from genstab.inference.value_range import Values, converted_calls
 from genstab.runtime.files import PART
 
 
@@ -61,6 +63,8 @@ def predict(
     overwrite: bool = False,
     on_error: str = "raise",
     device: str | torch.device = "cpu",
+    values: Sequence[Values] = (Values(),),
+    notes: list[str] | None = None,
 ) -> Predicted:
     """Apply a generator to the images in a folder, and write the results under the same names to another folder.
 
@@ -79,6 +83,9 @@ def predict(
         on_error: `raise` at the first image that fails (before anything is written, if its header shows the problem),
             or `skip` such images.
         device: device of the generator.
+        values: what the values of its images mean, see `genstab.inference.value_range.parse_values`; of several the
+            one that fits is found by trying.
+        notes: gets lines about what was found by trying.
 
     Raises:
         InputError: a folder or option is invalid, or an image cannot be read, processed or written.
@@ -100,7 +107,13 @@ def predict(
             continue
         with result.leave_out(name, on_error):
             jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(path, image_depth(path))))
-    with inference(generator) as call, tqdm(total=len(jobs), unit="image", disable=None) as bar:
+    found: list[str] = [] if notes is None else notes
+    with (
+        inference(generator) as native,
+        padded_calls(generator, native, found) as padded,
+        converted_calls(generator, padded, values, found) as call,
+        tqdm(total=len(jobs), unit="image", disable=None) as bar,
+    ):
         for batch in _batches(jobs, batch_size, size):
             images: dict[_Job, Tensor] = {}
             for job in batch:

@@ -251,8 +251,10 @@ class Asserting(nn.Module):
 def test_what_the_author_of_a_network_asserts_is_heeded(tmp_path):
     found = measure(Asserting(), Items(noise(3, 48, 48)), tmp_path, Options(**SMALL))
     assert found.summary["val/shift_psnr_crop"] == 100
-    with pytest.raises(InputError, match=r"cannot take 0\.png \(1, 3, 48, 40\): sides must be multiples of 16"):
-        measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Options(**SMALL))
+    found = measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Options(**SMALL))
+    assert found.notes == ["the model takes multiples of 16: images are cut to their centre, 48×32 of 0.png"]
+    with pytest.raises(InputError, match=r"cannot take 0\.png \(1, 3, 15, 40\): sides must be multiples of 16"):
+        measure(Asserting(), Items(noise(3, 15, 40)), tmp_path, Options(**SMALL))
 
 
 def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):

@@ -357,7 +357,7 @@ def broken(build, change, path):
         (
             lambda: Unet(5, "none", False, 3, 3),
             lambda s: s.update({"model.model.0.weight": 3}),
-            r"x.pth is not a checkpoint of .*; its first keys: model.model.0.weight, ",
+            r"model.model.0.weight is missing or not of a convolution$",
         ),
     ],
 )
