@@ -177,7 +177,7 @@ class _Measurement:
         if found is None:
             if output is not None:
                 return output  # its size is explained where shifts need it
-            raise InputError(f"{failure}{advice(self.call, batch.source)}") from failure
+            raise InputError(f"{failure}{advice(self.model, self.call, batch.source)}") from failure
         self.size = found
         self._cut(batch)
         size = hxw(batch.source.shape[2:])

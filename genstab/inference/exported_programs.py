@@ -151,13 +151,16 @@ def _exported(path: Path, conventions: Conventions) -> Program:
     dtype, declared = taken[images_name].dtype, shapes[images_name]
     lengths = [length if isinstance(length, int) else None for length in declared]
     layout = conventions.layout or layout_of(lengths)
-    constants = {name: torch.as_tensor(value) for name, value in conventions.inputs.items()}
+    constants = {
+        name: _constant_of(path, name, value, taken[name].dtype, shapes[name])
+        for name, value in conventions.inputs.items()
+    }
 
     def load(device: torch.device) -> _Run:
         module = move_to_device_pass(program, device).module()
 
         def run(images: Tensor) -> Tensor:
-            given = {name: value.to(images.device, taken[name].dtype) for name, value in constants.items()}
+            given = {name: value.to(images.device) for name, value in constants.items()}
             given[images_name] = _to_layout(images.to(dtype), layout)
             try:
                 return _from_layout(module(*(given[name] for name in taken)), layout)
@@ -226,6 +229,19 @@ def _onnx(path: Path, conventions: Conventions) -> Program:
         return run
 
     return Program(path.name, load, _nchw(lengths, layout), output=conventions.output if len(outputs) > 1 else None)
+
+
+def _constant_of(path: Path, name: str, value: Any, dtype: torch.dtype, shape: Sequence[Any]) -> Tensor:
+    """Return a constant input of an exported program, expanded to the declared shape where that is fixed."""
+    tensor = torch.as_tensor(value, dtype=dtype)
+    if not all(isinstance(length, int) for length in shape):
+        return tensor
+    try:
+        return tensor.expand(shape)
+    except RuntimeError:
+        had = list(tensor.shape)
+        what = f"model.inputs.{name} of shape {had} does not fit {path.name}: it takes {list(shape)}"
+        raise InputError(what) from None
 
 
 def _onnx_constant(path: Path, declared: Any, value: Any, batch: Any) -> Callable[[int], np.ndarray]:

@@ -69,13 +69,19 @@ def fits(output: Tensor, images: Tensor) -> bool:
 def find_input_size(model: nn.Module, call: Call, images: Tensor) -> InputSize | None:
     """Find which sizes a model takes that does not take these images (N, C, H, W); None if there is none among them."""
     height, width = images.shape[2:]
-    if isinstance(model, Program) and isinstance(model.shape[2], int) and isinstance(model.shape[3], int):
-        return InputSize(fixed=(model.shape[2], model.shape[3]))
+    if (declared := declared_size(model)) is not None:
+        return InputSize(fixed=declared)
     choices = [InputSize(multiple) for multiple in MULTIPLES] + [InputSize(fixed=(side, side)) for side in SIDES]
     for each in choices:
         if min(size := each.of(height, width)) and takes(call, centre(images[:1], size)):
             return each
     return None
+
+
+def declared_size(model: nn.Module) -> Size | None:
+    """Return the (height, width) that a program declares, None if it takes others too or does not say."""
+    height, width = model.shape[2:] if isinstance(model, Program) else (None, None)
+    return None if height is None or width is None else (height, width)
 
 
 def takes(call: Call, images: Tensor) -> bool:
@@ -87,10 +93,12 @@ def takes(call: Call, images: Tensor) -> bool:
             return False
 
 
-def advice(call: Call, images: Tensor) -> str:
+def advice(model: nn.Module, call: Call, images: Tensor) -> str:
     """Say in a few words what a model takes that fails on images (N, C, H, W); empty if that is not found."""
     height, width = images.shape[2:]
     one = images[:1]
+    if declared := declared_size(model):
+        return f": resize them by size=[{declared[0]},{declared[1]}]" if declared != (height, width) else ""
     for channels in CHANNELS:
         if channels != images.shape[1] and takes(call, one[:, :1].expand(-1, channels, -1, -1)):
             return f"; it takes images of {channels} channel{'s' * (channels > 1)}"
@@ -142,7 +150,7 @@ def padded_calls(model: nn.Module, call: Call, notes: list[str]) -> Iterator[Cal
         except ModelError as error:
             failure = error
         other = found
-        if found.is_any and min(images.shape[2:]) > 1:
+        if found.is_any and declared_size(model) is None:
             for multiple in MULTIPLES:
                 found = InputSize(multiple)
                 if takes(padded, images[:1]):
@@ -150,7 +158,7 @@ def padded_calls(model: nn.Module, call: Call, notes: list[str]) -> Iterator[Cal
                     return padded(images)
             found = other
         if failure is not None:
-            raise InputError(f"{failure.reason}{advice(call, images)}") from failure
+            raise InputError(f"{failure.reason}{advice(model, call, images)}") from failure
         return output
 
     yield generate

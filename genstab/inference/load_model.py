@@ -216,15 +216,13 @@ def load_generator(
         for key, value in checkpoint["state_dict"].items()
         if isinstance(key, str) and key.startswith(PREFIX) and isinstance(value, Tensor)
     }
+    problems = mismatches(state, described_state(path, network, config, state))
+    if problems:
+        raise InputError(f"{path} does not fit the generator that it describes: {problems}")
     try:
-        arguments = {**config, "antialias": AntiAlias(**config["antialias"])}
-        if problems := mismatches(state, described_state(path, network, arguments, state)):
-            raise InputError(f"{path} does not fit the generator that it describes: {problems}")
-        generator = network(**arguments)
+        generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
         generator.load_state_dict(state)
-    except InputError:
-        raise
-    except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
     return generator.eval()

@@ -142,8 +142,12 @@ def described_state(
     for key, value in weights.items():
         if value.layout is torch.strided and value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise InputError(f"{path} claims {_shape(value)} numbers in {key}, but holds fewer")
-    with torch.device("meta"):
-        return network(**{**config, "antialias": None}).state_dict()
+    try:
+        with torch.device("meta"):
+            return network(**{**config, "antialias": None}).state_dict()
+    except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit the generator that it describes: {said}") from error
 
 
 def _shape(tensor: Tensor) -> str:
