@@ -94,10 +94,14 @@ def run_predict(config: DictConfig) -> None:
         model = model_of(config.model, notes)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
+        # every other option may change the results
+        made_by = {
+            key: each for key, each in plain.items() if key not in ("input", "output", "size", "device", *options)
+        }
+        made_by["model"] = {key: each for key, each in plain["model"].items() if key != "checkpoint"}
+        given = {"values": values, "notes": notes, "made_by": made_by, **options}
         try:
-            result = predict_folder(
-                model, source, output, size=size, device=device, values=values, notes=notes, **options
-            )
+            result = predict_folder(model, source, output, size=size, device=device, **given)
         finally:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
@@ -132,9 +136,11 @@ def run_report(config: DictConfig) -> None:
 
 def run_shard(config: DictConfig) -> None:
     """Write shards as `config` says; print a summary."""
-    options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
+    options = {key: config[key] for key in ("size", "seed", "check", "on_error", "convert", "val_share", "val_seed")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
+    if written.held:
+        print(written.held)
     print(written.summary(config.output))
     for reason in written.left_out:
         print(f"left out: {reason}", file=sys.stderr)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from genstab.errors import InputError, check_choice
 from genstab.inference.weights import Weights, choose, described_state, mismatches, state_dicts
@@ -127,7 +126,7 @@ def cyclegan_generator(
     prefix: str | None = None,
     kind: str | None = None,
     notes: list[str] | None = None,
-) -> nn.Module:
+) -> UNet | ResNetGenerator:
     """Return the network of a file's content.
 
     Args:
@@ -169,7 +168,7 @@ def cyclegan_generator(
         config["dropout"] = 0.5 if layers["blocks.0.conv2"].endswith(("6", "4")) else 0.0
         config["block_padding"] = which_padding(path, layers, padding, notes)
         config |= _blurs(path, weights, blurs)
-    network = UNet if unet else ResNetGenerator
+    network: type[UNet] | type[ResNetGenerator] = UNet if unet else ResNetGenerator
     state = described_state(path, network, config, weights)
     biased = f"{first}.bias" in weights
     names = {}  # of our tensors in the file

@@ -4,6 +4,7 @@ Such a file is a program: load only files that you trust. Pickled objects and co
 are refused without running them.
 """
 
+import hashlib
 import logging
 import os
 import zipfile
@@ -55,6 +56,8 @@ class Program(nn.Module):
         output: index or key of the output, if there are several.
         parameter_count: number of parameters, if the file tells.
 
+    `sha256` is the digest of its file, for `genstab.inference.predict_record.model_digest`.
+
     Raises:
         InputError: in `forward`, if the program cannot take the images.
     """
@@ -71,6 +74,7 @@ class Program(nn.Module):
         self.name, self.load, self.shape, self.parameter_count = name, load, tuple(shape), parameter_count
         self.output = output
         self.run, self.device = load(_CPU), _CPU
+        self.sha256 = ""
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the program on (N, C, H, W), for any N."""
@@ -100,7 +104,10 @@ class Program(nn.Module):
 def load_program(path: Path, kind: str, conventions: Conventions | None = None) -> Program:
     """Return the program in a file of kind `TORCHSCRIPT`, `EXPORTED` or `ONNX`, in eval mode, on the CPU."""
     read = {TORCHSCRIPT: _torchscript, EXPORTED: _exported, ONNX: _onnx}[kind]
-    return read(path, conventions or Conventions()).eval()
+    program = read(path, conventions or Conventions()).eval()
+    with path.open("rb") as file:
+        program.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return program
 
 
 def _torchscript(path: Path, conventions: Conventions) -> Program:

@@ -71,10 +71,17 @@ def find_input_size(model: nn.Module, call: Call, images: Tensor) -> InputSize |
     height, width = images.shape[2:]
     if (declared := declared_size(model)) is not None:
         return InputSize(fixed=declared)
-    choices = [InputSize(multiple) for multiple in MULTIPLES] + [InputSize(fixed=(side, side)) for side in SIDES]
-    for each in choices:
-        if min(size := each.of(height, width)) and takes(call, centre(images[:1], size)):
-            return each
+    for multiple in MULTIPLES:
+        size = InputSize(multiple).of(height, width)
+        if not (min(size) and takes(call, centre(images[:1], size))):
+            continue
+        # A second size tells multiples from the one size that is a multiple, too.
+        narrower = (size[0], size[1] - multiple) if size[1] > multiple else (size[0] - multiple, size[1])
+        several = min(narrower) > 0 and takes(call, centre(images[:1], narrower))
+        return InputSize(multiple) if several else InputSize(fixed=size)
+    for side in SIDES:
+        if side <= min(height, width) and takes(call, centre(images[:1], (side, side))):
+            return InputSize(fixed=(side, side))
     return None
 
 
