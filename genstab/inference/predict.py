@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from genstab.data.paths import find_images, hxw, shortened
 from genstab.data.reading import Reading, almost_constant, parse_range, resized
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
+from genstab.inference.input_size import padded_calls
 from genstab.inference.predict_record import RECORD, Stamp, model_digest, read_record, recording, stamp
+from genstab.inference.value_range import Values, converted_calls
 from genstab.runtime.files import remove_parts
 
 
@@ -70,8 +73,10 @@ def predict(
     overwrite: bool = False,
     on_error: str = "raise",
     device: str | torch.device = "cpu",
-    input_range: Sequence[float] | None = None,
-    output_range: Sequence[float] | None = None,
+    values: Sequence[Values] = (Values(),),
+    notes: list[str] | None = None,
+    source_range: Sequence[float] | None = None,
+    target_range: Sequence[float] | None = None,
     source_labels: int | None = None,
     source_interpolation: str | None = None,
     max_megapixels: float | None = None,
@@ -99,10 +104,13 @@ def predict(
         on_error: `raise` at the first image that fails (before anything is written, if its header shows the problem),
             or `skip` such images.
         device: device of the generator.
-        input_range: the values that become −1 and 1, of images that are not of 8 bits; None: what the generator was
+        values: what the values of its images mean, see `genstab.inference.value_range.parse_values`; of several the
+            one that fits is found by trying.
+        notes: gets lines about what was found by trying.
+        source_range: the values that become −1 and 1, of images that are not of 8 bits; None: what the generator was
             trained on, as its checkpoint says, or the range of the type.
-        output_range: the values that −1 and 1 become in results of the type of such images, for example `int16`; None:
-            that of the training, or else `input_range`. A generator trained on targets of 8 bits writes 8 bits.
+        target_range: the values that −1 and 1 become in results of the type of such images, for example `int16`; None:
+            that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits.
         source_labels, source_interpolation: see `genstab.data.reading.Reading`; None: as in the training.
         max_megapixels: the most pixels of an image, in millions; None: 179.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
@@ -118,10 +126,10 @@ def predict(
     _check_output(source, output, recursive)
     _check_targets(paths)
     reading, ranges = _reading(
-        generator, input_range, output_range, source_labels, source_interpolation, max_megapixels
+        generator, source_range, target_range, source_labels, source_interpolation, max_megapixels
     )
     depends = {"sha256": model_digest(generator), "size": size, **(made_by or {})}
-    depends |= {"input_range": reading.value_range, "source_labels": reading.labels, **ranges}
+    depends |= {"source_range": reading.value_range, "source_labels": reading.labels, **ranges}
     kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
     if not overwrite:
@@ -129,7 +137,7 @@ def predict(
     result = Predicted()
     jobs: list[_Job] = []
     unknown: list[str] = []
-    notes = HeaderNotes()
+    headers = HeaderNotes()
     for path in paths:
         name = path.relative_to(source).as_posix()
         target = writable(output / name)
@@ -142,7 +150,7 @@ def predict(
                     result.present.append(name)
                     continue
             info = image_info(path, reading)
-            notes.see(path, info)
+            headers.see(path, info)
             jobs.append(_Job(name, path, target, info.shape, state, _written(info, target, reading, ranges)))
     if unknown:
         raise InputError(
@@ -152,12 +160,16 @@ def predict(
     _check_links([writable(output / path.relative_to(source)) for path in paths], paths, output)
     if not jobs:
         return result
-    for line in notes.lines():
-        warnings.warn(line, stacklevel=2)
+    found: list[str] = [] if notes is None else notes
+    say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
+    for line in headers.lines():
+        say(line)
     looked = False
     with (
         recording(output, kept, [job.name for job in jobs], overwrite) as done,
-        inference(generator) as call,
+        inference(generator) as native,
+        padded_calls(generator, native, found) as padded,
+        converted_calls(generator, padded, values, found) as call,
         tqdm(total=len(jobs), unit="image", disable=None) as bar,
     ):
         for batch in _batches(jobs, batch_size, size):
@@ -168,7 +180,7 @@ def predict(
                     images[job] = image if size is None else resized(image, size, reading.interpolation)
             if images:
                 if not looked and (empty := almost_constant(torch.stack(list(images.values())))):
-                    warnings.warn(f"in the first batch, {empty}", stacklevel=2)
+                    say(f"in the first batch, {empty}")
                 looked = True
                 _generate(images, call, size is None, device, result, on_error, done)
             bar.update(len(batch))
@@ -195,8 +207,8 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
 
 def _reading(
     generator: nn.Module,
-    input_range: Sequence[float] | None,
-    output_range: Sequence[float] | None,
+    source_range: Sequence[float] | None,
+    target_range: Sequence[float] | None,
     labels: int | None,
     interpolation: str | None,
     max_megapixels: float | None,
@@ -205,20 +217,20 @@ def _reading(
     trained = getattr(generator, "trained_on", {})
     sides = trained.get("value_range", {})
     reading = Reading(
-        parse_range("input_range", input_range if input_range is not None else sides.get("source")),
+        parse_range("source_range", source_range if source_range is not None else sides.get("source")),
         labels or trained.get("source_labels"),
         interpolation or trained.get("source_interpolation", "bilinear"),
         max_megapixels,
     )
-    written = parse_range("output_range", output_range if output_range is not None else sides.get("target"))
+    written = parse_range("target_range", target_range if target_range is not None else sides.get("target"))
     if written is None and "target" not in sides:
         written = reading.value_range
-    return reading, {"output_range": written}
+    return reading, {"target_range": written}
 
 
 def _written(info: ImageInfo, target: Path, reading: Reading, ranges: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a result is written: in the type of its source, if that has a range of values or is unsigned."""
-    written = ranges["output_range"]
+    written = ranges["target_range"]
     own = info.dtype == "uint8" or (written is None and (reading.value_range or info.dtype != "uint16"))
     dtype = "uint8" if own or reading.labels else type_of_format(target, info.dtype)
     tags = info.tags if info.orientation == 1 and target.suffix.lower() in (".tif", ".tiff") else ()

@@ -99,9 +99,9 @@ def test_the_range_is_found_in_the_training_split_kept_and_used_by_predict_and_m
     identity.trained_on = model.generator.trained_on  # 8-bit targets: 8-bit results
     predict(identity, tmp_path / "trainA", tmp_path / "out")
     assert tifffile.imread(tmp_path / "out/1.tif").flatten()[[0, 3]].tolist() == [255, 128]
-    predict(nn.Identity(), tmp_path / "trainA", tmp_path / "heights", input_range=[-100, 3900])
+    predict(nn.Identity(), tmp_path / "trainA", tmp_path / "heights", source_range=[-100, 3900])
     assert (tifffile.imread(tmp_path / "heights/1.tif") == heights(1)).all()
-    with pytest.raises(InputError, match=r"results output_range=.*overwrite=true"):
+    with pytest.raises(InputError, match=r"results target_range=.*overwrite=true"):
         predict(identity, tmp_path / "trainA", tmp_path / "heights")
 
 
@@ -226,7 +226,7 @@ def test_the_tags_of_a_geotiff_stay_and_fit_the_size_of_the_result(tmp_path):
     assert pixel_range(tmp_path / "in/a.tif") == (values[values >= 0].min(), values.max())  # without what is no data
     for model, ratio in ((nn.Identity(), 1), (nn.Upsample(scale_factor=2), 2)):
         out = tmp_path / f"out{ratio}"
-        predict(model, tmp_path / "in", out, input_range=[0, 10000])
+        predict(model, tmp_path / "in", out, source_range=[0, 10000])
         with tifffile.TiffFile(out / "a.tif") as tiff:
             tags = {code: tiff.pages.first.tags.valueof(code) for code, *_ in GEO}
             assert tiff.pages.first.dtype == np.int16
