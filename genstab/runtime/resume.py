@@ -17,7 +17,8 @@ LAST = "last"
 # The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
-    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images",
+    "data.max_megapixels", "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size",
+    "data.val_images",
     "discriminator_prefix", "generator_prefix", "init_from", "init_from_d", "logger", "model.compile", "on_nan",
     "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip

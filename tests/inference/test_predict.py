@@ -127,7 +127,7 @@ def test_what_changed_since_is_done_again_and_no_other_is_read(images, tmp_path,
     predict(nn.Identity(), images, out)
     paint(images, "2.png", size=(5, 6))
     read = []
-    monkeypatch.setattr(predict_module, "read_image", lambda path: read.append(path.name) or read_image(path))
+    monkeypatch.setattr(predict_module, "read_image", lambda path, reading: read.append(path.name) or read_image(path))
     result = predict(nn.Identity(), images, out)
     assert (result.written, len(result.present), read) == (["2.png"], 9, ["2.png"])
     assert read_image(out / "2.png").equal(read_image(images / "2.png"))

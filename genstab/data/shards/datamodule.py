@@ -85,6 +85,8 @@ class ShardData(PairedData):
         if self.check != "off":
             least = Pair("", Path(f"the smallest pair for {split}"), Path(f"the smallest pair for {split}"))
             channels_a, channels_b = found.channels or self._channels_ab()
+            if self.readings["source"].labels:  # of which the index does not know
+                channels_a, channels_b = self._ab(self.channels[0], self._ab(channels_a, channels_b)[1])
             wanted.check(least, (channels_a, *found.least), (channels_b, *found.least))
             if found.channels is None and not self.convert:
                 raise InputError(
@@ -98,6 +100,10 @@ class ShardData(PairedData):
             found.shards, self.cache, 2 if split == "val" else self.window + 1, direction=self.direction, size=size,
             wanted=wanted, on_error=self.on_error,
         )  # fmt: skip
+
+    def _find_ranges(self) -> None:
+        if self.auto:
+            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
 
     def _dataset(self, split: str) -> ShardPairs:
         data = self._pairs(split)
