@@ -29,6 +29,7 @@ from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
 from genstab.report.figures import distance_grids, feature_map_picture, save_picture, write_exhibits
 from genstab.runtime.files import MEASUREMENTS, read_json, write_json
+from genstab.runtime.run_folder import MEASURED, check_measurable
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
@@ -53,13 +54,12 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: Mea
     if options.corruptions and options.corruptions["baseline"]:
         read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # fail early if it is missing
     folder = Path(folder)
+    check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     in_range = value_range(model, *options.value_range) if tuple(options.value_range) != (-1, 1) else nullcontext()
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
     with in_range, _same_buffers(model), inference(model, options.dtype) as call:
-        results = _Measurement(model, call, folder, options).run(dataset)
-    write_json(folder / MEASUREMENTS, results.measurements)
-    return results
+        return _Measurement(model, call, folder, options).run(dataset)
 
 
 @contextmanager
@@ -115,17 +115,17 @@ class _Measurement:
             self._features(first.source, rolled)
         with self._noted("corruptions"):
             self._corruptions(first)
+        decibels: dict[Shift, float] = {}
         if rolled is not None:
-            decibels: dict[Shift, float] = {}
             with self._noted("map"):
                 decibels = self._map(first, rolled)
+        for name in MEASURED:
+            (self.folder / name).unlink(missing_ok=True)  # of an earlier measurement
+        write_json(self.folder / MEASUREMENTS, results.measurements)  # first, as it tells whose the others are
+        if rolled is not None:
             self._pictures(first, rolled, decibels)
-        for key in ("features", "corruptions", "samples", "shift_map"):
-            path = self.folder / f"{key}.png"
-            if key in results.pictures:
-                save_picture(results.pictures[key], path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier measurement
+        for key, picture in results.pictures.items():
+            save_picture(picture, self.folder / f"{key}.png")
         return results
 
     def _batches(self, dataset: Dataset, number: int) -> Iterator[Batch]:
