@@ -278,6 +278,10 @@ def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str,
     baseline = read_json(Path(folder, MEASUREMENTS)).get(key)
     if baseline is None:
         raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} has no {key}")
-    if baseline["images"] != part["images"]:
-        raise InputError(f"corruptions.baseline={folder} was measured on {baseline['images']}, not {part['images']}")
-    return relative_corruption_error(part["errors"], baseline["errors"], part["severities"], baseline["severities"])
+    try:
+        images, errors, severities = baseline["images"], baseline["errors"], baseline["severities"]
+        if images != part["images"]:
+            raise InputError(f"corruptions.baseline={folder} was measured on {images}, not {part['images']}")
+        return relative_corruption_error(part["errors"], errors, part["severities"], severities)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} is no measurement's") from error
