@@ -23,6 +23,7 @@ def quieten() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own error names the file
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "You requested to overfit but enabled train dataloader shuffling")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run
 
 

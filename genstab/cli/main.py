@@ -28,6 +28,7 @@ from genstab.cli.arguments import (
 from genstab.cli.check_config import check_head, check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.model_options import check_model
+from genstab.cli.recorded import without_values
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
 from genstab.runtime.process_state import process_state_restored
@@ -152,6 +153,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _launch(name: str, *given: object) -> None:
     """Run the job of a command on `conf/NAME.yaml` with the overrides in `sys.argv`; `given` are further arguments."""
+    if any(word.startswith("run_name=") for word in sys.argv[1:]) or not os.environ.get("WANDB_NAME"):
+        os.environ.pop("WANDB_NAME", None)  # it comes after the command line, and empty it is none
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, so that we print them in one line
     command = COMMANDS[name]
     errors: list[InputError] = []
@@ -168,6 +171,7 @@ def _launch(name: str, *given: object) -> None:
         except InputError as error:
             if by_submitit():
                 raise  # another process waits for it
+            error = InputError(without_values(str(error), config))
             errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
+from genstab.cli.recorded import recorded
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
@@ -59,12 +60,12 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
             config.update(check_begun(path, checkpoint, config))
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        record = recorded(config)
         place = checkpoint[RESUME] if checkpoint else {}
-        over = bool(place) and is_over(place, plain)
+        over = bool(place) and is_over(place, config.trainer)
         if checkpoint and over and (written := Path(config.output_dir) / SUMMARY).is_file():
             summary = read_json(written)
-            if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), plain):
+            if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), record):
                 say(f"Nothing left to do: all {summary['steps']} batches are done, see {written}")
                 return summary.get("val/shift_psnr")
         rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
@@ -88,8 +89,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
-        callbacks.append(ending := RunSummary(config.output_dir, plain, begun))
+        callbacks.append(ending := RunSummary(config.output_dir, record, begun))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
+        if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
+            limit = config.trainer.get("limit_val_batches")
+            trainer.limit_val_batches = 1.0 if limit is None else limit
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         data.trainer = trainer  # which tells whether there is a validation
@@ -98,7 +102,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         data.setup("fit")  # errors in the data come before a run is logged
         if checkpoint:
             step = data.batch_size * trainer.world_size
-            check_fit(path, checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
+            check_fit(path, checkpoint, model, len(data.train_set), step, record, trainer.max_epochs)  # type: ignore[arg-type]
             del checkpoint  # Lightning reads it again
         # the weights, and Adam's two means of each
         check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
@@ -111,8 +115,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             try:
                 for each in trainer.loggers:
                     outlive(each)
-                    each.log_hyperparams({**plain, **ending.provenance})
-                with _workers_follow(config, processes), report_lost_process(trainer, _to_resume(config), processes):
+                    each.log_hyperparams({**record, **ending.provenance})
+                with (
+                    _workers_follow(config, record, processes),
+                    report_lost_process(trainer, _to_resume(config), processes),
+                ):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:
                 for each in trainer.loggers:
@@ -178,14 +185,15 @@ def _to_resume(config: DictConfig) -> str:
 
 
 @contextmanager
-def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterator[None]:
+def _workers_follow(config: DictConfig, record: dict[str, Any], processes: Rendezvous | None) -> Iterator[None]:
     """Make the other processes use the config of this job and not their command line.
 
     Lightning starts ranks 1, 2, … with the command line of rank 0; torchrun and SLURM start all ranks with the same
-    one. With `-m` that would be the whole sweep, without it another run folder. Afterwards the process group is
-    destroyed and the environment restored, for the next job of a sweep.
+    one. With `-m` that would be the whole sweep, without it another run folder. Each process reads the environment
+    variables that the config names itself. Afterwards the process group is destroyed and the environment restored, for
+    the next job of a sweep.
     """
-    text = OmegaConf.to_yaml(config, resolve=True)
+    text = OmegaConf.to_yaml(OmegaConf.create(record))
     with process_state_restored():
         if processes is None:
             os.environ[WORKER_CONFIG] = text
