@@ -1,6 +1,7 @@
 """The command line: compose and check the config of a command, and only then import its job, and torch with it."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,22 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that `sys.argv[1]` names."""
+    """Run the command that `sys.argv[1]` names; end without a word if whoever reads its output has read enough."""
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout, 0)  # for errors alone
+        if not output.poll(0):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(SIGNALLED + signal.SIGPIPE)
+
+
+def _run() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         train()  # Lightning starts the other processes without the name of the command
         return
