@@ -41,6 +41,16 @@ def check_launcher(words: Sequence[str]) -> None:
                 raise InputError(f"{size}: {word} needs a number, the same for all jobs")
 
 
+def name_networks(words: Sequence[str]) -> list[str]:
+    """Let `model.generator=NAME` choose a file of `conf/model/generator`, as `model/generator=NAME` does in Hydra.
+
+    >>> name_networks(["model.generator=resnet", "model.discriminator=pixel,patchgan", "model.generator.channels=64"])
+    ['model/generator=resnet', 'model/discriminator=pixel,patchgan', '++model.generator.channels=64']
+    """
+    choice = re.compile(r"model\.(generator|discriminator)=(?=[^=\s{\[$'\"]+$)")
+    return to_overrides([choice.sub(r"model/\1=", word) if choice.match(word) else word for word in words])
+
+
 def to_overrides(words: Sequence[str]) -> list[str]:
     """Quote paths, and let `GROUP.KEY=` add a key to a group that `check_options` compares with a signature.
 

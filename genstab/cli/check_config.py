@@ -55,6 +55,17 @@ def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise InputError(f"{key} is not known: did you mean {close[0]}?")
 
 
+def check_head(generator: Mapping[str, Any]) -> None:
+    """Raise an `InputError` where `antialias=stable` sets the U-Net's `head` and another network was chosen."""
+    target = generator.get("_target_", "")
+    signature = signature_of(target) if isinstance(target, str) else None
+    if "head" in generator and signature and not signature.is_open and "head" not in signature.types:
+        raise InputError(
+            f"model.generator.head={written(generator['head'])}, which antialias=stable sets, is not known to {target}"
+            ": choose another antialias, or ~model.generator.head for the other parts of the recipe"
+        )
+
+
 def check_training(config: Mapping[str, Any]) -> None:
     """Raise an `InputError` for options of a training run that have the right types but make no sense together."""
     check_seed(config["seed"])

@@ -18,8 +18,15 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
 
-from genstab.cli.arguments import MULTIRUN, check_launcher, check_words, name_runs, to_overrides
-from genstab.cli.check_config import check_keys, check_options, check_seed, check_training, check_type
+from genstab.cli.arguments import (
+    MULTIRUN,
+    check_launcher,
+    check_words,
+    name_networks,
+    name_runs,
+    to_overrides,
+)
+from genstab.cli.check_config import check_head, check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
@@ -65,6 +72,8 @@ class Command:
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
         model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
+        if isinstance(generator := model.get("generator"), dict):
+            check_head(generator)
         check_options({**config, "model": model})
         types = signature.types if (signature := signature_of(self.used_by)) else {}
         for key in types.keys() & config.keys():
@@ -78,7 +87,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("genstab.cli.submitit:run_wherever"),
+    "train": Command("genstab.cli.submitit:run_wherever", overrides=name_networks),
     "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions"),
     "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict"),
     "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),

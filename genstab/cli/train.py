@@ -92,6 +92,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
+        data.trainer = trainer  # which tells whether there is a validation
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # errors in the data come before a run is logged

@@ -17,8 +17,9 @@ LAST = "last"
 # The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
-    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images", "init_from",
-    "init_from_d", "logger", "model.compile", "on_nan", "output_dir", "run_name", "run_prefix", "trainer",
+    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images",
+    "discriminator_prefix", "generator_prefix", "init_from", "init_from_d", "logger", "model.compile", "on_nan",
+    "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
 FIXED = ("trainer.precision",)
 MOST = 8  # differences that an error lists
