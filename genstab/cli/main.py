@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from genstab.cli.arguments import (
     MULTIRUN,
@@ -170,8 +170,8 @@ def _launch(name: str, *given: object) -> None:
         nonlocal started
         started = True
         try:
+            check_keys(config, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # groups of keys
             plain = _plain(config)
-            check_keys(plain, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # a group of keys
             command.check(plain)
             return resolve_name(command.job)(config, *given)
         except InputError as error:
@@ -180,7 +180,7 @@ def _launch(name: str, *given: object) -> None:
             errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
-    with _one_line_errors():
+    with _one_line_errors(name):
         check_launcher(sys.argv[1:])
         sys.argv[1:] = command.overrides(sys.argv[1:])
         check_words(sys.argv[1:])
@@ -202,15 +202,20 @@ def _launch(name: str, *given: object) -> None:
             raise errors[-1]
 
 
+def _defaults(command: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(command)
+
+
 def _plain(config: DictConfig) -> dict[str, Any]:
-    try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]  # a dict
-    except MissingMandatoryValue as error:
-        raise InputError(f"Missing mandatory value: {error.full_key}") from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        options = " ".join(f"{key}={'NAME' if key == 'entity' else 'DIR'}" for key in missing)
+        raise InputError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: add {options}")
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]  # a dict
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(command: str = "train") -> Iterator[None]:
     """End the program with one line if the input or the command line is to blame."""
     try:
         yield
@@ -222,7 +227,7 @@ def _one_line_errors() -> Iterator[None]:
     except (CompactHydraException, InterpolationResolutionError, GrammarParseError) as error:
         if isinstance(error, InstantiationException):
             raise
-        sys.exit(f"genstab: {one_line(error)}")
+        sys.exit(f"genstab: {one_line(error, lambda: _defaults(command))}")
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise
