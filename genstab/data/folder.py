@@ -1,5 +1,6 @@
 """Images without targets, and images in a folder per class: for measuring, not for training."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from genstab.data.channels import converted, is_convertible
 from genstab.data.datamodules import as_size
 from genstab.data.image_io import image_shape, read_image, resized
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
-from genstab.errors import InputError, check_counts
+from genstab.errors import InputError, check_counts, reason
 
 
 class FolderImages(Dataset[dict[str, Any]]):
@@ -48,11 +49,18 @@ class FolderImages(Dataset[dict[str, Any]]):
 class ClassImages(FolderImages):
     """Read a folder with a sub-folder for each class as {"source", "label": index of the class, "name"}.
 
-    `classes` are the names of the sub-folders, in natural order.
+    `classes` are the names of the sub-folders, in natural order, or those in a file: see `read_classes`.
     """
 
-    def __init__(self, root: str | Path, size: Size | None = None, channels: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        size: Size | None = None,
+        channels: int | None = None,
+        class_file: str | Path | None = None,
+    ) -> None:
         super().__init__(root, size, channels=channels)
+        self.class_file = class_file
         folders = [path.name for path in self.root.iterdir() if path.is_dir() and is_seen(path.name)]
         self.classes = sorted(folders, key=natural)
         of = [path.relative_to(self.root).parts for path in self.paths]
@@ -66,10 +74,55 @@ class ClassImages(FolderImages):
             raise InputError(f"data.root={self.root} has images outside of its class folders: {shortened(loose)}")
         if empty := [name for name in self.classes if name not in {parts[0] for parts in of}]:
             raise InputError(f"data.root={self.root} has classes without images: {shortened(empty)}")
+        self.labels = {name: index for index, name in enumerate(self.classes)}
+        if class_file is not None:
+            names = read_classes(class_file)
+            self.labels = {name: index for index, each in enumerate(names) for name in each}
+            if unknown := [name for name in self.classes if name not in self.labels]:
+                known = shortened([each[0] for each in names])
+                raise InputError(f"data.classes={class_file} has no {shortened(unknown)}: it names {known}")
+            self.classes = [each[0] for each in names]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
-        return {"source": item["source"], "label": self.classes.index(item["name"].split("/")[0]), "name": item["name"]}
+        return {"source": item["source"], "label": self.labels[item["name"].split("/")[0]], "name": item["name"]}
+
+
+def read_classes(path: str | Path) -> list[list[str]]:
+    """Read the names of a network's classes, in the order of its outputs.
+
+    The file is text with a class in each line (the whole line, its first word and the rest are names), or JSON: a list
+    of names, {"0": name, "1": [name, name], …} as ImageNet's class index, or {name: 0, …}.
+
+    Raises:
+        InputError: the file cannot be read, or has no such names.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text("utf-8-sig")
+        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"data.classes={path} cannot be read: {reason(error)}") from error
+    try:
+        if isinstance(found, dict):
+            numbered = all(isinstance(each, int) for each in found.values())
+            pairs = [(each, name) if numbered else (int(name), each) for name, each in found.items()]
+            if sorted(index for index, _ in pairs) != list(range(len(pairs))):
+                raise ValueError
+            found = [each for _, each in sorted(pairs, key=lambda pair: pair[0])]
+        rows = [each if isinstance(each, list) else [each] for each in found if each or isinstance(each, int)]
+        names = [[str(name) for name in row] for row in rows]
+    except (TypeError, ValueError, AttributeError):
+        names = []
+    if not names or not all(names):
+        raise InputError(
+            f"data.classes={path} names no classes: a name in each line, or JSON as of ImageNet, is expected"
+        )
+    for row in names:
+        line = row[0].strip()
+        first, _, rest = line.partition(" ")
+        row[:] = dict.fromkeys([line, first.rstrip(",:"), rest.strip(), *row]) if len(row) == 1 and rest else row
+    return names
 
 
 class FolderData(LightningDataModule):
@@ -133,12 +186,21 @@ class ClassData(FolderData):
     """A folder with a sub-folder of images for each class as a validation set, for measuring classifiers.
 
     The arguments are those of `FolderData`; sub-folders of a class are always searched.
+
+    Args:
+        classes: a file with the names of the network's classes in the order of its outputs, see `read_classes`; None:
+            the sub-folders in natural order.
+        kwargs: those of `FolderData`.
     """
 
     untrained = "data=classes is for measuring classifiers: genstab does not train them"
 
+    def __init__(self, *args: Any, classes: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.classes = classes
+
     def _images(self) -> ClassImages:
-        return ClassImages(self.root, self.size, self.channels)
+        return ClassImages(self.root, self.size, self.channels, self.classes)
 
 
 def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None) -> None:

@@ -17,7 +17,9 @@ from genstab.data.image_io import depth_of_format, image_depth, image_shape, rea
 from genstab.data.paths import find_images, hxw, shortened
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
+from genstab.inference.input_size import padded_calls
 from genstab.inference.predict_record import RECORD, Stamp, model_digest, read_record, recording, stamp
+from genstab.inference.value_range import Values, converted_calls
 from genstab.runtime.files import remove_parts
 
 
@@ -66,6 +68,8 @@ def predict(
     overwrite: bool = False,
     on_error: str = "raise",
     device: str | torch.device = "cpu",
+    values: Sequence[Values] = (Values(),),
+    notes: list[str] | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Predicted:
     """Apply a generator to the images in a folder, and write the results under the same names to another folder.
@@ -89,6 +93,9 @@ def predict(
         on_error: `raise` at the first image that fails (before anything is written, if its header shows the problem),
             or `skip` such images.
         device: device of the generator.
+        values: what the values of its images mean, see `genstab.inference.value_range.parse_values`; of several the
+            one that fits is found by trying.
+        notes: gets lines about what was found by trying.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
 
     Raises:
@@ -128,9 +135,12 @@ def predict(
     _check_links([writable(output / path.relative_to(source)) for path in paths], paths, output)
     if not jobs:
         return result
+    found: list[str] = [] if notes is None else notes
     with (
         recording(output, made_by, [job.name for job in jobs], overwrite) as done,
-        inference(generator) as call,
+        inference(generator) as native,
+        padded_calls(generator, native, found) as padded,
+        converted_calls(generator, padded, values, found) as call,
         tqdm(total=len(jobs), unit="image", disable=None) as bar,
     ):
         for batch in _batches(jobs, batch_size, size):

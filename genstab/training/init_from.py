@@ -20,10 +20,10 @@ from genstab.errors import InputError
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator
 from genstab.inference.load_model import CHECKPOINT as TORCH_FILE
 from genstab.inference.load_model import LAST, SAFETENSORS, file_kind
-from genstab.inference.weights import _shape, _state_dicts
+from genstab.inference.weights import _shape, state_dicts
 from genstab.networks.patchgan import PatchGAN
 from genstab.networks.unet import UNet
-from genstab.runtime.checkpoint_file import read_checkpoint
+from genstab.runtime.checkpoint_file import read_weights
 
 LISTED = 3  # keys of each kind that a line names
 # How files of several networks name the discriminator: discriminator., netD, D_A, model.D.
@@ -115,7 +115,7 @@ def _read(name: str, file: str | Path) -> tuple[Path, object]:
         raise InputError(f"{name}={file} does not exist")
     kind = file_kind(path)
     if kind == TORCH_FILE:
-        return path, read_checkpoint(path)
+        return path, read_weights(path)
     if kind != SAFETENSORS:
         raise InputError(f"{name}={file} is {kind}, a program: begin from a checkpoint, a state dict or safetensors")
     try:
@@ -130,7 +130,7 @@ Weights = dict[str, Tensor]
 def _found(content: object, network: nn.Module) -> Iterator[tuple[str, Weights]]:
     """Yield the state dicts in a file's content, with and without each prefix of keys, and what they are called."""
     expected = network.state_dict().keys() | set(_repository_keys(network))
-    for place, weights in _state_dicts(content):
+    for place, weights in state_dicts(content):
         prefixes = {""} | {
             key[: dot.end()] for key in weights for dot in re.finditer(r"\.", key) if key[dot.end() :] in expected
         }

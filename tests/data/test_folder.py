@@ -167,3 +167,37 @@ def test_measuring_a_paired_data_set_needs_no_training_images(tmp_path):
         assert data.val_set[0]["source"].equal(read_image(tmp_path / f"test{data.direction[0]}/1.png"))
         with pytest.raises(InputError, match="train"):
             data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("class_index.json", '{"0": ["n01", "crane"], "1": ["n02", "cat"], "2": ["n03", "crane bird"]}'),
+        ("names.json", '["n01", "cat", "crane bird"]'),
+        ("numbers.json", '{"crane bird": 2, "n01": 0, "cat": 1}'),
+        ("words.txt", "n01 crane\nn02 cat\nn03 crane bird\n"),
+        ("lines.txt", "n01\ncat\ncrane bird"),
+    ],
+)
+def test_classes_by_a_file(tmp_path, name, content):
+    for folder in ("crane bird", "n01"):  # in natural order these would be the classes 0 and 1
+        paint(tmp_path / "data" / folder / "1.png", (4, 4), 1)
+    (tmp_path / name).write_text(content)
+    data = ClassData(str(tmp_path / "data"), classes=str(tmp_path / name))
+    data.setup("validate")
+    assert {item["name"].split("/")[0]: item["label"] for item in data.val_set} == {"crane bird": 2, "n01": 0}
+    assert len(data.val_set.classes) == 3
+    (tmp_path / "data/n01").rename(tmp_path / "data/dog")
+    with pytest.raises(InputError, match=rf"data.classes=.*{name} has no dog: it names n01"):
+        data.setup("validate")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"0": "a", "2": "b"}', '{"a": "b"}', "[[]]", "[", "3"])
+def test_a_file_that_names_no_classes(tmp_path, content):
+    for folder in "ab":
+        paint(tmp_path / "data" / folder / "1.png", (4, 4), 1)
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(InputError, match=r"data.classes=.*x.json (names no classes|cannot be read|has no a, b)"):
+        ClassImages(tmp_path / "data", class_file=tmp_path / "x.json")
+    with pytest.raises(InputError, match=r"data.classes=.*nowhere.txt cannot be read: No such file"):
+        ClassImages(tmp_path / "data", class_file=tmp_path / "nowhere.txt")
