@@ -101,8 +101,9 @@ def _check_beginning(config: Mapping[str, Any]) -> None:
             f"ckpt_path={path} resumes a training and init_from={file} begins another one: leave one of them out "
             "(with ckpt_path=last, init_from counts as long as there is no checkpoint)"
         )
-    if file is None and config.get("init_from_d") is not None:
-        raise InputError(f"init_from_d={config['init_from_d']} needs init_from=FILE, for the generator")
+    for key in ("init_from_d", "init_from_prefix"):
+        if file is None and config.get(key) is not None:
+            raise InputError(f"{key}={config[key]} needs init_from=FILE, for the generator")
 
 
 def check_seed(seed: object) -> None:
