@@ -30,6 +30,7 @@ from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
 from genstab.runtime.resume import (
+    BEGINNING,
     CHECKPOINT,
     LAST,
     changes,
@@ -41,7 +42,7 @@ from genstab.runtime.resume import (
 )
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
-from genstab.training.init_from import begin_from, lines
+from genstab.training.init_from import begin_from
 
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
@@ -79,8 +80,10 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         data, model = instantiate(config.data), instantiate(config.model)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
-            begun = begin_from(model, str(config.init_from), config.init_from_d and str(config.init_from_d))
-            for line in lines(begun):
+            notes: list[str] = []
+            file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
+            begun = begin_from(model, str(file), file_d, prefix, notes)
+            for line in notes:
                 say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         if config.trainer.get("enable_progress_bar") is False:  # Lightning would refuse the bar of conf/callbacks

@@ -16,13 +16,13 @@ from genstab.runtime.last_checkpoint import RESUME
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
 LAST = "last"
+BEGINNING = ("init_from", "init_from_d", "init_from_prefix")  # what another training begins from
 # Options that may change: paths, duration, what is measured and logged. Any other makes it another training run.
 # The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
     "data.max_megapixels", "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size",
-    "data.val_images",
-    "discriminator_prefix", "generator_prefix", "init_from", "init_from_d", "logger", "model.compile", "on_nan",
+    "data.val_images", "discriminator_prefix", "generator_prefix", *BEGINNING, "logger", "model.compile", "on_nan",
     "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
 LIMITS = ("trainer.limit_train_batches", "trainer.overfit_batches")
@@ -161,7 +161,7 @@ def check_begun(path: Path, checkpoint: Mapping[str, Any], config: Mapping[str, 
     Raises:
         InputError: `config` has others; with none, it resumes whatever that training began from.
     """
-    before = {key: checkpoint.get("config", {}).get(key) for key in ("init_from", "init_from_d")}
+    before = {key: checkpoint.get("config", {}).get(key) for key in BEGINNING}
     for key, then in before.items():
         now = config.get(key)
         if now is not None and now != then:
