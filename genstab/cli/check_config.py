@@ -70,6 +70,7 @@ def check_training(config: Mapping[str, Any]) -> None:
     """Raise an `InputError` for options of a training run that have the right types but make no sense together."""
     check_seed(config["seed"])
     check_type("output_dir", config.get("output_dir", ""), str)
+    _check_beginning(config)
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
     for name, (harmless, reason) in REFUSED.items():
         if name in trainer and trainer[name] not in harmless:
@@ -88,6 +89,17 @@ def check_training(config: Mapping[str, Any]) -> None:
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={written(callback)} is neither null nor a group of keys")
     _check_overlapping_crops(config.get("data", {}), config.get("model", {}))
+
+
+def _check_beginning(config: Mapping[str, Any]) -> None:
+    path, file = config.get("ckpt_path"), config.get("init_from")
+    if file is not None and path not in (None, "last"):
+        raise InputError(
+            f"ckpt_path={path} resumes a training and init_from={file} begins another one: leave one of them out "
+            "(with ckpt_path=last, init_from counts as long as there is no checkpoint)"
+        )
+    if file is None and config.get("init_from_d") is not None:
+        raise InputError(f"init_from_d={config['init_from_d']} needs init_from=FILE, for the generator")
 
 
 def check_seed(seed: object) -> None:

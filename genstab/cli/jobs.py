@@ -92,8 +92,13 @@ def run_predict(config: DictConfig) -> None:
         model = model_of(config.model)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
+        # every other option may change the results
+        made_by: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        for key in ("input", "output", "size", "device", *options):
+            del made_by[key]
+        made_by["model"].pop("checkpoint")
         with value_range(model, least, greatest):
-            result = predict_folder(model, source, output, size=size, device=device, **options)
+            result = predict_folder(model, source, output, size=size, device=device, made_by=made_by, **options)
     print(result.summary(output))
     for reason in result.failed.values():
         print(f"left out: {reason}", file=sys.stderr)
@@ -125,9 +130,11 @@ def run_report(config: DictConfig) -> None:
 
 def run_shard(config: DictConfig) -> None:
     """Write shards as `config` says; print a summary."""
-    options = {key: config[key] for key in ("size", "seed", "check", "on_error")}
+    options = {key: config[key] for key in ("size", "seed", "check", "on_error", "convert", "val_share", "val_seed")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
+    if written.held:
+        print(written.held)
     print(written.summary(config.output))
     for reason in written.left_out:
         print(f"left out: {reason}", file=sys.stderr)

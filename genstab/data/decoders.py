@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image
 
+from genstab.data.formats import formats_of
 from genstab.errors import InputError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -55,23 +56,26 @@ def _orientation(exif: Mapping[int, Any]) -> int:
     return value if value in range(1, 9) else 1
 
 
-def pillow_header(file: BinaryIO, formats: tuple[str, ...] = ("JPEG", "BMP", "WEBP")) -> Header:
-    """Read the header of an 8-bit image (or a 16-bit grey one) with Pillow."""
+def pillow_header(file: BinaryIO, formats: tuple[str, ...] | None = None) -> Header:
+    """Read the header of an 8-bit image (or a 16-bit grey one) with Pillow; by default in any of `formats_of`."""
     # The filters of `warnings` are global; the lock keeps threads from restoring each other's.
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large sizes and odd metadata
-        image = Image.open(file, formats=formats)
+        image = Image.open(file, formats=formats or formats_of(file.name))
         # For PNG, getexif() would decode the image: see `png_header`. A TIFF is rotated by Pillow when it loads.
         orientation = 1 if image.format in ("PNG", "TIFF") else _orientation(image.getexif())
-    # A phone's JPEG may hold a second, auxiliary image (MPO); the first one is the photo.
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    # A phone's JPEG may hold a second, auxiliary image (MPO), and a PSD its layers; the first one is the photo.
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         raise InputError(f"cannot read {file.name}: it holds several images, not one")
-    mode = "I;16" if image.mode.startswith("I;16") else _AS_IT_IS.get(image.mode, "RGB")
+    deep = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")  # which Pillow scales to 65535
+    if image.mode in ("I", "F") and not deep:
+        raise InputError(f"cannot read {file.name}: pixels of 32 bits are not uint8 or uint16")
+    mode = "I;16" if deep else _AS_IT_IS.get(image.mode, "RGB")
 
     def decode() -> np.ndarray:
         image.load()
         image.info.pop("transparency", None)  # Pillow warns if a palette's alpha is dropped
-        pixels = np.asarray(image if mode == "I;16" else image.convert(mode))
+        pixels = np.asarray(image).astype(np.uint16) if deep else np.asarray(image.convert(mode))
         return pixels.reshape(*pixels.shape[:2], -1)
 
     depth = 16 if mode == "I;16" else 8

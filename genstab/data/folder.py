@@ -9,20 +9,24 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from genstab.data.augment import Size
+from genstab.data.channels import converted, is_convertible
 from genstab.data.datamodules import as_size
 from genstab.data.image_io import image_shape, read_image, resized
-from genstab.data.paths import find_images, hxw, listing, natural, printable, shortened
+from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
 from genstab.errors import InputError, check_counts
 
 
 class FolderImages(Dataset[dict[str, Any]]):
     """Read the images in a folder as {"source": (C, H, W) float32 in [-1, 1], "name": relative path}.
 
-    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
+    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1]. With `channels`,
+    those of another number of channels are converted, see `genstab.data.channels.converted`.
     """
 
-    def __init__(self, root: str | Path, size: Size | None = None, recursive: bool = True) -> None:
-        self.root, self.size = Path(root).expanduser(), size
+    def __init__(
+        self, root: str | Path, size: Size | None = None, recursive: bool = True, channels: int | None = None
+    ) -> None:
+        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.paths = find_images(self.root, recursive)
 
     def __len__(self) -> int:
@@ -31,6 +35,10 @@ class FolderImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
         image = read_image(path)
+        if self.channels is not None:
+            if not is_convertible(len(image), self.channels):
+                raise InputError(f"{path} has {len(image)} channels, which cannot be converted to {self.channels}")
+            image = converted(image, self.channels)
         return {
             "source": image if self.size is None else resized(image, self.size),
             "name": printable(path.relative_to(self.root).as_posix()),
@@ -43,9 +51,9 @@ class ClassImages(FolderImages):
     `classes` are the names of the sub-folders, in natural order.
     """
 
-    def __init__(self, root: str | Path, size: Size | None = None) -> None:
-        super().__init__(root, size)
-        folders = [path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    def __init__(self, root: str | Path, size: Size | None = None, channels: int | None = None) -> None:
+        super().__init__(root, size, channels=channels)
+        folders = [path.name for path in self.root.iterdir() if path.is_dir() and is_seen(path.name)]
         self.classes = sorted(folders, key=natural)
         of = [path.relative_to(self.root).parts for path in self.paths]
         loose = [parts[0] for parts in of if len(parts) == 1]
@@ -73,6 +81,8 @@ class FolderData(LightningDataModule):
         recursive: search sub-folders, too.
         val_batch_size: images in a batch.
         num_workers: worker processes of the loader.
+        convert: convert images with other channels than `source_channels`, for example grey ones among RGB.
+        source_channels: of all images, with `convert`.
 
     Raises:
         InputError: a size or count is invalid; in `setup`, the folder is missing or has no images, or the stage is
@@ -89,16 +99,19 @@ class FolderData(LightningDataModule):
         recursive: bool = True,
         val_batch_size: int = 8,
         num_workers: int = 0,
+        convert: bool = False,
+        source_channels: int = 3,
     ) -> None:
         super().__init__()
-        check_counts(val_batch_size=val_batch_size)
+        check_counts(val_batch_size=val_batch_size, source_channels=source_channels)
         check_counts(least=0, num_workers=num_workers)
         self.root, self.recursive = root, recursive
+        self.channels = source_channels if convert else None
         self.size = None if size is None else as_size("size", size)
         self.val_batch_size, self.num_workers = val_batch_size, num_workers
 
     def _images(self) -> FolderImages:
-        return FolderImages(self.root, self.size, self.recursive)
+        return FolderImages(self.root, self.size, self.recursive, self.channels)
 
     def setup(self, stage: str) -> None:
         """List the images."""
@@ -112,7 +125,7 @@ class FolderData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Check the headers and return the images in order."""
-        _check_alike(self.val_set.paths, self.size)
+        _check_alike(self.val_set.paths, self.size, self.channels)
         return DataLoader(self.val_set, self.val_batch_size, num_workers=self.num_workers)
 
 
@@ -125,17 +138,18 @@ class ClassData(FolderData):
     untrained = "data=classes is for measuring classifiers: genstab does not train them"
 
     def _images(self) -> ClassImages:
-        return ClassImages(self.root, self.size)
+        return ClassImages(self.root, self.size, self.channels)
 
 
-def _check_alike(paths: Sequence[Path], size: Size | None) -> None:
-    """Raise an `InputError` unless all images have the same number of channels and, if not resized, the same size."""
+def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None) -> None:
+    """Raise an `InputError` unless all images have the same channels and size, or are converted and resized."""
     channels, *first = image_shape(paths[0])
     for path in tqdm(paths[1:], "checking images", leave=False, delay=1, disable=None):
         others, *other = image_shape(path)
-        if others != channels:
+        if others != channels and converted_to is None:
             raise InputError(
-                f"{path} has {others} channels but {paths[0]} has {channels}: all images must have the same"
+                f"{path} has {others} channels but {paths[0]} has {channels}: all images must have the same, "
+                "or set data.convert=true"
             )
         if size is None and other != first:
             raise InputError(f"{path} is {hxw(other)} but {paths[0]} is {hxw(first)}: set data.size=[height,width]")

@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from genstab.data.decoders import PNG, TIFF, Header, max_pixels, pillow_header, png_header, tiff_header
+from genstab.data.formats import UNREAD
 from genstab.errors import InputError
 from genstab.runtime.files import write_whole
-
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-"""Suffixes of image files, in lower case."""
 
 
 def read_image(path: str | Path) -> torch.Tensor:
@@ -118,6 +116,9 @@ def _opened(path: str | Path) -> Iterator[Header]:
 def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
     if size > (most := 8 * max_pixels()):  # bytes of the largest image, uncompressed RGBA of 16 bits
         raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}")
+    suffix = Path(name).suffix
+    if suffix.lower() in UNREAD:  # by its name: raw files of cameras look like a TIFF with a small picture
+        raise InputError(f"cannot read {name}: genstab does not read {suffix}: convert it to PNG or TIFF")
     magic = file.read(8)
     file.seek(0)
     if not magic:
@@ -135,7 +136,7 @@ def _reasons(name: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except Image.UnidentifiedImageError:
-        raise InputError(f"cannot read {name}: not a PNG, JPEG, BMP, WebP or TIFF image, or damaged") from None
+        raise InputError(f"cannot read {name}: not an image in a format that genstab reads, or damaged") from None
     except Exception as error:  # a damaged file makes decoders raise anything, kornia_rs a bare Exception
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InputError(f"cannot read {name}: {reason or type(error).__name__}") from error
@@ -159,12 +160,22 @@ _HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
     ".tiff": _TIFF,
     ".jpg": {8: (1, 3)},
     ".jpeg": {8: (1, 3)},
+    ".jpe": {8: (1, 3)},
+    ".jfif": {8: (1, 3)},
     ".webp": {8: (3, 4)},
     ".bmp": {8: (1, 3)},
 }
 _JPEG = {"quality": 95, "subsampling": 0}
 _WEBP = {"lossless": True, "exact": True}  # exact keeps the colours where alpha is 0
-_OPTIONS: dict[str, dict[str, Any]] = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), _JPEG),
+    ".webp": _WEBP,
+}
+
+
+def writable(path: Path) -> Path:
+    """Return the path, with the suffix .png where `write_image` does not write the format of its own."""
+    return path if path.suffix.lower() in _HOLDS else path.with_suffix(".png")
 
 
 def depth_of_format(path: str | Path, depth: int) -> int:
@@ -180,8 +191,8 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
     atomically.
 
     Args:
-        path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg or .jpeg (1 or 3), .webp (3
-            or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
+        path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg, .jpeg, .jpe or .jfif (1 or
+            3), .webp (3 or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
         image: floating point, shape (C, H, W).
         depth: 8, or 16 for PNG and TIFF.
 

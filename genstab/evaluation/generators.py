@@ -18,7 +18,7 @@ from genstab.metrics.perceptual import Perceptual
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
 from genstab.metrics.shift_map import RolledOutputs
-from genstab.metrics.shift_psnr import decibel, psnr_table, squared_error
+from genstab.metrics.shift_psnr import decibel, psnr_table, shift_period, squared_error
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 from genstab.report.figures import Picture, shift_table
@@ -78,8 +78,7 @@ def measure_generator(
     results.summary |= {f"val/{key}": each.nanmean().item() for key, each in columns.items()}
     if floors:
         results.summary["val/noise_floor"] = torch.cat(floors).mean().item()
-    between, within = spread.compute()
-    results.summary["val/output_std"] = within
+    between, results.summary["val/output_std"], results.summary["val/constant_outputs"] = spread.compute()
     if between is not None:
         results.summary["val/output_spread"] = between
     results.summary |= as_a_set.summary(results.notes) | perceptual.summary(results.notes)
@@ -144,6 +143,9 @@ class ProtocolErrors:
         table = shift_table(self.shifts, names, decibels, pooled)
         results.measurements.setdefault("shift_psnr", {})[self.protocol.name] = table
         results.summary |= {key: reductions[reduction].item() for reduction, key in self.protocol.keys().items()}
+        if self.protocol.name == ("crop" if "crop" in self.options.protocols else "circular"):
+            period = shift_period(self.shifts, pooled.tolist())
+            results.summary |= {} if period is None else {"val/shift_period": period}
 
 
 def fitting_multiple(
@@ -187,7 +189,10 @@ def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor
     try:
         return generate(source)
     except Exception as error:  # the model is foreign code
-        raise InputError(f"the generator cannot take {names[0]} {tuple(source.shape)}: {_message(error)}") from error
+        # one of grey, alpha or palette among others is the usual reason
+        convert = "" if source.shape[1] == 3 else " (data.convert=true converts grey and alpha)"
+        said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {_message(error)}{convert}"
+        raise InputError(said) from error
 
 
 def _message(error: Exception) -> str:

@@ -4,6 +4,7 @@ Such a file is a program: load only files that you trust. Pickled objects and co
 are refused without running them.
 """
 
+import hashlib
 import logging
 import os
 import zipfile
@@ -43,6 +44,8 @@ class Program(nn.Module):
             last image.
         parameter_count: number of parameters, if the file tells.
 
+    `sha256` is the digest of its file, for `genstab.inference.predict_record.model_digest`.
+
     Raises:
         InputError: in `forward`, if the program cannot take the images.
     """
@@ -57,6 +60,7 @@ class Program(nn.Module):
         super().__init__()
         self.name, self.load, self.shape, self.parameter_count = name, load, tuple(shape), parameter_count
         self.run, self.device = load(_CPU), _CPU
+        self.sha256 = ""
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the program on (N, C, H, W), for any N."""
@@ -84,7 +88,10 @@ class Program(nn.Module):
 
 def load_program(path: Path, kind: str) -> Program:
     """Return the program in a file of kind `TORCHSCRIPT`, `EXPORTED` or `ONNX`, in eval mode, on the CPU."""
-    return {TORCHSCRIPT: _torchscript, EXPORTED: _exported, ONNX: _onnx}[kind](path).eval()
+    program = {TORCHSCRIPT: _torchscript, EXPORTED: _exported, ONNX: _onnx}[kind](path).eval()
+    with path.open("rb") as file:
+        program.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return program
 
 
 def _torchscript(path: Path) -> Program:

@@ -162,7 +162,7 @@ def test_networks_are_chosen_by_name(tmp_path, monkeypatch):
 
 def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_overlapping_crops(tmp_path, facades):
     options = ["experiment=facades", "antialias=stable", f"data.root={facades}", "logger=csv"]
-    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with batch_size=1"):
+    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with one process"):
         run(composed(tmp_path, *options, "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", *TINY))
     assert json.loads((tmp_path / "summary.json").read_text())["train/loss_g_shift"] == 0
 

@@ -162,10 +162,18 @@ def test_synthetic_size_must_hold_the_crop():
         SyntheticData(size=32, crop_size=64)
 
 
+def trainer_of(data, world_size=1):
+    fit_loop = SimpleNamespace(batch_idx=-1)  # before the first batch
+    trainer = SimpleNamespace(training=True, world_size=world_size, global_rank=0, fit_loop=fit_loop)
+    data.trainer = trainer
+    trainer.train_dataloader = data.train_dataloader()
+    return trainer
+
+
 @pytest.mark.parametrize(("size", "crop_size"), [(40, 32), (34, 32), (32, 32)])
 def test_overlapping_crops_have_the_crops_size_also_in_images_without_room(size, crop_size):
     data = SyntheticData(6, 2, size=size, crop_size=crop_size, batch_size=4, overlap_offset=5, num_workers=0)
-    data.trainer = SimpleNamespace(training=True)
+    data.trainer = trainer_of(data)
     item = default_collate([data.train_set[i] for i in range(4)])
     batch = data.on_after_batch_transfer(item, 0)
     assert batch["source"].shape == batch["target"].shape == (4, 3, 32, 32)
@@ -178,11 +186,14 @@ def test_overlapping_crops_have_the_crops_size_also_in_images_without_room(size,
 
 
 def test_batches_of_one_have_no_overlapping_crops_and_an_offset_is_positive():
-    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with batch_size=1"):
-        data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, overlap_offset=8, num_workers=0)
-    data.trainer = SimpleNamespace(training=True)
+    data = SyntheticData(4, 2, size=40, crop_size=32, batch_size=1, overlap_offset=8, num_workers=0)
+    with pytest.warns(UserWarning, match=r"overlap_offset=8 does nothing with one process and data\.batch_size=1"):
+        trainer_of(data)
     batch = data.on_after_batch_transfer(default_collate([data.train_set[0]]), 0)
     assert batch["source"].shape == (1, 3, 32, 32)
     assert equivariance_loss(batch["source"], batch["shift"]).item() == 0
+    trainer_of(data, world_size=2)  # the first of two processes crops its image twice
+    batch = data.on_after_batch_transfer(default_collate([data.train_set[0]]), 0)
+    assert (len(batch["source"]), batch["pairs"], batch["weights"]) == (2, 1, (2.0, 1.0))
     with pytest.raises(InputError, match="overlap_offset=-1"):
         SyntheticData(overlap_offset=-1)

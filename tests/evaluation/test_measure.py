@@ -16,6 +16,7 @@ from genstab.evaluation.dataset_batches import batches
 from genstab.evaluation.generators import fitting_multiple
 from genstab.evaluation.measure import measure
 from genstab.evaluation.options import MeasureOptions as Options
+from genstab.evaluation.verdict import verdict
 from genstab.loggers.wandb_tables import per_image_rows
 from genstab.metrics.quality import total_variation
 from genstab.metrics.shift_map import measure_map
@@ -131,6 +132,27 @@ def test_a_generator_that_is_not_deterministic_has_a_noise_floor(tmp_path):
     rows = found.measurements["shift_map"]["decibels"]  # of the shared G(x) and of draws of its own
     around = [value for row in rows for value in row if value is not None]
     assert around == pytest.approx([10 * math.log10(4 / 0.02)] * 8, abs=0.4)
+
+
+def test_easy_shifts_and_constant_images_do_not_hide_the_flicker(tmp_path):
+    class EverySecond(nn.Module):
+        def forward(self, images):
+            return images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    flat = torch.full((3, 32, 32), 0.3)
+    shifts = [(0, 1), (0, 2), (0, 3), (0, 4)]
+    options = Options(**{**SMALL, "shifts": shifts, "protocols": ["circular", "crop"]})
+    image = noise(3, 32, 32)
+    found = measure(EverySecond(), Items(image, flat, flat), tmp_path, options).summary
+    assert (found["val/shift_period"], found["val/constant_outputs"]) == (2, pytest.approx(2 / 3))
+    # of 12 numbers 10 are 100 dB; the others are those of the first image alone
+    alone = shift_psnr(EverySecond(), image[None], shifts, "crop", margin=2, multiple=2).min().item()
+    assert found["val/shift_psnr_crop_worst_shift"] == pytest.approx(alone, abs=1e-4)
+    assert alone < 25 < 80 < found["val/shift_psnr_crop"]
+    first, second, *_ = verdict(found)
+    assert first.startswith(f"Flickers visibly when the camera moves: shift PSNR crop at worst shift {alone:.1f} dB")
+    assert "multiples of 2 pixels" in second
+    assert "2 of 3 images have constant outputs" in second
 
 
 def test_how_far_outputs_lie_apart(tmp_path):
