@@ -30,9 +30,20 @@ from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
-from genstab.runtime.resume import CHECKPOINT, LAST, changes, check_fit, find_checkpoint, is_over, read_resumable
+from genstab.runtime.resume import (
+    BEGINNING,
+    CHECKPOINT,
+    LAST,
+    changes,
+    check_begun,
+    check_fit,
+    find_checkpoint,
+    is_over,
+    read_resumable,
+)
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
+from genstab.training.init_from import begin_from
 
 # Arguments of the Trainer that a model may take in its place, and their values that change nothing.
 OFF: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
@@ -52,6 +63,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     config.ckpt_path = None if path is None else str(path)
     with input_errors():
         checkpoint = read_resumable(path) if path else None
+        if path and checkpoint:
+            config.update(check_begun(path, checkpoint, config))
         record = recorded(config)
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, config.trainer)
@@ -73,6 +86,13 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         given = {name: config.trainer.get(name) for name in OFF if name in accepted}
         given = {name: value for name, value in given.items() if value is not None}
         data, model = instantiate(config.data), instantiate(config.model, **given)
+        begun = checkpoint.get("init_from") if checkpoint else None
+        if config.init_from and not checkpoint:
+            notes: list[str] = []
+            file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
+            begun = begin_from(model, str(file), file_d, prefix, notes)
+            for line in notes:
+                say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         if config.trainer.get("enable_progress_bar") is False:  # Lightning would refuse the bar of conf/callbacks
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -80,7 +100,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
-        callbacks.append(ending := RunSummary(config.output_dir, record))
+        callbacks.append(ending := RunSummary(config.output_dir, record, begun))
         off = {name: OFF[name] for name in given}
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all", **off)
         if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
@@ -88,6 +108,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             trainer.limit_val_batches = 1.0 if limit is None else limit
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
+        data.trainer = trainer  # which tells whether there is a validation
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # errors in the data come before a run is logged
@@ -164,7 +185,7 @@ def _checkpoint_of(config: DictConfig) -> Path | None:
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
         if sweep and not fixed and config.ckpt_path == LAST:
             raise InputError("ckpt_path=last in a sweep needs the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
-    return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
+    return find_checkpoint(config.ckpt_path, config.output_dir, fixed, begins=bool(config.init_from))
 
 
 def _to_resume(config: DictConfig) -> str:

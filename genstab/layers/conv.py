@@ -20,6 +20,7 @@ from genstab.errors import InputError
 from genstab.layers.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d
 from genstab.layers.filters import AntiAlias, Filter, is_ideal, taps
 from genstab.layers.padding import pad2d
+from genstab.layers.tracing import TracedModule, constant, largest, recording, smallest
 
 Pair = tuple[int, int]
 
@@ -61,12 +62,13 @@ def periodic(
 
 def wrapped(images: Tensor, sides: Sequence[int]) -> Tensor:
     """Pad periodic images by (left, right, top, bottom); crop where these are negative."""
-    left, right, top, bottom = (max(0, side) for side in sides)
+    left, right, top, bottom = (largest(0, side) for side in sides)
     images = pad2d(images, (left, right, top, bottom), "circular")
-    return F.pad(images, [min(0, side) for side in sides]) if min(sides) < 0 else images
+    cut = [smallest(0, side) for side in sides]
+    return F.pad(images, cut) if recording() or any(cut) else images
 
 
-class Blurred(nn.Module):
+class Blurred(TracedModule):
     """Mixin of the layers with a blur: an `AntiAlias`, and its taps as a buffer that is not in the state dict."""
 
     antialias: AntiAlias
@@ -156,6 +158,26 @@ class BlurConv2d(Blurred, nn.Conv2d):
         return F.conv2d(input, self.weight, self.bias, 1, 0, self.dilation, self.groups)
 
 
+class BlurSelfPaddedConv2d(BlurConv2d):
+    """A convolution with a blur made of a subclass that pads its input itself; see `genstab.layers.surgery.register`.
+
+    The blur comes before that padding (`pre`), or after convolution of the padded input (`post`).
+    """
+
+    pad: Callable[[Any, Tensor], Tensor]
+    plain_kind: type[nn.Conv2d]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
+        mode, stride = self.antialias.padding_mode, pair(self.stride)
+        if filters is None or self.antialias.placement == "pre":
+            return nn.Conv2d.forward(self, self.pad(self, input if filters is None else blur2d(input, filters, mode)))
+        rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
+        x = pad2d(self.pad(self, input), (columns, columns, rows, rows), self.padding_mode)
+        return blur_downsample2d(self._convolve(x), filters, stride, mode)
+
+
 class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
     """A strided transposed convolution followed by a blur; arguments and output shape of `nn.ConvTranspose2d`.
 
@@ -195,5 +217,6 @@ class BlurUpsample2d(Blurred, nn.Upsample):
         output = super().forward(input)
         if output.dim() != 4:
             raise InputError(f"BlurUpsample2d takes (N, C, H, W), not {tuple(input.shape)}")
-        filters = self.taps_where((output.shape[2] > input.shape[2], output.shape[3] > input.shape[3]))
+        rows, columns = (constant(output.shape[i]) > constant(input.shape[i]) for i in (2, 3))
+        filters = self.taps_where((rows, columns))
         return output if filters is None else blur2d(output, filters, self.antialias.padding_mode, mirrored=True)

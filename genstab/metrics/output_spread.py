@@ -5,18 +5,21 @@ from torch import Tensor
 
 from genstab.runtime.gather import all_gathered
 
+SAME = 0.01  # share of the value range, 2.6 grey levels: what differs less is the same
+
 
 class OutputSpread:
-    """The root mean square distance between images and the standard deviation within them, relative to the range 2.
+    """How far images differ, relative to the range 2, and which of them are constant.
 
     >>> spread = OutputSpread()
     >>> spread.add(torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1))  # black and white
     >>> spread.compute()
-    (1.0, 0.0)
+    (1.0, 0.0, 1.0)
     """
 
     def __init__(self) -> None:
-        # For each shape: the number of images, the sums of their deviations, of the images and of their squares.
+        # For each shape: the number of images, the sum of their deviations, the number of constant ones, and the sums
+        # of the images and of their squares.
         self.sums: dict[tuple[int, ...], list[Tensor]] = {}
 
     def add(self, images: Tensor) -> None:
@@ -24,26 +27,29 @@ class OutputSpread:
         if not len(images):
             return
         images = (images.cpu() if images.device.type == "mps" else images).detach().double()  # mps has no float64
-        deviations = images.std((1, 2, 3), correction=0).sum()
-        sums = [torch.tensor(len(images)), deviations, images.sum(0), images.square().sum(0)]
+        deviations = images.std((1, 2, 3), correction=0)
+        constant = (deviations / 2 < SAME).sum()
+        sums = [torch.tensor(len(images)), deviations.sum(), constant, images.sum(0), images.square().sum(0)]
         self.sums[images.shape[1:]] = _added(self.sums.get(images.shape[1:]), sums)
 
-    def compute(self) -> tuple[float | None, float | None]:
-        """Return both over all processes, each of which must call this; None for too few images.
+    def compute(self) -> tuple[float | None, float | None, float | None]:
+        """Return three numbers over all processes, each of which must call this; None for too few images.
 
-        The distance is that of the images of the most common shape.
+        The root mean square distance between images of the most common shape, the mean standard deviation within an
+        image, and the share of constant images, within which it is below 1 %.
         """
         total: dict[tuple[int, ...], list[Tensor]] = {}
         for part in all_gathered({shape: [each.cpu() for each in sums] for shape, sums in self.sums.items()}):
             for shape, sums in part.items():
                 total[shape] = _added(total.get(shape), sums)
         if not total:
-            return None, None
-        _, (number, _, images, squares) = max(sorted(total.items()), key=lambda item: item[1][0])
+            return None, None, None
+        _, (number, _, _, images, squares) = max(sorted(total.items()), key=lambda item: item[1][0])
         # E (a − b)² = 2 · variance, with the unbiased variance of each pixel
         variance = (squares - images.square() / number).clamp(min=0).mean() / (number - 1)
-        count, deviations = (sum(sums[i].item() for sums in total.values()) for i in (0, 1))
-        return (2 * variance).sqrt().item() / 2 if number > 1 else None, deviations / count / 2
+        count, deviations, constant = (sum(sums[i].item() for sums in total.values()) for i in range(3))
+        between = (2 * variance).sqrt().item() / 2 if number > 1 else None
+        return between, deviations / count / 2, constant / count
 
 
 def _added(sums: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:

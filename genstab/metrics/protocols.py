@@ -32,7 +32,8 @@ class Protocol:
             a `multiple`, if the generator sees windows of the image; None: it sees the whole image, moved by `move`.
         fractional: moves by fractions of a pixel, and by `fractional_shifts` where an option has both kinds.
         motions: what it measures if not the shifts of an option, such as angles; tuples of numbers.
-        reductions: the reductions that are logged: the mean under `key`, others as `key` and their name.
+        reductions: the reductions that are logged: the mean under `key`, others as `key` and their name. The verdict
+            judges by the lowest of `worst_shift`, `pooled` and `mean`.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Protocol:
     windows: Callable[[Tensor, Sequence[Motion], int], tuple[Tensor, Iterator[Tensor]]] | None = None
     fractional: bool = False
     motions: tuple[Motion, ...] = ()
-    reductions: tuple[str, ...] = ("mean",)
+    reductions: tuple[str, ...] = ("mean", "pooled", "worst_shift")
 
     @property
     def key(self) -> str:
@@ -103,7 +104,7 @@ register_protocol(
         meaning="the image is shifted circularly; every pixel counts",
         when="when the image is rolled around",
         move=_roll,
-        reductions=("mean", "worst", "pooled"),
+        reductions=("mean", "worst", "pooled", "worst_shift"),
     )
 )
 register_protocol(

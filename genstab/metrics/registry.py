@@ -108,7 +108,7 @@ def metrics() -> dict[str, Metric]:
     """Return every metric by its key, in the order of the tables.
 
     >>> list(metrics())[:4]
-    ['val/shift_psnr', 'val/shift_psnr_worst', 'val/shift_psnr_pooled', 'val/shift_psnr_crop']
+    ['val/shift_psnr', 'val/shift_psnr_worst', 'val/shift_psnr_pooled', 'val/shift_psnr_worst_shift']
     """
     every = {**_of_protocols(), **_METRICS}
     return dict(sorted(every.items(), key=lambda item: GROUPS.index(item[1].group)))
@@ -136,10 +136,12 @@ def quality_by_image(measurements: Mapping[str, Any]) -> dict[Metric, dict[str, 
     }
 
 
+HEADINGS = {"mean": "", "worst_shift": "at worst shift"}
 REDUCTIONS = {
     "mean": "mean over images and shifts",
     "worst": "minimum over images and shifts",
     "pooled": "PSNR of the mean squared error",
+    "worst_shift": "PSNR of the mean squared error at the worst shift, without images that no shift changes",
 }
 
 
@@ -154,14 +156,16 @@ def _of_protocols() -> dict[str, Metric]:
     found = {}
     for protocol in protocols().values():
         for reduction, key in protocol.keys().items():
-            heading = protocol.heading if reduction == "mean" else f"{protocol.heading} {reduction}"
+            heading = f"{protocol.heading} {HEADINGS.get(reduction, reduction)}".rstrip()
             meaning = f"{protocol.meaning}: {REDUCTIONS[reduction]}"
-            brief = reduction != "pooled"
+            brief = reduction in ("mean", "worst")
             found[key] = Metric(key, heading, meaning, "shift PSNR", "dB", "max", 1, in_training=True, brief=brief)
     return found
 
 
 for _metric in (
+    Metric("val/shift_period", "period", "smallest p of which all multiples, as shifts, are at least 3 dB better than "
+           "all other shifts; 1: there is none", "shift PSNR", "pixels", "", 0, in_training=True),
     Metric("val/feature_distance", "feature distance", "cosine distance between shifted features and the features of "
            "the shifted input, mean over the layers", "stability", "", "min"),
     Metric("val/noise_floor", "noise floor", "PSNR between two runs on the same input; 100 for a deterministic model",
@@ -208,5 +212,7 @@ for _metric in (
            4, in_training=True),
     Metric("val/output_std", "deviation within outputs", "standard deviation within an output, as a share of the value "
            "range; near 0: the outputs are flat", "further", "", "", 4, in_training=True),
+    Metric("val/constant_outputs", "constant outputs", "share of images of which the output is constant: its standard "
+           "deviation is below 1 % of the value range", "further", "", "", 4, in_training=True),
 ):  # fmt: skip
     register(_metric)

@@ -12,6 +12,7 @@ from genstab.metrics.precision import KeepsPrecision
 from genstab.metrics.protocols import shift_pairs
 
 REDUCTIONS = ("mean", "worst", "pooled")
+PERIOD_GAP = 3.0  # dB, half the squared error
 
 
 def squared_error(
@@ -137,7 +138,8 @@ def psnr_table(
 
     A batch has the positions of its images in the dataset, (N,), and their errors and numbers of pixels, (shifts, N);
     neither the order nor the batches change the result. Images without errors are NaN in the table; those at positions
-    from `images` on count for all but the table.
+    from `images` on count for all but the table. `worst_shift` leaves out images at the cap for every shift: an output
+    that is constant would hide the others.
     """
     positions, error, pixels = (torch.cat(each, -1) for each in zip(*errors, strict=True))
     order = positions.argsort()
@@ -146,12 +148,37 @@ def psnr_table(
     table = decibels.new_full((len(error), images), torch.nan)
     shown = positions < images
     table[:, positions[shown]] = decibels[:, shown]
+    changed = ~(decibels >= cap).all(0)  # NaN is no cap
+    by_shift = decibel(error[:, changed].sum(1) / pixels[:, changed].sum(1), data_range, cap)
     reductions = {
         "mean": decibels.mean(),
         "worst": decibels.min() if decibels.numel() else decibels.mean(),
         "pooled": decibel(error.sum() / pixels.sum(), data_range, cap),
+        "worst_shift": by_shift.min() if changed.any() else decibels.mean(),
     }
     return table, decibel(error.sum(1) / pixels.sum(1), data_range, cap), reductions
+
+
+def shift_period(shifts: Sequence[Sequence[float]], decibels: Sequence[float]) -> int | None:
+    """Return the period of aliasing: the smallest p of which all multiples are 3 dB better than all other shifts.
+
+    A network with strides of 2 and 2 may follow shifts by 4 pixels exactly and flicker at those between. 1: there is no
+    such p. None: the shifts cannot tell, as they are not by whole pixels or none is by more than one.
+
+    >>> shift_period([(0, 1), (0, 2), (0, 3), (0, 4)], [20.0, 73.6, 20.0, 70.9])
+    2
+    """
+    moved = [tuple(map(abs, shift)) for shift in shifts]
+    farthest = max((distance for shift in moved for distance in shift), default=0)
+    if farthest < 2 or any(distance % 1 for shift in moved for distance in shift):
+        return None
+    for period in range(2, int(farthest) + 1):
+        easy = [all(distance % period == 0 for distance in shift) for shift in moved]
+        multiples = [value for value, is_easy in zip(decibels, easy, strict=True) if is_easy]
+        others = [value for value, is_easy in zip(decibels, easy, strict=True) if not is_easy]
+        if multiples and others and min(multiples) >= max(others) + PERIOD_GAP:
+            return period
+    return 1
 
 
 class ShiftPSNR(KeepsPrecision):

@@ -1,5 +1,6 @@
-"""A run folder belongs to one training run: a second one is refused, at the same time and afterwards."""
+"""A run folder belongs to one training run or one measurement: others are refused, before anything is written."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -7,8 +8,14 @@ from itertools import count
 from pathlib import Path
 
 from genstab.errors import InputError
+from genstab.runtime.lock import lock
 
 LOCK = ".lock"
+MEASURED = (
+    "measurements.json", "summary.json", "report.html", "samples.png", "shift_map.png", "features.png",
+    "corruptions.png", "shift.gif", "slide_source.webp", "slide_output.webp",
+)  # fmt: skip
+"""What a measurement leaves in its folder; a second one there replaces all of it."""
 
 
 def fresh(folder: str) -> str:
@@ -43,6 +50,28 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
         )
 
 
+def check_measurable(folder: str | Path) -> None:
+    """Raise an `InputError` unless a measurement in `folder` replaces nothing but an earlier measurement."""
+    folder = Path(folder)
+    signs = (*(folder / name for name in ("checkpoints", LOCK)), *_training_summary(folder))
+    if any(sign.exists() for sign in signs):
+        raise InputError(f"{folder} holds a training run: hydra.run.dir=DIR names a folder of its own")
+    found = [name for name in MEASURED if (folder / name).exists()]
+    if found and MEASURED[0] not in found:
+        raise InputError(
+            f"{folder} holds {', '.join(found)} that no measurement wrote ({MEASURED[0]} is missing): "
+            "hydra.run.dir=DIR names a folder of its own"
+        )
+
+
+def _training_summary(folder: Path) -> list[Path]:
+    """Return the summary of a training run; a training may keep no checkpoint."""
+    with suppress(OSError, ValueError, RecursionError):
+        if "steps" in json.loads((folder / "summary.json").read_bytes()):
+            return [folder / "summary.json"]
+    return []
+
+
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
     """Lock a folder until this context or the process ends, however it ends, where the file system has locks.
@@ -53,15 +82,8 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            import fcntl
-
-            # not flock: forked workers of a data loader would hold it for a while after the process was killed
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        if not lock(file):
             raise InputError(
                 f"another training run is running in {folder}: wait for it to end, or choose another folder"
-            ) from error
-        except (ImportError, OSError):  # no locks on this system
-            pass
+            )
         yield

@@ -190,11 +190,13 @@ class Pix2Pix(LightningModule):
         """
         trainer, length = self.trainer, len(batch["source"])
         shared = trainer.train_dataloader, batch_idx, length, trainer.world_size
+        images = images_in_batch(*shared)
+        if "shift" in batch:  # whoever made the overlapping crops left them out
+            return batch, batch.get("weights", (1.0,))[0], images
         counted, weight = share(*shared, trainer.global_rank)
         if not counted.all():
             batch = {**batch, **{key: batch[key][counted.to(batch[key].device)] for key in ("source", "target")}}
-            batch |= {"shift": None} if "shift" in batch else {}  # the pairs may be torn apart
-        return batch, weight, images_in_batch(*shared)
+        return batch, weight, images
 
     def update(
         self,
@@ -283,7 +285,9 @@ class Pix2Pix(LightningModule):
         if self.equivariance_weight:
             if "shift" not in batch:
                 raise InputError("equivariance_weight needs overlapping crops: set data.overlap_offset, 8 for example")
-            parts["loss_g_shift"] = equivariance_loss(output, batch["shift"], MARGIN)
+            _, pair_weight = batch.get("weights", (1.0, 1.0))
+            of_pairs = equivariance_loss(output, batch["shift"], MARGIN, batch.get("pairs"))
+            parts["loss_g_shift"] = pair_weight * of_pairs
             loss_g = loss_g + self.equivariance_weight * parts["loss_g_shift"]
         if self.detail_weight:
             parts["loss_g_detail"] = detail_loss(output, target)
@@ -325,6 +329,8 @@ class Pix2Pix(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the configuration of the generator, for `genstab.load_generator`."""
         checkpoint["generator"] = getattr(self.generator, "config", None)
+        # how the files were read, for `genstab predict` and `genstab measure`
+        checkpoint["data"] = getattr(getattr(self.trainer, "datamodule", None), "described", {})
 
 
 @contextmanager

@@ -8,6 +8,9 @@ PSNR, CROP, FRACTIONAL, WORST, POOLED = (
     f"val/shift_psnr{suffix}" for suffix in ("", "_crop", "_fractional", "_worst", "_pooled")
 )
 TV, TARGET, FLOOR = "val/tv", "val/tv_target", "val/noise_floor"
+CROP_POOLED, CROP_WORST_SHIFT, PERIOD, SHARE = (
+    "val/shift_psnr_crop_pooled", "val/shift_psnr_crop_worst_shift", "val/shift_period", "val/constant_outputs"
+)  # fmt: skip
 SPREAD, STD, RELATIVE = "val/output_spread", "val/output_std", "val/corruption_relative"
 SHARP = {TV: 0.1, TARGET: 0.1}
 
@@ -80,6 +83,12 @@ def test_crop_comes_first_then_circular():
         ({PSNR: 40.0, POOLED: above(37.0)}, []),
         ({PSNR: 70.0, POOLED: 45.0}, []),
         ({POOLED: 20.0}, []),
+        ({CROP: 40.0, CROP_POOLED: 37.0}, ["uneven"]),
+        ({CROP: 40.0, CROP_WORST_SHIFT: below(25.0)}, ["flickers"]),
+        ({PERIOD: 2}, ["periodic"]),
+        ({PERIOD: 1, SHARE: 0.0}, []),
+        ({SHARE: 0.5}, ["partly-constant"]),
+        ({SHARE: 1.0}, []),  # another sentence says so
         # sharpness; 0.75 of 4 and 1.25 of 4
         ({TV: below(3.0), TARGET: 4.0}, ["blurry"]),
         ({TV: 3.0, TARGET: 4.0}, []),
@@ -171,6 +180,29 @@ def test_what_follows_how_stable(metrics, expected):
     assert verdict(metrics)[1:] == expected
 
 
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        # every second shift is exact: the mean of 20.0, 73.6, 20.0, 70.9 dB is no number of any shift
+        ({CROP: 46.1, CROP_POOLED: 23.0, CROP_WORST_SHIFT: 20.0, PERIOD: 2},
+         ["Flickers visibly when the camera moves: shift PSNR crop at worst shift 20.0 dB, a change of 10.0 % of the"
+          " value range.", "Uneven: the mean is 46.1 dB, but 23.0 dB pooled; shifts by multiples of 2 pixels are easy,"
+          " those between are not (aliasing)."]),
+        # 63 of 64 outputs are constant
+        ({PSNR: 98.75, POOLED: 38.1, "val/shift_psnr_worst_shift": 20.0, SHARE: 63 / 64, "images": 64},
+         ["Flickers visibly when the image is rolled around: shift PSNR circular at worst shift 20.0 dB, a change of"
+          " 10.0 % of the value range.", "Uneven: the mean is 98.8 dB, but 38.1 dB pooled; 63 of 64 images have"
+          " constant outputs, which no shift changes."]),
+        # a training does not say how many images there are; nothing is hidden here
+        ({CROP: 46.0, CROP_POOLED: 46.0, CROP_WORST_SHIFT: 45.5, SHARE: 0.25, PERIOD: 1},
+         ["No visible flicker when the camera moves: shift PSNR crop at worst shift 45.5 dB, a change of 0.53 % of the"
+          " value range.", "25 % of the images have constant outputs, which no shift changes."]),
+    ],
+)  # fmt: skip
+def test_the_worst_shift_is_judged_and_the_mean_explained(metrics, expected):
+    assert verdict({**metrics, TV: 0.1})[:2] == expected
+
+
 def test_what_is_no_number_says_nothing():
     assert verdict({CROP: math.nan, "val/accuracy": math.nan, RELATIVE: math.inf, TV: None, TARGET: 0.1}) == []
 
@@ -203,13 +235,14 @@ def test_classifiers(consistency, often):
 
 
 def test_six_sentences_at_most_and_a_number_in_each():
-    everything = {PSNR: 60.0, CROP: 24.0, WORST: 10.0, POOLED: 20.0, FRACTIONAL: 20.0, FLOOR: 24.0}
-    everything |= {SPREAD: 0.001, STD: 0.001}
+    everything = {PSNR: 60.0, CROP: 24.0, WORST: 10.0, CROP_POOLED: 20.0, FRACTIONAL: 20.0, FLOOR: 24.0}
+    everything |= {SPREAD: 0.001, STD: 0.001, PERIOD: 4, SHARE: 0.5}
     sentences = verdict({**everything, TV: 0.01, TARGET: 1.0, RELATIVE: 3.0})
     assert len(sentences) == 6
     assert all(any(letter.isdigit() for letter in sentence) for sentence in sentences)
     assert flags({**everything, TV: 0.01, TARGET: 1.0, RELATIVE: 3.0}) == [
-        "flickers", "random", "rolling-only", "uneven", "blurry", "constant", "flat", "fragile",
+        "flickers", "random", "rolling-only", "uneven", "periodic", "partly-constant", "blurry", "constant", "flat",
+        "fragile",
     ]  # fmt: skip
 
 

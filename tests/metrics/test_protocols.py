@@ -64,7 +64,10 @@ def test_a_training_logs_it():
     model = tiny_pix2pix()
     trainer.validate(model, pairs_loader(3, 2), verbose=False)
     logged = {key for key in trainer.callback_metrics if "shift" in key}
-    assert logged == {"val/shift_psnr_mirrored", "val/shift_psnr_crop"}
+    each = ("", "_pooled", "_worst_shift")
+    assert logged == {f"val/shift_psnr_{name}{end}" for name in ("mirrored", "crop") for end in each} | {
+        "val/shift_period"
+    }
     expected = shift_psnr(model, Pairs(3).source, SHIFTS, "mirrored")
     assert trainer.callback_metrics["val/shift_psnr_mirrored"].item() == pytest.approx(expected.mean().item(), abs=1e-4)
     torch.testing.assert_close(callback.tables["mirrored"], expected, atol=1e-3, rtol=0)
@@ -90,7 +93,9 @@ def test_tables_page_and_verdict_speak_of_it(tmp_path, capsys):
     options = MeasureOptions(shifts=SHIFTS, protocols=["mirrored"], map=None, features=None, corruptions=None)
     measured = measure(Brighter(), Items(*noise(2, 3, 32, 32)), tmp_path, options)
     summary = publish(measured, tmp_path, {"run_name": "brighter"}, 1.0)
-    assert summary["verdict"][0].startswith("Shimmers when the image is mirrored: shift PSNR mirror 26.0 dB")
+    assert summary["verdict"][0].startswith(
+        "Shimmers when the image is mirrored: shift PSNR mirror at worst shift 26.0 dB"
+    )
     assert re.search(r"shift PSNR mirror +│ 26\.02 +│ dB", capsys.readouterr().out)
     page = (tmp_path / "report.html").read_text()
     assert "the image is mirrored and rolled" in page
@@ -144,7 +149,14 @@ def test_log_keys():
     assert keys == {
         "circular": {
             "mean": "val/shift_psnr", "worst": "val/shift_psnr_worst", "pooled": "val/shift_psnr_pooled",
+            "worst_shift": "val/shift_psnr_worst_shift",
         },
-        "crop": {"mean": "val/shift_psnr_crop"},
-        "fractional": {"mean": "val/shift_psnr_fractional"},
+        "crop": {
+            "mean": "val/shift_psnr_crop", "pooled": "val/shift_psnr_crop_pooled",
+            "worst_shift": "val/shift_psnr_crop_worst_shift",
+        },
+        "fractional": {
+            "mean": "val/shift_psnr_fractional", "pooled": "val/shift_psnr_fractional_pooled",
+            "worst_shift": "val/shift_psnr_fractional_worst_shift",
+        },
     }  # fmt: skip

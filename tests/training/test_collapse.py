@@ -143,22 +143,22 @@ def test_spread_is_the_root_mean_square_distance_of_all_pairs(batch_size):
     spread = OutputSpread()
     for batch in images.split(batch_size):
         spread.add(batch)
-    assert spread.compute() == pytest.approx(brute_force(images), abs=1e-12)
+    assert spread.compute() == pytest.approx((*brute_force(images), 0), abs=1e-12)
 
 
 def test_spread_of_few_and_of_several_shapes():
-    assert OutputSpread().compute() == (None, None)
+    assert OutputSpread().compute() == (None, None, None)
     spread = OutputSpread()
     spread.add(torch.zeros(0, 3, 4, 4))
-    assert spread.compute() == (None, None)
+    assert spread.compute() == (None, None, None)
     spread.add(torch.tensor([[[[-1.0, 1.0]]]]))
-    assert spread.compute() == (None, 0.5)
+    assert spread.compute() == (None, 0.5, 0)
     many = torch.rand(3, 1, 2, 2)
     spread.add(many)
     assert spread.compute()[0] == pytest.approx(brute_force(many)[0], abs=1e-12)
     same = OutputSpread()
     same.add(torch.full((4, 1, 8, 8), 0.3))
-    assert same.compute() == pytest.approx((0, 0), abs=1e-7)
+    assert same.compute() == pytest.approx((0, 0, 1), abs=1e-7)
 
 
 class Constant(torch.nn.Module):

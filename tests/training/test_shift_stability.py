@@ -89,7 +89,9 @@ def test_tables_of_each_shift_and_image_are_those_of_the_pure_function(batch_siz
         torch.testing.assert_close(pooled, decibel(error.sum(1) / count.sum(1)), rtol=0, atol=1e-3)
         key = "val/shift_psnr" + {"circular": ""}.get(protocol, f"_{protocol}")
         assert trainer.callback_metrics[key].item() == pytest.approx(table.mean().item(), abs=1e-4)
-    assert not [key for key in trainer.callback_metrics if "fractional_" in key]
+        together = -10 * (error.sum() / count.sum() / 4).log10().item()
+        assert trainer.callback_metrics[f"{key}_pooled"].item() == pytest.approx(together, abs=1e-4)
+        assert trainer.callback_metrics[f"{key}_worst_shift"].item() == pytest.approx(pooled.min().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,7 @@ def test_a_table_has_room_for_the_first_images_and_its_rows_count_all():
     torch.testing.assert_close(decibels, torch.tensor([[20.0, 100.0]]))
     assert pooled.item() == pytest.approx(10 * math.log10(4 / 0.02))
     assert (reductions["mean"], reductions["worst"], reductions["pooled"]) == (60, 20, pooled)
+    assert reductions["worst_shift"] == 20  # without the two images that nothing changes
     # two processes, in either order, and an image that nobody measured
     torch.testing.assert_close(
         psnr_table(parts, images=5)[0], torch.tensor([[20.0, 100, 20, 100, math.nan]]), equal_nan=True

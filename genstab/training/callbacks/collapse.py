@@ -34,8 +34,9 @@ class CollapseWatch(Callback):
       three consecutive validations, after `window` batches, and the targets by more than ten times as much.
 
     Logs in validation, as shares of the value range: `val/output_spread`, the root mean square distance between outputs
-    for different images, and `val/output_std`, the standard deviation within an output. They do not depend on the
-    number of processes or the batch size. Losses are read from the device every `log_every_n_steps` batches.
+    for different images, and `val/output_std`, the standard deviation within an output; and `val/constant_outputs`, the
+    share of images with a constant output. They do not depend on the number of processes or the batch size. Losses are
+    read from the device every `log_every_n_steps` batches.
 
     Args:
         window: number of batches over which the loss is averaged.
@@ -122,8 +123,8 @@ class CollapseWatch(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log how much the outputs differ over all processes, and check the generator."""
-        (spread, deviation), (wanted, _) = self._outputs.compute(), self._targets.compute()
-        logged = {"val/output_spread": spread, "val/output_std": deviation}
+        (spread, deviation, constant), (wanted, *_) = self._outputs.compute(), self._targets.compute()
+        logged = {"val/output_spread": spread, "val/output_std": deviation, "val/constant_outputs": constant}
         known = {key: value for key, value in logged.items() if value is not None}
         # Every process has the same value; sync_dist avoids a warning of Lightning.
         pl_module.log_dict(known, sync_dist=True)

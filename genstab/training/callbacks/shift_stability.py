@@ -14,7 +14,7 @@ from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference, submodule
 from genstab.metrics.protocols import PROTOCOLS, Motion, in_chunks, shift_pairs
 from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, parse_shifts
-from genstab.metrics.shift_psnr import psnr_table, squared_error
+from genstab.metrics.shift_psnr import psnr_table, shift_period, squared_error
 from genstab.runtime.gather import all_gathered
 
 MOST_COLUMNS = 1000
@@ -23,8 +23,9 @@ MOST_COLUMNS = 1000
 class ShiftStability(Callback):
     """Measure the shift PSNR of a module's generator in every validation.
 
-    Logs `val/shift_psnr`, `val/shift_psnr_worst` and `val/shift_psnr_pooled` (protocol `circular`), and
-    `val/shift_psnr_NAME` of every other protocol, such as `val/shift_psnr_crop`, in dB. The numbers do not depend on
+    Logs `val/shift_psnr` (protocol `circular`) and `val/shift_psnr_NAME` of every other protocol, such as
+    `val/shift_psnr_crop`, each also with `_pooled` and `_worst_shift`, and `val/shift_psnr_worst`, in dB; and
+    `val/shift_period`, that of `crop`, or else of `circular`, in pixels. The numbers do not depend on
     the batch size or the number of processes. Weights, modes and the random state are not changed. An output that is
     not finite makes the numbers NaN.
 
@@ -141,5 +142,8 @@ class ShiftStability(Callback):
                 parts, len(self.names), self.data_range, self.cap
             )
             values = {key: reductions[each].float() for each, key in PROTOCOLS[protocol].keys().items()}
+            if protocol == ("crop" if "crop" in self.shifts else "circular"):
+                period = shift_period(shifts, self.pooled[protocol].tolist())
+                values |= {} if period is None else {"val/shift_period": torch.tensor(float(period))}
             # Every process holds the same value: the mean changes nothing and says so to Lightning.
             pl_module.log_dict({key: each.to(pl_module.device) for key, each in values.items()}, sync_dist=True)
