@@ -181,7 +181,7 @@ def predict(
                     image = read_image(job.source, reading)
                     images[job] = image if size is None else resized(image, size, reading.interpolation)
             if images:
-                if not looked and (empty := almost_constant(torch.stack(list(images.values())))):
+                if not looked and (empty := almost_constant(list(images.values()))):
                     say(f"in the first batch, {empty}")
                 looked = True
                 _generate(images, call, size is None, device, result, on_error, done)
