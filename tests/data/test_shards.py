@@ -214,6 +214,12 @@ def test_bad_pairs_are_named_and_skipped_as_in_folders(tmp_path):
         ShardPairs(shards[1:], ShardCache(), on_error="skip")[0]
 
 
+ONE_SHARD = (
+    '{{"kind": "genstab-shards-1", "splits": {{"train": {{"shards": [{{"name": "0.tar", "pairs": {}, "bytes": {}, '
+    '"sha256": ""}}], "size": null, "least": {}, "channels": [3, 3]}}}}}}'
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -226,6 +232,12 @@ def test_bad_pairs_are_named_and_skipped_as_in_folders(tmp_path):
             r"'\.\./x\.tar' is no",
         ),
         ('{"kind": "genstab-shards-1", "splits": {"train": {"shards": []}}}', "'least'"),
+        (ONE_SHARD.format(-1, 9999, "[8, 8]"), "-1 is not a whole number of at least 1"),
+        (ONE_SHARD.format("1e999", 9999, "[8, 8]"), "None is not a whole number"),
+        (ONE_SHARD.format(10, 9999, "[8, 8]"), r"0\.tar cannot hold 10 pairs in 9999 bytes"),
+        (ONE_SHARD.format(1, 9999, '[8, "8"]'), "'8' is not a whole number"),
+        (ONE_SHARD.format(1, 9999, "[8]"), "not enough values"),
+        ("[" * 100_000, "nested more than 64 deep"),
     ],
 )
 def test_another_index_is_refused(text, said):
@@ -267,7 +279,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["input=pairs", "on_error=stop"], "on_error='stop' is not one of raise, skip"),
         (["input=bad"], r"cannot read bad/trainA/1\.png: truncated"),
         (["input=grey"], r"grey/trainA/2\.png: A and B have \(3, 3\) channels, the pairs before have \(1, 1\)"),
-        ([], "Missing mandatory value: input"),
+        ([], "input is missing: add input=DIR"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line_and_leaves_nothing(monkeypatch, options, said):
