@@ -151,7 +151,7 @@ def test_easy_shifts_and_constant_images_do_not_hide_the_flicker(tmp_path):
     assert alone < 25 < 80 < found["val/shift_psnr_crop"]
     first, second, *_ = verdict(found)
     assert first.startswith(f"Flickers visibly when the camera moves: shift PSNR crop at worst shift {alone:.1f} dB")
-    assert "multiples of 2 pixels" in second
+    assert "a period of 2 pixels" in second
     assert "2 of 3 images have constant outputs" in second
 
 
