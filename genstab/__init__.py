@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from genstab.errors import InputError as InputError
     from genstab.inference.load_model import load_generator as load_generator
     from genstab.inference.load_model import load_model as load_model
+    from genstab.layers import surgery as surgery
     from genstab.layers.anchored_noise import AnchoredNoise as AnchoredNoise
     from genstab.layers.blur import BlurPool2d as BlurPool2d
     from genstab.layers.blur import BlurUnpool2d as BlurUnpool2d
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from genstab.metrics.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
     from genstab.metrics.spectrum import SpectrumError as SpectrumError
     from genstab.networks.patchgan import PatchGAN as PatchGAN
+    from genstab.networks.pixelgan import PixelGAN as PixelGAN
     from genstab.networks.resnet import ResNetGenerator as ResNetGenerator
     from genstab.networks.unet import UNet as UNet
     from genstab.training.callbacks.shift_stability import ShiftStability as ShiftStability
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 # Where each public name is, imported when it is first asked for (PEP 562): `import genstab` alone imports no torch.
 _PLACES = {
+    "layers": ["surgery"],
     "errors": ["InputError"],
     "inference.load_model": ["load_generator", "load_model"],
     "layers.anchored_noise": ["AnchoredNoise"],
@@ -52,6 +55,7 @@ _PLACES = {
     "metrics.sliced_wasserstein": ["SlicedWasserstein"],
     "metrics.spectrum": ["SpectrumError"],
     "networks.patchgan": ["PatchGAN"],
+    "networks.pixelgan": ["PixelGAN"],
     "networks.resnet": ["ResNetGenerator"],
     "networks.unet": ["UNet"],
     "training.callbacks.shift_stability": ["ShiftStability"],

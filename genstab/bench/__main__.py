@@ -21,6 +21,7 @@ from genstab.bench.layers import DTYPES, KINDS, LAYOUTS, layer_cases, other_blur
 from genstab.bench.step import OPTIONS, step_models, time_steps
 from genstab.bench.tables import details_table, ratio_table
 from genstab.layers.filters import BINOMIAL, FILTERS
+from genstab.runtime.files import write_whole
 from genstab.runtime.provenance import machine
 
 Report = dict[str, Any]
@@ -176,9 +177,10 @@ def run(arguments: Sequence[str]) -> Report:
     text = markdown(report)
     Console(width=max(Console().width, 300)).print(Markdown(text))  # a narrow terminal would cut numbers
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        listed = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        write_whole(options.json, lambda file: file.write(listed.encode()))
     if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
+        write_whole(options.markdown, lambda file: file.write(text.encode()))
     return report
 
 

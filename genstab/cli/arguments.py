@@ -9,8 +9,8 @@ from genstab.errors import InputError
 
 MULTIRUN = {"-m", "--multirun"}
 _PATHS = {
-    "ckpt_path", "corruptions.baseline", "costs", "data.root", "hydra.run.dir", "hydra.sweep.dir", "input",
-    "model.checkpoint", "output", "output_dir", "plot", "table",
+    "ckpt_path", "corruptions.baseline", "costs", "data.classes", "data.root", "hydra.run.dir", "hydra.sweep.dir",
+    "init_from", "init_from_d", "input", "model.checkpoint", "output", "output_dir", "plot", "table",
 }  # fmt: skip
 _WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-c", "--cfg", "-p", "--package"}
 
@@ -39,6 +39,16 @@ def check_launcher(words: Sequence[str]) -> None:
         for size in words if name in _OURS else ():
             if re.match(r"trainer\.(devices|num_nodes)=(?![1-9]\d*$)", size):
                 raise InputError(f"{size}: {word} needs a number, the same for all jobs")
+
+
+def name_networks(words: Sequence[str]) -> list[str]:
+    """Let `model.generator=NAME` choose a file of `conf/model/generator`, as `model/generator=NAME` does in Hydra.
+
+    >>> name_networks(["model.generator=resnet", "model.discriminator=pixel,patchgan", "model.generator.channels=64"])
+    ['model/generator=resnet', 'model/discriminator=pixel,patchgan', '++model.generator.channels=64']
+    """
+    choice = re.compile(r"model\.(generator|discriminator)=(?=[^=\s{\[$'\"]+$)")
+    return to_overrides([choice.sub(r"model/\1=", word) if choice.match(word) else word for word in words])
 
 
 def to_overrides(words: Sequence[str]) -> list[str]:

@@ -17,9 +17,17 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
 
-from genstab.cli.arguments import MULTIRUN, check_launcher, check_words, name_runs, to_overrides
-from genstab.cli.check_config import check_keys, check_options, check_seed, check_training, check_type
+from genstab.cli.arguments import (
+    MULTIRUN,
+    check_launcher,
+    check_words,
+    name_networks,
+    name_runs,
+    to_overrides,
+)
+from genstab.cli.check_config import check_head, check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
+from genstab.cli.model_options import check_model
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
 from genstab.runtime.process_state import process_state_restored
@@ -34,6 +42,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once per program, like `now`
+VALUES = "genstab.inference.value_range.parse_values"
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
 # What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
@@ -59,27 +68,34 @@ class Command:
 
     job: str  # the function that takes the config, imported after the config was checked
     used_by: str = ""  # the function or class that takes the keys outside of groups
+    loads_model: bool = False  # whether keys under `model` say what to load
     overrides: Callable[[Sequence[str]], list[str]] = to_overrides  # of Hydra, from the words on the command line
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
-        model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
-        check_options({**config, "model": model})
+        model = config.get("model", {})
+        if self.loads_model:
+            check_model(model)
+            config = {key: value for key, value in config.items() if key != "model"}
+        elif isinstance(generator := model.get("generator"), dict):
+            check_head(generator)
+        check_options(config)
         types = signature.types if (signature := signature_of(self.used_by)) else {}
         for key in types.keys() & config.keys():
             check_type(key, config[key], types[key])
         if isinstance(config.get("seed"), int):  # null keeps the order of shards
             check_seed(config["seed"])
-        if "value_range" in config:
-            check_type("value_range", config["value_range"], tuple[float, float])
+        if self.loads_model and (values := signature_of(VALUES)):
+            for key in values.types.keys() & config.keys():
+                check_type(key, config[key], values.types[key])
         if "trainer" in config:
             check_training(config)
 
 
 COMMANDS = {
-    "train": Command("genstab.cli.submitit:run_wherever"),
-    "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions"),
-    "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict"),
+    "train": Command("genstab.cli.submitit:run_wherever", overrides=name_networks),
+    "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions", True),
+    "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict", True),
     "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),
     "shard": Command("genstab.cli.jobs:run_shard", "genstab.data.shards.write.write_shards"),
     "workspace": Command("genstab.cli.jobs:run_workspace"),

@@ -28,9 +28,19 @@ from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
-from genstab.runtime.resume import CHECKPOINT, LAST, changes, check_fit, find_checkpoint, is_over, read_resumable
+from genstab.runtime.resume import (
+    CHECKPOINT,
+    LAST,
+    changes,
+    check_begun,
+    check_fit,
+    find_checkpoint,
+    is_over,
+    read_resumable,
+)
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
+from genstab.training.init_from import begin_from, lines
 
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
@@ -47,6 +57,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     config.ckpt_path = None if path is None else str(path)
     with input_errors():
         checkpoint = read_resumable(path) if path else None
+        if path and checkpoint:
+            config.update(check_begun(path, checkpoint, config))
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, plain)
@@ -64,6 +76,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             )
         seed_everything(config.seed, workers=True, verbose=False)
         data, model = instantiate(config.data), instantiate(config.model)
+        begun = checkpoint.get("init_from") if checkpoint else None
+        if config.init_from and not checkpoint:
+            begun = begin_from(model, str(config.init_from), config.init_from_d and str(config.init_from_d))
+            for line in lines(begun):
+                say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         if config.trainer.get("enable_progress_bar") is False:  # Lightning would refuse the bar of conf/callbacks
             callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -71,10 +88,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
-        callbacks.append(ending := RunSummary(config.output_dir, plain))
+        callbacks.append(ending := RunSummary(config.output_dir, plain, begun))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
+        data.trainer = trainer  # which tells whether there is a validation
         if trainer.is_global_zero:
             data.prepare_data()
         data.setup("fit")  # errors in the data come before a run is logged
@@ -148,7 +166,7 @@ def _checkpoint_of(config: DictConfig) -> Path | None:
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
         if sweep and not fixed and config.ckpt_path == LAST:
             raise InputError("ckpt_path=last in a sweep needs the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
-    return find_checkpoint(config.ckpt_path, config.output_dir, fixed)
+    return find_checkpoint(config.ckpt_path, config.output_dir, fixed, begins=bool(config.init_from))
 
 
 def _to_resume(config: DictConfig) -> str:

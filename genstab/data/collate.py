@@ -34,11 +34,14 @@ def names_of(batch: Any, positions: Tensor) -> list[str]:
     return [str(name) for name in found]
 
 
-def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Collate pairs to a batch; name two that differ in size, which only `check=off` lets come this far."""
+def collate_pairs(items: list[dict[str, Any]], mixed: bool = False) -> dict[str, Any]:
+    """Collate pairs to a batch. If `mixed`, images of several sizes become lists, else an error names two of them."""
     first = items[0]["source"].shape
     for item in items[1:]:
         if (other := item["source"].shape) != first:
+            if mixed:
+                images = {key: [item.pop(key) for item in items] for key in ("source", "target")}
+                return {**default_collate(items), **images}
             names = f"{items[0]['name']!r} is {hxw(first[1:])} but {item['name']!r} is {hxw(other[1:])}"
-            raise InputError(f"pairs of two sizes in one batch: {names}; set data.load_size")
+            raise InputError(f"pairs of two sizes in one batch: {names}; set data.val_batch_size=1 or data.load_size")
     return default_collate(items)

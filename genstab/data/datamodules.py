@@ -2,24 +2,43 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
+from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from genstab.data.augment import PairAugment, Size
 from genstab.data.collate import collate_pairs
 from genstab.data.download import FACADES_URL, facades
+from genstab.data.image_io import pixel_range
 from genstab.data.overlapping_crops import overlapping_crops
-from genstab.data.pairs import DIRECTIONS, PairDataset, PairedImages, Wanted, check_pairs, find_pairs
+from genstab.data.pairs import (
+    DIRECTIONS,
+    Pair,
+    PairDataset,
+    PairedImages,
+    Wanted,
+    check_pairs,
+    check_share,
+    find_pairs,
+    has_pairs,
+    split_pairs,
+)
+from genstab.data.reading import SIDES, Range, Reading, almost_constant, parse_ranges
 from genstab.data.sampler import EpochSampler, ResumableLoader
+from genstab.data.shares import share_of_crops
 from genstab.data.synthetic import SyntheticFacades
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 
+T = TypeVar("T")
 CHECKS = ("fast", "full", "off")
 SSIM_WINDOW = 6  # pixels; SSIM reflects its window at the border, which a smaller image does not allow
 CACHE = "~/.cache/genstab"
@@ -42,14 +61,17 @@ class PairData(LightningDataModule):
 
     Args:
         crop_size: size of a training image, a number or [height, width].
-        load_size: size before the random crop, 286 for a crop of 256 in the paper; None keeps the size of the files.
+        load_size: size before the random crop, 286 for a crop of 256 in the paper; None keeps the sizes of the files,
+            each of which is cropped by itself.
         flip: flip half of the training pairs horizontally.
         batch_size: pairs in a training batch, per process.
-        val_batch_size: pairs in a validation batch, per process; no metric depends on it.
+        val_batch_size: pairs in a validation batch, per process; no metric depends on it. Pairs of several sizes are
+            validated one by one.
         num_workers: worker processes of the loader; None: two less than the processors, at most 8. (On two processors
             a worker would take more time from the training than it saves.)
-        overlap_offset: if positive, crop a quarter of each training batch, at least one image, twice, up to this many
-            pixels apart; see `overlapping_crops`. A batch of one has no overlapping crops, and a warning says so.
+        overlap_offset: if positive, crop a quarter of each training batch of all processes, at least one image, twice,
+            up to this many pixels apart; see `overlapping_crops`. A batch of one has no overlapping crops, and a
+            warning says so.
         twin_reach: the name of `overlap_offset` in version 0.1.
 
     Raises:
@@ -58,6 +80,7 @@ class PairData(LightningDataModule):
 
     train_set: Dataset
     val_set: Dataset
+    val_sizes_differ = False
 
     def __init__(
         self,
@@ -76,10 +99,6 @@ class PairData(LightningDataModule):
             overlap_offset = twin_reach
         if overlap_offset:
             check_counts(overlap_offset=overlap_offset)
-            if batch_size == 1:
-                rank_zero_warn(
-                    f"overlap_offset={overlap_offset} does nothing with batch_size=1: set batch_size=2 or more"
-                )
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
         self.overlap_offset = overlap_offset
@@ -89,11 +108,11 @@ class PairData(LightningDataModule):
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
         check_counts(least=0, num_workers=self.num_workers)
         self.skipped: list[str] = []
+        self.looked = False  # at the first batch
 
     def _loading(self) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "collate_fn": collate_pairs,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "timeout": TIMEOUT if self.num_workers else 0,
@@ -103,7 +122,14 @@ class PairData(LightningDataModule):
         """Return this process's training pairs, reshuffled every epoch by the seed of `seed_everything`, or 0."""
         trainer, seed = self.trainer, int(os.environ.get("PL_GLOBAL_SEED", 0))
         processes, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        return ResumableLoader(self.train_set, self._sampler(processes, rank, seed), **self._loading())
+        if self.overlap_offset and self.batch_size * processes == 1:
+            rank_zero_warn(
+                f"data.overlap_offset={self.overlap_offset} does nothing with one process and data.batch_size=1: set "
+                "data.batch_size=2 or more"
+            )
+        order = self._sampler(processes, rank, seed)
+        collate = partial(collate_pairs, mixed=self.load_size is None)  # pairs of several sizes are cropped later
+        return ResumableLoader(self.train_set, order, collate_fn=collate, **self._loading())
 
     def _sampler(self, processes: int, rank: int, seed: int) -> EpochSampler:
         return EpochSampler(self.train_set, self.batch_size, processes, rank, seed)
@@ -111,10 +137,16 @@ class PairData(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the validation pairs in order."""
         # A generator of its own, or the workers' seeds would be drawn from the one that draws dropout masks.
-        return DataLoader(self.val_set, self.val_batch_size, generator=torch.Generator(), **self._loading())
+        size = 1 if self.val_sizes_differ else self.val_batch_size
+        generator = torch.Generator()
+        return DataLoader(self.val_set, size, generator=generator, collate_fn=collate_pairs, **self._loading())
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Remove the notes on skipped pairs from a batch, and warn once of each."""
+        """Remove the notes on skipped pairs from a batch, and warn once of each, and of sources without content."""
+        if not self.looked and self.trainer is not None and self.trainer.training:
+            self.looked = True
+            if line := almost_constant(batch["source"]):
+                rank_zero_warn(f"data: in the first batch, {line}")
         self._skip("\n".join(batch.pop("skipped", ())), warnings.warn)
         return batch
 
@@ -127,11 +159,29 @@ class PairData(LightningDataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augment a training batch on its device; leave a validation batch as it is."""
         if self.trainer is not None and self.trainer.training:
-            batch["source"], batch["target"] = self.augment(batch["source"], batch["target"])
+            batch["source"], batch["target"] = self._augmented(batch["source"], batch["target"])
             if self.overlap_offset:
-                crops = overlapping_crops(batch["source"], batch["target"], self.overlap_offset)
-                batch |= crops._asdict()
+                batch |= self._crops(batch["source"], batch["target"])
         return batch
+
+    def _augmented(self, source: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Augment a batch, or pairs of several sizes one by one."""
+        if isinstance(source, Tensor):
+            return self.augment(source, target)
+        pairs = [self.augment(a[None], b[None]) for a, b in zip(source, target, strict=True)]
+        sources, targets = zip(*pairs, strict=True)
+        return torch.cat(sources), torch.cat(targets)
+
+    def _crops(self, source: Tensor, target: Tensor) -> dict[str, Any]:
+        """Return the overlapping crops of this process, and their weights."""
+        trainer = self.trainer
+        assert trainer is not None
+        batch_idx = trainer.fit_loop.batch_idx + 1  # of the batch that is about to begin
+        rows, *weights = share_of_crops(
+            trainer.train_dataloader, batch_idx, len(source), trainer.world_size, trainer.global_rank
+        )
+        crops = overlapping_crops(source, target, self.overlap_offset, rows)
+        return {**crops._asdict(), "pairs": len(rows.twice), "weights": tuple(weights)}
 
 
 class SyntheticData(PairData):
@@ -167,15 +217,25 @@ class SyntheticData(PairData):
 
 
 class PairedData(PairData):
-    """Pairs of images in a folder: side by side in `train/`, or in `trainA/` and `trainB/`; see `genstab.data.pairs`.
+    """Pairs of images in a folder, side by side or in two folders; see `genstab.data.pairs.find_pairs`.
 
     Args:
-        root: folder with `train…` and `val…` or `test…`; `~` is expanded.
+        root: folder with the images for training and validation; `~` is expanded.
         direction: `AtoB` or `BtoA`, from source to target.
         source_channels, target_channels: number of channels that every file must have.
         check: before training, `fast` reads the header of every file, `full` decodes every file, `off` does nothing.
         on_error: if a file cannot be read or used, `raise` an error that names it, or `skip` the pair: the next
             readable pair takes its place, also in validation, where it then counts twice.
+        value_range: [least, greatest] of the pixels, which become −1 and 1, for files that are not of 8 bits; `auto`
+            finds them in the training split; {source: …, target: …} sets them for each. None: the range of the type.
+        source_interpolation: how sources are resized, `bilinear` or `nearest`, which keeps the colours of label maps.
+        source_labels: number of classes of sources that hold class indices, in one channel or as a palette: each class
+            becomes a channel, see `genstab.data.reading.Reading`. It takes the place of `source_channels`.
+        max_megapixels: the most pixels of an image, in millions; None: 179.
+        convert: convert images with other channels, see `genstab.data.channels.converted`, in place of an error.
+        val_share: without a folder for validation, hold out this share of the training pairs, at least one; 0 does not.
+            With `limit_val_batches=0` of the trainer there is no validation at all.
+        val_seed: another seed holds out other pairs.
         kwargs: the arguments of `PairData`. Validation images are resized to crop_size; with `load_size=None` they
             keep their size.
 
@@ -192,22 +252,40 @@ class PairedData(PairData):
         target_channels: int = 3,
         check: str = "fast",
         on_error: str = "raise",
+        value_range: str | Sequence[float] | Mapping[str, Any] | None = None,
+        source_interpolation: str = "bilinear",
+        source_labels: int | None = None,
+        max_megapixels: float | None = None,
+        convert: bool = False,
+        val_share: float = 0.1,
+        val_seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_choice("direction", direction, DIRECTIONS)
         check_choice("check", check, CHECKS)
         check_choice("on_error", on_error, ON_ERROR)
+        check_share(val_share, val_seed)
         self.root, self.direction, self.check = os.path.expanduser(root), direction, check
-        self.on_error = on_error
-        self.channels = (source_channels, target_channels)
+        self.on_error, self.convert = on_error, convert
+        self.val_share, self.val_seed = val_share, val_seed
+        self.channels = (source_labels or source_channels, target_channels)
+        ranges = parse_ranges(value_range)
+        self.auto = [side for side, each in ranges.items() if each == "auto"]
+        given = {side: None if side in self.auto else each for side, each in ranges.items()}
+        self.readings = {
+            "source": Reading(given["source"], source_labels, source_interpolation, max_megapixels),
+            "target": Reading(given["target"], max_megapixels=max_megapixels),
+        }
+        self.augment.source_interpolation = self.readings["source"].interpolation
         self.decoded = False
+        self.said = False
 
     def prepare_data(self) -> None:
         """With `check=full`, read every pair once, on one process."""
         if self.check != "full" or self.decoded:
             return
-        for split in ("train", "val"):
+        for split in ("train", "val") if self._validates() else ("train",):
             pairs = self._pairs(split)
             loader = DataLoader(pairs, None, num_workers=self.num_workers, generator=torch.Generator())
             for item in tqdm(loader, f"reading {split}", len(pairs), unit="pair", leave=False, disable=None):
@@ -218,35 +296,97 @@ class PairedData(PairData):
         """Find the pairs and check their headers; for the stage "validate", only those of the validation split."""
         if stage != "validate":
             self.train_set = self._dataset("train")
-        self.val_set = self._dataset("val")
+        self.val_set = self._dataset("val") if stage == "validate" or self._validates() else PairedImages([])
+
+    def _validates(self) -> bool:
+        return self.trainer is None or self.trainer.limit_val_batches != 0
+
+    def _listed(self, split: str) -> list[Pair]:
+        """Return the pairs of a split; without a folder for validation, both splits are made of the training pairs."""
+        if not self.val_share or has_pairs(self.root, "val") or not (split == "val" or self._validates()):
+            return find_pairs(self.root, split)
+        pairs, said = split_pairs(self.root, self.val_share, self.val_seed)
+        if not self.said:
+            rank_zero_only(print)(said)
+            self.said = True
+        if not pairs[split]:
+            raise InputError(f"data.val_share={self.val_share} of {len(pairs['val'])} pairs leaves none for training")
+        return pairs[split]
 
     def _pairs(self, split: str) -> PairDataset:
         """Return a split as it is in the files, unchecked."""
-        return PairedImages(find_pairs(self.root, split), self.direction, None, self._wanted(split), self.on_error)
+        return PairedImages(self._listed(split), self.direction, None, self._wanted(split), self.on_error)
 
     def _dataset(self, split: str) -> PairDataset:
-        pairs, wanted = find_pairs(self.root, split), self._wanted(split)
+        pairs, wanted = self._listed(split), self._wanted(split)
         problems: list[str] = []
         skip = problems if self.on_error == "skip" else None
-        sizes = set(check_pairs([] if self.check == "off" else pairs, wanted, skip))
+        sizes = {size for both in check_pairs([] if self.check == "off" else pairs, wanted, skip) for size in both}
         if problems and not sizes:
             raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
         self._skip("\n".join(problems), rank_zero_warn)  # every process finds the same
+        self.val_sizes_differ |= split == "val" and self.load_size is None and len(sizes) > 1
         return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """How files are read, where that is not the default: what the generator must know about later images."""
+        source, target = (self.readings[side] for side in SIDES)
+        ranges = {"source": source.value_range, "target": target.value_range}
+        found: dict[str, Any] = {"value_range": ranges} if any(ranges.values()) else {}
+        found |= {"source_labels": source.labels} if source.labels else {}
+        found |= {"source_interpolation": source.interpolation} if source.interpolation != "bilinear" else {}
+        return found
+
+    def _find_ranges(self) -> None:
+        """Find the values of `value_range=auto` in the training pairs; every process finds the same."""
+        if not self.auto:
+            return
+        found: dict[str, list[Range]] = {side: [] for side in self.auto}
+        for pair in tqdm(self._listed("train"), "finding values", unit="pair", leave=False, delay=1, disable=None):
+            a, b = pair.a, pair.a if pair.b is None else pair.b
+            for side, path in zip(SIDES, self._ab(a, b), strict=True):
+                if side in found and (values := self._values_of(path)):
+                    found[side].append(values)
+        for side, each in found.items():
+            if each:
+                least, greatest = min(low for low, _ in each), max(high for _, high in each)
+                if not least < greatest:
+                    raise InputError(f"data.value_range=auto: all pixels of the {side}s are {least:g}")
+                self.readings[side] = replace(self.readings[side], value_range=(least, greatest))
+                rank_zero_only(print)(f"data.value_range=auto: {side}s hold {least:g} to {greatest:g}")
+        self.auto = []
+
+    def _values_of(self, path: Path) -> Range | None:
+        try:
+            return pixel_range(path, self.readings["source"].max_megapixels)
+        except InputError:
+            if self.on_error == "raise":
+                raise
+            return None  # it is skipped and named later
+
+    def _channels_ab(self) -> tuple[int, int]:
+        return self._ab(*self.channels)
+
+    def _ab(self, source: T, target: T) -> tuple[T, T]:
+        return (source, target) if self.direction == "AtoB" else (target, source)
+
     def _wanted(self, split: str) -> Wanted:
-        channels_a, channels_b = self.channels if self.direction == "AtoB" else reversed(self.channels)
-        if self.load_size is not None:  # images are resized, so none is too small
-            return Wanted(channels_a, channels_b)
-        if split == "train":
-            return Wanted(channels_a, channels_b, self.crop_size, "crop")
-        return Wanted(channels_a, channels_b, (SSIM_WINDOW, SSIM_WINDOW), "window of SSIM")
+        self._find_ranges()
+        channels_a, channels_b = self._channels_ab()
+        source, target = (self.readings[side] for side in SIDES)
+        native = self.load_size is None  # otherwise images are resized, so that none is too small
+        options: dict[str, Any] = {"same_size": native, "convert": self.convert}
+        options |= dict(zip(("reading_a", "reading_b"), self._ab(source, target), strict=True))
+        if native and split == "train":
+            options |= {"least": self.crop_size, "what": "crop"}
+        elif native:
+            options |= {"least": (SSIM_WINDOW, SSIM_WINDOW), "what": "window of SSIM"}
+        return Wanted(channels_a, channels_b, **options)
 
     def _size(self, split: str, sizes: set[Size]) -> Size | None:
         """Return the size to which the dataset resizes images of these sizes; None: it does not resize them."""
         if self.load_size is None:
-            if len(sizes) > 1:
-                raise InputError(f"{self.root}: the images for {split} are of several sizes: set data.load_size")
             return None
         if split == "val":
             return self.crop_size
@@ -276,7 +416,7 @@ class FacadesData(PairedData):
             raise InputError(f"data.root={root} does not exist: create an empty folder to download the façades into")
 
     def _present(self) -> bool:
-        return any(os.path.isdir(os.path.join(self.root, folder)) for folder in ("train", "trainA", "trainB"))
+        return has_pairs(self.root, "train")
 
     def prepare_data(self) -> None:
         """Download and unpack the pairs if they are missing, then check them; on one process."""

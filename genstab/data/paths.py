@@ -5,14 +5,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from genstab.data.image_io import EXTENSIONS
+from genstab.data.formats import is_image
 from genstab.errors import InputError
 
 
 def find_images(root: str | Path, recursive: bool = True, name: str = "data.root") -> list[Path]:
     """List the images in a folder, in natural order of their names (2 before 10). No file is opened.
 
-    Sub-folders are searched if `recursive`, except hidden ones; links to folders are followed, each once.
+    Files in formats that genstab does not read, such as HEIC, are listed, too: reading them raises an error. What
+    systems leave behind (`._x.png`, `__MACOSX`, `Thumbs.db`) is not, nor are hidden folders. Sub-folders are searched
+    if `recursive`, also links to folders, except those that lead back to a folder around them.
 
     Raises:
         InputError: the folder does not exist or has no images.
@@ -20,17 +22,23 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{name}={root} {'is not a folder' if root.exists() else 'does not exist'}")
-    found, seen = [], set()
+    images, around = [], {str(root): frozenset({os.path.realpath(root)})}
     for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(folder)
-        below[:] = [] if real in seen or not recursive else [each for each in below if not each.startswith(".")]
-        if real not in seen:
-            found += [Path(folder, file) for file in files]  # includes dangling links, which fail when they are read
-        seen.add(real)
-    images = [path for path in found if path.suffix.lower() in EXTENSIONS]
+        outside = around.pop(folder)
+        inside = {each: os.path.realpath(os.path.join(folder, each)) for each in below if recursive and is_seen(each)}
+        below[:] = [each for each, real in inside.items() if real not in outside]
+        around |= {os.path.join(folder, each): outside | {inside[each]} for each in below}
+        # includes dangling links, which fail when they are read
+        images += [path for path in (Path(folder, file) for file in files) if is_image(path)]
     if not images:
-        raise InputError(f"{name}={root} has no images ({', '.join(sorted(EXTENSIONS))}): found {listing(root)}")
+        kinds = "PNG, JPEG, TIFF, WebP, BMP and others that Pillow reads"
+        raise InputError(f"{name}={root} has no images ({kinds}): found {listing(root)}")
     return sorted(images, key=lambda path: natural(path.relative_to(root).as_posix()))
+
+
+def is_seen(folder: str) -> bool:
+    """Return whether a sub-folder of this name is searched: not if it is hidden, or what macOS packs beside files."""
+    return not folder.startswith(".") and folder != "__MACOSX"
 
 
 def _refuse(error: OSError) -> None:

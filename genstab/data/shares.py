@@ -1,13 +1,14 @@
 """How processes share the images of a dataset: which images of a batch count, and with which weight."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from genstab.data.overlapping_crops import Rows, overlapping_pairs, rows_to_crop
 from genstab.data.sampler import EpochSampler
 
 
@@ -50,13 +51,52 @@ def share(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1, 
 
     Shape: → (batch_length,), bool, and a float.
     """
+    positions, _, rows = _positions(loaders, batch_idx, batch_length, world_size, rank)
+    counted = positions >= 0
+    return counted if counted.any() else torch.ones_like(counted), int(counted.sum()) * world_size / rows
+
+
+class CropShare(NamedTuple):
+    """How a process takes part in a batch with overlapping crops; see `share_of_crops`."""
+
+    rows: Rows
+    weight: float
+    pair_weight: float
+
+
+def share_of_crops(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1, rank: int = 0) -> CropShare:
+    """Return which images of a training batch this process crops twice and once, and two weights.
+
+    The images are those that a single process crops with all of them in one batch (`rows_to_crop`). As in `share`, the
+    mean over processes of weight × loss is the loss of that process; where the loss is that of pairs of crops, of
+    weight × pair_weight × loss. A process with all its images dropped keeps one, with the weight 0.
+
+    Args: as of `share`.
+    """
+    positions, images, rows = _positions(loaders, batch_idx, batch_length, world_size, rank)
+    mine, pairs = rows_to_crop(positions.tolist(), images), overlapping_pairs(images)
+    crops = 2 * len(mine.twice) + len(mine.once)
+    if not crops:
+        return CropShare(Rows([], [0]), 0.0, 0.0)
+    # Where images are repeated, all of them are, so that the pairs' share of the rows is that of the images.
+    return CropShare(mine, crops * world_size / rows, len(mine.twice) / crops * images / pairs if pairs else 0.0)
+
+
+def _positions(loaders: Any, batch_idx: int, batch_length: int, world_size: int, rank: int) -> tuple[Tensor, int, int]:
+    """Return where in the batch of all processes each image of this one is, and how large that batch is.
+
+    The position of an image that does not count is −1. The size is the number of different images, and that of rows:
+    with an `EpochSampler`, all images of a small last batch may be there equally often.
+    """
     loader = first_loader(loaders)
     sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
-    every = torch.ones(batch_length, dtype=torch.bool)
+    mine = torch.arange(batch_length)
+    positions, images = rank + world_size * mine, world_size * batch_length
     if world_size == 1 or batch_size is None or not isinstance(sampler, DistributedSampler):
-        return every, 1.0
+        return positions, images, images
     left = len(sampler.dataset) - batch_idx * batch_size * world_size  # type: ignore[arg-type]  # a Sized dataset
-    if left >= batch_size * world_size or (isinstance(sampler, EpochSampler) and sampler.few and sampler.even):
-        return every, 1.0
-    counted = rank + world_size * torch.arange(batch_length) < left
-    return counted if counted.any() else every, int(counted.sum()) * world_size / left
+    if left >= batch_size * world_size:
+        return positions, images, images
+    if isinstance(sampler, EpochSampler) and sampler.few and sampler.even:
+        return (rank * batch_length + mine) % sampler.few, sampler.few, images
+    return torch.where(positions < left, positions, -1), left, left

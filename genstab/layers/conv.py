@@ -156,6 +156,26 @@ class BlurConv2d(Blurred, nn.Conv2d):
         return F.conv2d(input, self.weight, self.bias, 1, 0, self.dilation, self.groups)
 
 
+class BlurSelfPaddedConv2d(BlurConv2d):
+    """A convolution with a blur made of a subclass that pads its input itself; see `genstab.layers.surgery.register`.
+
+    The blur comes before that padding (`pre`), or after convolution of the padded input (`post`).
+    """
+
+    pad: Callable[[Any, Tensor], Tensor]
+    plain_kind: type[nn.Conv2d]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) → the plain layer's shape."""
+        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
+        mode, stride = self.antialias.padding_mode, pair(self.stride)
+        if filters is None or self.antialias.placement == "pre":
+            return nn.Conv2d.forward(self, self.pad(self, input if filters is None else blur2d(input, filters, mode)))
+        rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
+        x = pad2d(self.pad(self, input), (columns, columns, rows, rows), self.padding_mode)
+        return blur_downsample2d(self._convolve(x), filters, stride, mode)
+
+
 class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
     """A strided transposed convolution followed by a blur; arguments and output shape of `nn.ConvTranspose2d`.
 

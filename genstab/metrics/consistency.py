@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from genstab.errors import InputError
+from genstab.metrics.precision import KeepsPrecision
 
 
 def classes(outputs: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
     return (first == second) & (first >= 0)
 
 
-class ShiftConsistency(MeanMetric):
+class ShiftConsistency(KeepsPrecision, MeanMetric):
     """Compute the share of images for which a classifier predicts the same class at two shifts.
 
     As input to `update` the metric accepts:

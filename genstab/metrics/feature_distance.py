@@ -13,6 +13,7 @@ from tqdm import tqdm
 from genstab.errors import InputError, check_counts
 from genstab.inference.eval_mode import inference
 from genstab.metrics.layer_outputs import Forward, choose_layers, record
+from genstab.metrics.precision import KeepsPrecision
 from genstab.metrics.shift_ops import Shift, parse_shifts, roll
 
 DIFFERS = "runs differently for a shifted image, in its number of calls or sizes; leave it out of the layers"
@@ -97,7 +98,7 @@ def _row_pairs(rows: int, height: int, shift: int) -> tuple[Tensor, Tensor, Tens
     return pairs // rows, pairs % rows, counts.double() / fine
 
 
-class FeatureDistance(MeanMetric):
+class FeatureDistance(KeepsPrecision, MeanMetric):
     """Compute the mean `feature_distance` of a layer over images and shifts; 0 is perfect equivariance.
 
     As input to `update` the metric accepts the arguments of `feature_distance`.

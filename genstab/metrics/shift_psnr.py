@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from genstab.errors import InputError, check_choice
 from genstab.inference.eval_mode import inference
+from genstab.metrics.precision import KeepsPrecision
 from genstab.metrics.protocols import shift_pairs
 
 REDUCTIONS = ("mean", "worst", "pooled")
@@ -181,7 +181,7 @@ def shift_period(shifts: Sequence[Sequence[float]], decibels: Sequence[float]) -
     return 1
 
 
-class ShiftPSNR(Metric):
+class ShiftPSNR(KeepsPrecision):
     """Compute the PSNR between shifted outputs and outputs of shifted inputs, in dB.
 
     As input to `update` the metric accepts S G(x) and G(S x), each (N, C, H, W), and a mask of the valid pixels.

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from genstab.errors import InputError
 from genstab.layers.blur import blur_downsample2d, blur_upsample2d
 from genstab.layers.filters import taps
+from genstab.metrics.precision import KeepsPrecision
 
 PATCH = 7  # height and width of a patch
 PATCHES = 128  # per image and level
@@ -64,10 +64,11 @@ def sliced_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return 1000 * (along[0].sort(0).values - along[1].sort(0).values).abs().mean()
 
 
-class SlicedWasserstein(Metric):
+class SlicedWasserstein(KeepsPrecision):
     """Compute the sliced Wasserstein distance between the patches of outputs and targets; lower is better.
 
     This is the mean of `sliced_distance` over the levels of a Laplacian pyramid, with 128 patches per image and level.
+    Images of several sizes are compared apart where their pyramids differ, and each group counts by its images.
     It compares sets of patches: unlike L1 it does not require the details of each target, only details like those of
     the targets. It decreases with the number of images; compare only values for the same number.
 
@@ -91,16 +92,14 @@ class SlicedWasserstein(Metric):
 
     ours: list[Tensor]
     theirs: list[Tensor]
-    shape: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in ("ours", "theirs"):
             self.add_state(name, [], dist_reduce_fx="cat")  # 1-D, so that a process without images can gather too
-        self.add_state("shape", torch.zeros(3, dtype=torch.long), dist_reduce_fx="max")  # levels, channels, pixels
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Update the state with outputs and targets, each (N, C, H, W), all of the same size."""
+        """Update the state with outputs and targets, each (N, C, H, W)."""
         if output.shape != target.shape or output.ndim != 4:
             raise InputError(
                 f"output {tuple(output.shape)} and target {tuple(target.shape)} must have the same shape (N, C, H, W)"
@@ -109,21 +108,44 @@ class SlicedWasserstein(Metric):
             return
         for rows, images in ((self.ours, output), (self.theirs, target)):
             cut = torch.stack([patches(band) for band in laplacian_pyramid(images.float())], dim=1)
-            shape = self.shape.new_tensor((cut.shape[1], *cut.shape[3:]))
-            if self.shape.any() and not shape.equal(self.shape):
-                raise InputError(
-                    f"images of {tuple(output.shape[1:])} have other levels or channels than the ones before"
-                )
-            self.shape.copy_(shape)
-            rows.append(cut.flatten())
+            # each image after its levels, channels and pixels of a patch
+            shape = cut.new_tensor((cut.shape[1], *cut.shape[3:])).expand(len(cut), -1)
+            rows.append(torch.cat((shape, cut.flatten(1)), dim=1).flatten())
 
     def levels(self) -> Tensor:
-        """Return the distance at each level, (levels,), the finest first."""
-        levels, *one = self.shape.tolist()
-        sets = [dim_zero_cat(rows).unflatten(0, (-1, levels, PATCHES, *one)) for rows in (self.ours, self.theirs)]
-        pairs = zip(*(each.unbind(1) for each in sets), strict=True)
-        return torch.stack([sliced_distance(ours.flatten(0, 1), theirs.flatten(0, 1)) for ours, theirs in pairs])
+        """Return the distance at each level, (levels,), the finest first.
+
+        Raises:
+            InputError: there are none yet, or the pyramids of the images differ.
+        """
+        groups = [_by_shape(dim_zero_cat(rows)) for rows in (self.ours, self.theirs)]
+        if len(groups[0]) != 1:
+            raise InputError(f"images of {len(groups[0])} kinds of pyramids have no levels in common")
+        ((ours, theirs),) = zip(*(group.values() for group in groups), strict=True)
+        return _distances(ours, theirs)
 
     def compute(self) -> Tensor:
         """Compute the mean over the levels."""
-        return self.levels().mean() if self.shape.any() else torch.tensor(torch.nan)
+        if not len(self.ours):  # a tensor on several processes
+            return torch.tensor(torch.nan)
+        ours, theirs = (_by_shape(dim_zero_cat(rows)) for rows in (self.ours, self.theirs))
+        found = [(len(images), _distances(images, theirs[shape]).mean()) for shape, images in ours.items()]
+        total = sum(number for number, _ in found)
+        return torch.stack([number / total * distance for number, distance in found]).sum()
+
+
+def _by_shape(rows: Tensor) -> dict[tuple[int, ...], Tensor]:
+    """Return the images of a state, (N, levels, patches, channels, pixels), by levels, channels and pixels."""
+    found: dict[tuple[int, ...], list[Tensor]] = {}
+    while len(rows):
+        levels, channels, pixels = shape = tuple(int(each) for each in rows[:3].tolist())
+        length = 3 + levels * PATCHES * channels * pixels
+        found.setdefault(shape, []).append(rows[3:length].view(levels, PATCHES, channels, pixels))
+        rows = rows[length:]
+    return {shape: torch.stack(images) for shape, images in found.items()}
+
+
+def _distances(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the distance at each level between the images of two groups."""
+    pairs = zip(ours.unbind(1), theirs.unbind(1), strict=True)
+    return torch.stack([sliced_distance(ours.flatten(0, 1), theirs.flatten(0, 1)) for ours, theirs in pairs])

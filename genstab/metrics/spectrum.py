@@ -5,9 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 
 from genstab.errors import InputError, check_counts
+from genstab.metrics.precision import KeepsPrecision
 
 RINGS = 16
 MIN_RATIO = 1e-10  # of the powers, −100 dB, for outputs without any power
@@ -38,7 +38,7 @@ def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
     return power.flatten(1) @ members / members.sum(0).clamp(min=1)
 
 
-class SpectrumError(Metric):
+class SpectrumError(KeepsPrecision):
     """Compute the mean absolute difference in dB between the power spectra of outputs and targets.
 
     The spectra of `radial_power` are averaged over the images, and the difference over the rings. It is large for
@@ -72,7 +72,7 @@ class SpectrumError(Metric):
         check_counts(rings=rings)
         self.rings = rings
         for name in ("output_power", "target_power"):
-            self.add_state(name, torch.zeros(rings), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(rings, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Update the state with outputs and targets, each (N, C, H, W)."""

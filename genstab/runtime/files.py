@@ -4,9 +4,11 @@ import io
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, BinaryIO
@@ -18,6 +20,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from genstab.errors import InputError, reason
+from genstab.runtime.lock import lock
 
 
 class FailedWrites:
@@ -65,21 +68,25 @@ def unwritten_lines(trainer: Trainer, folder: Path) -> list[str]:
     return [f"{path.removeprefix(f'{folder}{os.sep}')}: {why}" for path, why in unwritten_files(trainer).items()]
 
 
-# Suffix of the file that is being written and then takes the place of the old one.
-PART = ".part"
+# The file that is being written, and then takes the place of the old one: a name that no other process has.
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file atomically: whenever the program or the machine stops, `path` is the old file or the new one."""
+    """Write a file atomically: whenever the program or the machine stops, `path` is the old file or the new one.
+
+    Any number of processes may write the same file: the last one to finish wins. A link at `path` is replaced, not
+    followed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + PART)
+    part, file = _new_part(path.parent)
     try:
-        with part.open("wb") as file:
+        with file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(part, path)
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)  # a full disk does not say it
@@ -91,6 +98,26 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _new_part(folder: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        part = folder / f".{secrets.token_hex(8)}.part"
+        file = part.open("xb")  # O_EXCL: neither an existing file nor a link
+        lock(file)
+        if part.exists():  # `remove_parts` of another process may have come before the lock
+            return part, file
+        file.close()
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove the unfinished files of `write_whole` that killed processes left in a folder."""
+    with suppress(OSError):  # no such folder, or no permission: then nothing can be written, which will be said
+        for part in Path(folder).iterdir():
+            if _PART.fullmatch(part.name) and part.is_file() and not part.is_symlink():
+                with suppress(OSError), part.open("r+b") as file:
+                    if lock(file):
+                        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -107,6 +134,8 @@ def check_folder(folder: str | Path, least: int = 0) -> None:
     with writing("output_dir", folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         NamedTemporaryFile(dir=folder).close()
+        for each in (folder, Path(folder, "checkpoints")):
+            remove_parts(each)
         room = shutil.disk_usage(folder)
     if room.total > 0 and room.free < least:
         left, needed = (f"{size / 2**20:.1f} MiB" for size in (room.free, least))

@@ -17,8 +17,10 @@ LAST = "last"
 # The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
-    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images", "logger",
-    "model.compile", "on_nan", "output_dir", "run_name", "run_prefix", "trainer",
+    "data.max_megapixels", "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size",
+    "data.val_images",
+    "discriminator_prefix", "generator_prefix", "init_from", "init_from_d", "logger", "model.compile", "on_nan",
+    "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
 FIXED = ("trainer.precision",)
 MOST = 8  # differences that an error lists
@@ -38,12 +40,13 @@ KEYS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None:
+def find_checkpoint(wanted: str, folder: str | Path, fixed: bool, begins: bool = False) -> Path | None:
     """Return the file that `ckpt_path` means for a run in `folder`; None: there is none yet, start from scratch.
 
     It is a checkpoint, the folder of a run, or `last`: that of `folder`. If there is none and the user named the folder
     (`fixed`), the training starts there, so that the same command starts and resumes it. If the folder is a new
-    OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS.
+    OUTPUTS/DATE/TIME, `last` is the newest checkpoint of the runs in OUTPUTS; there must be one, unless the training
+    `begins` from weights.
     """
     own = Path(folder) / CHECKPOINT
     if wanted == LAST:
@@ -53,6 +56,8 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool) -> Path | None
             return None
         outputs = Path(folder).resolve().parents[1]
         found = sorted(outputs.glob(f"*/*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+        if not found and begins:
+            return None
         if not found:
             raise InputError(f"ckpt_path=last: no run in {outputs} has {CHECKPOINT}")
         return found[-1]
@@ -97,6 +102,23 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     free = tuple(f"{group}." for group in FREE)
     keys = (key for key in sorted(old.keys() & new.keys()) if not f"{key}.".startswith(free) or key in FIXED)
     return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
+
+
+def check_begun(path: Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the weights that the training run of a checkpoint began from.
+
+    Raises:
+        InputError: `config` has others; with none, it resumes whatever that training began from.
+    """
+    before = {key: checkpoint.get("config", {}).get(key) for key in ("init_from", "init_from_d")}
+    for key, then in before.items():
+        now = config.get(key)
+        if now is not None and now != then:
+            raise InputError(
+                f"{path} is of a training run with {key}={'null' if then is None else then}, not {now}: leave out "
+                "init_from to resume it, or begin another one in a folder of its own with hydra.run.dir=DIR"
+            )
+    return before
 
 
 def check_fit(

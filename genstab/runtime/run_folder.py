@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from genstab.errors import InputError
+from genstab.runtime.lock import lock
 
 LOCK = ".lock"
 MEASURED = (
@@ -81,15 +82,8 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            import fcntl
-
-            # not flock: forked workers of a data loader would hold it for a while after the process was killed
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+        if not lock(file):
             raise InputError(
                 f"another training run is running in {folder}: wait for it to end, or choose another folder"
-            ) from error
-        except (ImportError, OSError):  # no locks on this system
-            pass
+            )
         yield

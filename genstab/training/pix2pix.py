@@ -10,11 +10,11 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from genstab.data.overlapping_crops import MARGIN, equivariance_loss
 from genstab.data.shares import dataset_positions, share
 from genstab.errors import InputError, check_choice
+from genstab.metrics.precision import ImageMean
 from genstab.metrics.quality import image_quality
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
@@ -85,7 +85,7 @@ class Pix2Pix(LightningModule):
         self.betas = (betas[0], betas[1])  # a tuple, also where a config gives a list
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.validated = 0  # images that this process has seen in this validation
-        self.quality = nn.ModuleDict({key: MeanMetric(nan_strategy="disable") for key in QUALITY})
+        self.quality = nn.ModuleDict({key: ImageMean() for key in QUALITY})
         self.quality.update({"spectrum_error": SpectrumError(), "swd": SlicedWasserstein()})
         for network in (generator, discriminator):
             network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # not in its stub
@@ -138,11 +138,12 @@ class Pix2Pix(LightningModule):
 
     def _share(self, batch: Batch, batch_idx: int) -> tuple[Batch, float]:
         """Leave out repeated images; return the weight with which several processes train like a single one."""
+        if "shift" in batch:  # whoever made the overlapping crops left them out
+            return batch, batch.get("weights", (1.0,))[0]
         trainer, length = self.trainer, len(batch["source"])
         counted, weight = share(trainer.train_dataloader, batch_idx, length, trainer.world_size, trainer.global_rank)
         if not counted.all():
             batch = {**batch, **{key: batch[key][counted.to(batch[key].device)] for key in ("source", "target")}}
-            batch |= {"shift": None} if "shift" in batch else {}  # the pairs may be torn apart
         return batch, weight
 
     def update(
@@ -178,7 +179,9 @@ class Pix2Pix(LightningModule):
                     raise InputError(
                         "equivariance_weight needs overlapping crops: set data.overlap_offset, 8 for example"
                     )
-                parts["loss_g_shift"] = equivariance_loss(output, batch["shift"], MARGIN)
+                _, pair_weight = batch.get("weights", (1.0, 1.0))
+                of_pairs = equivariance_loss(output, batch["shift"], MARGIN, batch.get("pairs"))
+                parts["loss_g_shift"] = pair_weight * of_pairs
                 loss_g = loss_g + self.equivariance_weight * parts["loss_g_shift"]
             if self.detail_weight:
                 parts["loss_g_detail"] = detail_loss(output, target)
@@ -200,20 +203,22 @@ class Pix2Pix(LightningModule):
                 torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Update the metrics with a batch; return the outputs (N, C, H, W)."""
+        """Return the outputs (N, C, H, W)."""
+        return self(batch["source"])
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the metrics with a batch: here, since `validation_step` runs in the precision of the trainer."""
         positions = dataset_positions(self.trainer, self.validated, len(batch["source"]))
         self.validated += len(positions)
         counted = positions >= 0
-        output = self(batch["source"])
         if counted.any():
-            counted = counted.to(output.device)
-            shown, target = output[counted], batch["target"][counted]
+            counted = counted.to(outputs.device)
+            shown, target = outputs[counted], batch["target"][counted]
             for key, values in image_quality(shown, target).items():
                 self.quality[key].update(values)  # type: ignore[operator]  # a Metric
             self.quality["spectrum_error"].update(shown, target)  # type: ignore[operator]
             if patched := int((positions[positions >= 0] < MOST_PATCHED).sum()):  # positions are sorted
                 self.quality["swd"].update(shown[:patched], target[:patched])  # type: ignore[operator]
-        return output
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, over all processes."""
@@ -222,6 +227,8 @@ class Pix2Pix(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the configuration of the generator, for `genstab.load_generator`."""
         checkpoint["generator"] = getattr(self.generator, "config", None)
+        # how the files were read, for `genstab predict` and `genstab measure`
+        checkpoint["data"] = getattr(getattr(self.trainer, "datamodule", None), "described", {})
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from genstab import AntiAlias, Pix2Pix
+from genstab import AntiAlias, Pix2Pix, ResNetGenerator, load_generator
 from genstab.cli import main as cli
 from genstab.cli.main import CONF
 from genstab.cli.train import run_train as run
@@ -45,6 +45,8 @@ GROUPS = {
     ],
     "data": ["synthetic", "paired", "facades", "folder", "classes", "shards"],
     "model": ["pix2pix"],
+    "model/generator": ["unet", "unet_256", "resnet"],
+    "model/discriminator": ["patchgan", "pixel"],
     "trainer": ["default", "cpu", "gpu", "ddp", "ddp_cpu"],
     "logger": ["wandb", "tensorboard", "csv"],
     "callbacks": ["default"],
@@ -115,6 +117,7 @@ def test_polyphase_reaches_the_generator_with_and_without_a_filter(tmp_path, fil
         (["antialias=polyphase_tri3"], "polyphase-tri3-pre-seed1"),
         (["antialias=polyphase", "antialias.filter=tri3"], "polyphase-tri3-pre-seed1"),
         (["antialias=stable"], "stable-tri3-pre-seed1"),
+        (["model/generator=resnet", "model/discriminator=pixel"], "resnet-pixel-tri3-pre-seed1"),
     ],
 )
 def test_run_names_tell_the_options_apart(tmp_path, options, name):
@@ -145,9 +148,21 @@ def test_every_experiment_trains(tmp_path, facades, experiment):
     assert (tmp_path / "summary.json").is_file()
 
 
+def test_networks_are_chosen_by_name(tmp_path, monkeypatch):
+    """Keys of the network fit the chosen one wherever they stand, and blur and channels reach it."""
+    tiny = [option for option in TINY_SYNTHETIC if "levels" not in option]
+    chosen = ["model.generator.blocks=1", "model.generator=resnet", "model.discriminator=pixel", "antialias=bin5"]
+    monkeypatch.setattr(sys, "argv", ["genstab", "train", *chosen, *tiny, "logger=csv", f"hydra.run.dir={tmp_path}"])
+    cli.main()
+    generator = load_generator(tmp_path / "checkpoints/last.ckpt")
+    assert isinstance(generator, ResNetGenerator)
+    assert (generator.config["channels"], generator.config["antialias"]["filter"]) == (2, "bin5")
+    assert json.loads((tmp_path / "summary.json").read_text())["config"]["run_name"] == "resnet-pixel-bin5-pre-seed1"
+
+
 def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_overlapping_crops(tmp_path, facades):
     options = ["experiment=facades", "antialias=stable", f"data.root={facades}", "logger=csv"]
-    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with batch_size=1"):
+    with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with one process"):
         run(composed(tmp_path, *options, "trainer.accelerator=cpu", "trainer.check_val_every_n_epoch=1", *TINY))
     assert json.loads((tmp_path / "summary.json").read_text())["train/loss_g_shift"] == 0
 
@@ -185,6 +200,8 @@ def test_the_recipes_are_the_papers(tmp_path):
     assert (paper.data.load_size, paper.data.crop_size, paper.data.batch_size) == (286, 256, 1)
     assert (paper.model.generator.channels, paper.model.generator.levels) == (64, 8)
     assert (paper.model.lr, paper.model.l1_weight, paper.trainer.max_epochs) == (2e-4, 100, 200)
+    other = composed(tmp_path, "experiment=facades", "model/generator=resnet").model
+    assert (other.generator.channels, other.generator.blocks, other.discriminator.channels) == (64, 9, 64)
     small = composed(tmp_path, "experiment=facades_small")
     assert (small.data.crop_size, small.data.batch_size, small.model.generator.channels) == (128, 4, 32)
 

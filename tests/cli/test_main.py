@@ -48,6 +48,11 @@ def genstab(monkeypatch, *arguments):
         (["trainer.gradient_clip_val=1"], "genstab: .*clip"),
         (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),
         (["model.generator.norm=layer"], "genstab: .*norm='layer' is not one of batch, instance, group, none"),
+        (["model.generator=vit"], "genstab: .*Could not find 'model/generator/vit' .*: resnet unet unet_256"),
+        (
+            ["model.generator=resnet", "antialias=stable"],
+            r"genstab: model\.generator\.head=10, which antialias=stable sets, is not known to genstab\.ResNet",
+        ),
         (["callbacks.stability.margin=20"], "genstab: .*margin=20 leave no pixel"),
     ],
 )

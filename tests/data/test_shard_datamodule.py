@@ -9,6 +9,7 @@ import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -422,14 +423,25 @@ def test_check_full_decodes_every_image_wherever_it_is(tmp_path, shards, server)
     assert len(on(tmp_path / "shards", check="fast").train_set) == 3
 
 
-def test_pairs_of_several_sizes_want_a_size_to_load(tmp_path):
+def test_pairs_of_several_sizes_and_channels(tmp_path):
     root = pairs_in(tmp_path / "pairs", TRAIN[:3], VAL)
     for side in "AB":
         Image.new("RGB", (40, 30)).save(root / f"train{side}" / "1.png")
     write_shards(root, tmp_path / "shards")
-    with pytest.raises(InputError, match=r"the images for train are of several sizes: set data\.load_size"):
-        on(tmp_path / "shards", load_size=None)
     assert {tuple(batch["source"].shape[2:]) for batch in batches(on(tmp_path / "shards"))} == {(28, 28)}
+    native = on(tmp_path / "shards", load_size=None, batch_size=3)
+    ((batch,), native.trainer) = (batches(native), SimpleNamespace(training=True))
+    assert sorted(tuple(image.shape) for image in batch["source"]) == [(3, 26, 26), (3, 26, 26), (3, 30, 40)]
+    assert native.on_after_batch_transfer(batch, 0)["source"].shape == (3, 3, 24, 24)
+    Image.new("L", (80, 60)).save(root / "trainA" / "1.png")
+    write_shards(root, tmp_path / "more", convert=True)
+    with pytest.raises(InputError, match=r"images for train have several numbers of channels: set data.convert=true"):
+        on(tmp_path / "more")
+    with pytest.raises(InputError, match=r"pairs for train have an A and a B of two sizes: set data.load_size"):
+        on(tmp_path / "more", convert=True, load_size=None)
+    assert {tuple(batch["source"].shape[1:]) for batch in batches(on(tmp_path / "more", convert=True))} == {(3, 28, 28)}
+    with pytest.raises(InputError, match=r"data.val_share holds out no pairs of shards: genstab shard val_share="):
+        on(tmp_path / "more", val_share=0.2)
 
 
 def test_names_reach_the_guard(shards):

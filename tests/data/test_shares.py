@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
+from genstab.data.overlapping_crops import overlapping_pairs
 from genstab.data.sampler import EpochSampler
-from genstab.data.shares import share
+from genstab.data.shares import share, share_of_crops
 
 SIZES = [(length, processes, size) for length in range(1, 26) for processes in (1, 2, 3, 4) for size in (1, 2, 3)]
 
@@ -63,6 +64,38 @@ def test_each_image_counts_once_or_equally_often_unless_that_needs_larger_batche
             elif left // torch.gcd(torch.tensor(left), torch.tensor(processes)) <= size:
                 assert len(times.unique()) == 1
                 assert {weight for _, weight in parts} == {1}
+
+
+def test_overlapping_crops_are_those_of_one_process():
+    for length, processes, size in SIZES:
+        steps = []
+        for rank in range(processes):
+            mine = loader(EpochSampler(torch.arange(length), size, processes, rank, seed=5), size)
+            steps.append(
+                [(batch, *share_of_crops(mine, k, len(batch), processes, rank)) for k, batch in enumerate(mine)]
+            )
+        one = loader(EpochSampler(torch.arange(length), size * processes, seed=5), size * processes)
+        for expected, *parts in zip(one, *steps, strict=True):
+            pairs = overlapping_pairs(len(expected))
+            twice, once = expected[:pairs].tolist(), expected[pairs : len(expected) - pairs].tolist()
+            # as a loss, the square of an image for each of its crops; where crops are compared, the root of the image
+            crops = torch.tensor([i**2 for i in (*twice, *twice, *once)]).double().mean().item()
+            compared = sum(i**0.5 for i in twice) / max(1, pairs)
+            total = compared_total = 0.0
+            seen = {"twice": set(), "once": set()}
+            for images, rows, weight, pair_weight in parts:
+                first, rest = images[rows.twice].tolist(), images[rows.once].tolist()
+                assert first + rest  # every process takes part
+                seen["twice"] |= set(first)
+                seen["once"] |= set(rest) if weight else set()
+                total += weight * sum(i**2 for i in (*first, *first, *rest)) / (2 * len(first) + len(rest)) / processes
+                compared_total += weight * pair_weight * sum(i**0.5 for i in first) / max(1, len(first)) / processes
+            assert seen == {"twice": set(twice), "once": set(once)}
+            assert total == pytest.approx(crops, abs=1e-9)
+            assert compared_total == pytest.approx(compared, abs=1e-9)
+    # of four images, one is cropped twice, on four processes too: the fourth has none that counts
+    fours = [share_of_crops(loader(EpochSampler(range(8), 1, 4, rank), 1), 0, 1, 4, rank) for rank in range(4)]
+    assert fours == [(([0], []), 2.0, 2.0), (([], [0]), 1.0, 0.0), (([], [0]), 1.0, 0.0), (([], [0]), 0.0, 0.0)]
 
 
 def test_a_loader_without_a_distributed_sampler_counts_whole():

@@ -78,6 +78,7 @@ TRAINED = [
 ]  # fmt: skip
 # A loader with torch's sampler, which repeats images to fill up.
 TRAINED.append({**TRAINED[2], "own_loader": True})
+TRAINED.append({**TRAINED[3], "offset": 5})  # overlapping crops
 
 
 def furthest(found, expected):
@@ -114,7 +115,8 @@ def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all
         assert all(other["losses"] == found["losses"] for other in others)
         assert len(found["losses"]) == 8
         for step, of_all in zip(expected["losses"], found["losses"], strict=True):
-            assert set(step) == {f"train/{key}" for key in ("loss_d", "loss_g", "loss_g_gan", "loss_g_l1")}
+            shift = ["loss_g_shift"] if "offset" in case else []
+            assert set(step) == {f"train/{key}" for key in ("loss_d", "loss_g", "loss_g_gan", "loss_g_l1", *shift)}
             assert of_all == pytest.approx(step, rel=1e-12 if exact else 1e-5)
 
 

@@ -26,18 +26,23 @@ class Losses(Callback):
 
 
 class SomePairs(PairData):
-    def __init__(self, images, batch_size):
-        super().__init__(crop_size=32, load_size=None, flip=False, batch_size=batch_size, num_workers=0)
+    def __init__(self, images, batch_size, offset=0):
+        options = {"crop_size": 32 - offset, "load_size": None, "flip": False, "overlap_offset": offset}
+        super().__init__(**options, batch_size=batch_size, num_workers=0)
         self.train_set = Pairs(images)
         self.val_dataloader = None
 
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        torch.manual_seed(self.trainer.global_step)  # the same places of crops on all processes
+        return super().on_after_batch_transfer(batch, dataloader_idx)
 
-def train(images, batch_size, norm, precision, processes=1, steps=8, own_loader=False):
+
+def train(images, batch_size, norm, precision, processes=1, steps=8, own_loader=False, offset=0):
     """Train without dropout, crops and flips; return weights, buffers and what each step logged."""
     os.environ["PL_GLOBAL_SEED"] = "3"  # of the data's order
     torch.manual_seed(0)
     generator = UNet(1, 3, channels=4, levels=3, norm=norm, dropout=0, antialias=AntiAlias("tri3"))
-    model = Pix2Pix(generator, PatchGAN(1, 3, channels=4, norm=norm))
+    model = Pix2Pix(generator, PatchGAN(1, 3, channels=4, norm=norm), equivariance_weight=30.0 * bool(offset))
     losses = Losses()
     options = (
         {"devices": processes, "strategy": NetworksDDP(gradient_as_bucket_view=True), "sync_batchnorm": True}
@@ -49,7 +54,7 @@ def train(images, batch_size, norm, precision, processes=1, steps=8, own_loader=
         sampler = DistributedSampler(Pairs(images), processes, trainer.global_rank, seed=3)
         trainer.fit(model, DataLoader(Pairs(images), batch_size, sampler=sampler))
     else:
-        trainer.fit(model, SomePairs(images, batch_size))
+        trainer.fit(model, SomePairs(images, batch_size, offset))
     del os.environ["PL_GLOBAL_SEED"]
     assert all(type(module).__name__ != "SyncBatchNorm2d" for module in model.modules())
     return {"weights": dict(model.named_parameters()), "buffers": dict(model.named_buffers()), "losses": losses.steps}

@@ -1,5 +1,7 @@
 """A folder of images through a generator: names, sizes, channels, depths, and what goes wrong."""
 
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from genstab import InputError, UNet
 from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.image_io import image_depth, image_shape, read_image, to_uint8, write_image
+from genstab.inference import predict as predict_module
 from genstab.inference.eval_mode import inference
 from genstab.inference.load_model import place
 from genstab.inference.predict import predict
+from genstab.inference.predict_record import RECORD, model_digest
 from tests.conftest import tiny_pix2pix
-from tests.helpers.commands import finish, start
 
 
 def network(source=3, target=3):
@@ -39,7 +42,8 @@ def paint(folder, *names, size=(16, 20), channels=3, depth=8):
 
 
 def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in found if name != RECORD]
 
 
 @pytest.fixture
@@ -108,9 +112,8 @@ def test_a_second_run_does_what_is_missing(images, tmp_path):
     predict(network(), images, out)
     times = {name: (out / name).stat().st_mtime_ns for name in names(out)}
     (out / "2.png").unlink()
-    (out / "2.png.part").write_bytes(b"of a killed run")
-    (out / "1.png.part").write_bytes(b"of a run that was killed while it overwrote")
-    (images / "2.png").touch()
+    for part in (".0123456789abcdef.part", "a/.fedcba9876543210.part"):
+        (out / part).write_bytes(b"of a killed run")
     result = predict(network(), images, out)
     assert (result.written, len(result.present)) == (["2.png"], 9)
     assert names(out) == names(images)
@@ -119,10 +122,109 @@ def test_a_second_run_does_what_is_missing(images, tmp_path):
     assert predict(network(), images, out).summary(out) == f"0 images written to {out}, 10 already existed"
 
 
-def test_what_is_there_is_not_even_read(images, tmp_path):
-    predict(network(), images, tmp_path / "out")
-    (images / "2.png").write_bytes(b"")
-    assert len(predict(network(), images, tmp_path / "out").present) == 10
+def test_what_changed_since_is_done_again_and_no_other_is_read(images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    predict(nn.Identity(), images, out)
+    paint(images, "2.png", size=(5, 6))
+    read = []
+    monkeypatch.setattr(predict_module, "read_image", lambda path, reading: read.append(path.name) or read_image(path))
+    result = predict(nn.Identity(), images, out)
+    assert (result.written, len(result.present), read) == (["2.png"], 9, ["2.png"])
+    assert read_image(out / "2.png").equal(read_image(images / "2.png"))
+
+
+def test_results_of_another_model_other_options_or_unknown_origin_are_refused(tmp_path):
+    paint(tmp_path / "in", "1.png", "2.png")
+    paint(tmp_path / "out", "2.png")
+    inputs, out = tmp_path / "in", tmp_path / "out"
+    before = (out / "2.png").read_bytes()
+    with pytest.raises(InputError, match=r"out holds 2\.png, which predict\.jsonl there does not know: overwrite=true"):
+        predict(nn.Identity(), inputs, out)
+    assert (names(out), (out / "2.png").read_bytes()) == (["2.png"], before)
+    assert len(predict(nn.Identity(), inputs, out, overwrite=True).written) == 2
+    for changed, message in (
+        ({"generator": nn.Tanh()}, "results of another model: overwrite=true"),
+        ({"size": (8, 8)}, r"results size=None, not \[8, 8\]: overwrite=true"),
+        ({"made_by": {"value_range": [0, 1]}}, r"results value_range=None, not \[0, 1\]: overwrite=true"),
+    ):
+        with pytest.raises(InputError, match=message):
+            predict(**{"generator": nn.Identity(), "source": inputs, "output": out, **changed})
+    # another model over some of them: the others are not called its results
+    (inputs / "2.png").rename(tmp_path / "2.png")
+    assert predict(nn.Tanh(), inputs, out, overwrite=True).written == ["1.png"]
+    (tmp_path / "2.png").rename(inputs / "2.png")
+    assert predict(nn.Tanh(), inputs, out).written == ["2.png"]
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert model_digest(first) != model_digest(second)
+    second.load_state_dict(first.state_dict())
+    assert model_digest(first) == model_digest(second)
+
+
+def test_nothing_is_written_through_links_or_onto_the_input(tmp_path):
+    paint(tmp_path / "in", "1.png", "sub/2.png")
+    paint(tmp_path / "elsewhere", "1.png", "2.png")
+    originals = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    (tmp_path / "in/3.png").symlink_to(tmp_path / "out2/3.png")
+    for number, (link, to, message) in enumerate(
+        (
+            ("sub", "in/sub", "out0/sub is or lies in a link to .*in/sub, outside of it"),
+            ("sub", "elsewhere", "out1/sub is or lies in a link to .*elsewhere"),
+            ("3.png", None, "out2/3.png would replace the input .*in/3.png, which links to it"),
+            ("predict.jsonl", "precious", "out3/predict.jsonl is not a record"),
+        )
+    ):
+        out = tmp_path / f"out{number}"
+        out.mkdir(exist_ok=True)
+        if to:
+            (out / link).symlink_to(tmp_path / to)
+        paint(tmp_path / "out2", "3.png")
+        with pytest.raises(InputError, match=message):
+            predict(nn.Tanh(), tmp_path / "in", out, overwrite=True)
+    (tmp_path / "out4").mkdir()
+    (tmp_path / "out4/1.png").symlink_to(tmp_path / "in/1.png")
+    predict(nn.Tanh(), tmp_path / "in", tmp_path / "out4", overwrite=True)
+    assert not (tmp_path / "out4/1.png").is_symlink()
+    assert {path: path.read_bytes() for path in originals} == originals
+    assert not (tmp_path / "precious").exists()
+
+
+def test_two_processes_into_one_folder_lose_nothing(images, tmp_path):
+    """The other one writes while this one does, with the same model; one with another model is refused."""
+    out, ours = tmp_path / "out", network()
+
+    class Meanwhile(nn.Identity):
+        def forward(self, inputs):
+            if not (out / "deep.tif").exists():
+                answers.append(in_another_process(lambda: len(predict(nn.Identity(), images, out).written)))
+                answers.append(in_another_process(lambda: predict(ours, images, out, overwrite=True)))
+            return inputs
+
+    answers = []
+    Meanwhile.__name__, Meanwhile.__qualname__ = "Identity", "Identity"
+    result = predict(Meanwhile(), images, out, batch_size=1)
+    refused = f"another genstab predict is writing to output={out}: wait for it to end, or name another folder"
+    assert answers == [10, refused]
+    assert len(result.written) == 10
+    lossless = [name for name in names(images) if "JPG" not in name]
+    assert all(read_image(out / name).equal(read_image(images / name)) for name in lossless)
+    assert len(predict(nn.Identity(), images, out).present) == 10
+
+
+def in_another_process(call):
+    """Return what a call returns in a forked process, or the text of its error."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def run():
+        try:
+            queue.put(call())
+        except InputError as error:
+            queue.put(str(error))
+
+    process = context.Process(target=run)
+    process.start()
+    process.join(60)
+    return queue.get() if process.exitcode == 0 else process.exitcode
 
 
 def broken(folder, name):
@@ -186,6 +288,24 @@ class Nans(nn.Module):
         return images / 0 * 0
 
 
+def test_formats_that_are_read_alone_become_png_and_those_that_are_not_read_are_left_out(tmp_path):
+    for name in ("ulm/1.GIF", "2.JPE", "3.ppm", "._3.ppm", "__MACOSX/3.ppm", ".4.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (0, 255, 0)).save(tmp_path / "in" / name)
+    (tmp_path / "in/5.heic").write_bytes(b"\0\0\0 ftypheic")
+    done = predict(nn.Identity(), tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert names(tmp_path / "out") == [".4.png", "2.JPE", "3.png", "ulm/1.png"]
+    assert read_image(tmp_path / "out/3.png").equal(read_image(tmp_path / "in/3.ppm"))
+    assert list(done.failed) == ["5.heic"]
+    assert "genstab does not read .heic: convert it to PNG or TIFF" in done.failed["5.heic"]
+    with pytest.raises(InputError, match=r"5.heic: genstab does not read .heic"):
+        predict(nn.Identity(), tmp_path / "in", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    Image.new("RGB", (8, 6)).save(tmp_path / "in/3.png")
+    with pytest.raises(InputError, match=r"the results of .*in/3.png and .*in/3.ppm would both be a 3.png: rename one"):
+        predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
+
+
 def test_nan_is_no_image(tmp_path):
     paint(tmp_path / "in", "1.png")
     with pytest.raises(InputError, match=r"cannot write .*1.png: the image contains NaN"):
@@ -218,7 +338,7 @@ def test_folders_that_do_not_do(images, tmp_path):
         (images, tmp_path / "link", "is the input folder"),
         (images, images / "out", "is inside input=.*recursive=false"),
         (images, tmp_path / "file", "output=.*file is a file, not a folder"),
-        (images, tmp_path / "file/out", "cannot create the folder .*file/out: Not a directory"),
+        (images, tmp_path / "file/out", "output=.*file/out cannot be written: Not a directory"),
         (tmp_path / "nowhere", tmp_path / "out", "input=.*nowhere does not exist"),
         (tmp_path / "file", tmp_path / "out", "input=.*file is not a folder"),
         (tmp_path / "empty", tmp_path / "out", "input=.*empty has no images .*found nothing"),
@@ -329,24 +449,18 @@ def test_a_sweep_over_models(images, tmp_path, monkeypatch):
     assert names(tmp_path / "out0") == names(tmp_path / "out1")
 
 
-KILLED = """
-import os, sys
-from genstab.cli.main import main
-replace = os.replace
-def once(part, path):  # the first image is finished, the second one written and not yet in place
-    if os.listdir("out") != [os.path.basename(part)]:
-        os.kill(os.getpid(), 9)
-    replace(part, path)
-os.replace = once
-sys.argv = ["genstab", "predict", *sys.argv[1:]]
-main()
-"""
-
-
 def test_a_killed_run_goes_on(images, tmp_path, monkeypatch):
-    options = [*NETWORK, "input=in", "output=out", "recursive=false"]
-    code, printed = finish(start("-c", KILLED, *options))
-    assert code == -9, printed
-    assert names(tmp_path / "out") == ["1.png", "2.png.part"]
-    genstab(monkeypatch, "predict", *options)
-    assert names(tmp_path / "out") == sorted(path.name for path in images.glob("*.*"))
+    out = tmp_path / "out"
+
+    def replace(part, path):  # the first image is finished, the second one written and not yet in place
+        if (out / "1.png").exists():
+            os.kill(os.getpid(), 9)
+        os.rename(part, path)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert in_another_process(lambda: predict(network(), images, out, recursive=False)) == -9
+    monkeypatch.undo()
+    assert len(names(out)) == 2
+    result = predict(network(), images, out, recursive=False)
+    assert (result.present, len(result.written)) == (["1.png"], 6)
+    assert names(out) == sorted(path.name for path in images.glob("*.*"))

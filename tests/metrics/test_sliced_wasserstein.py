@@ -102,6 +102,15 @@ def test_what_cannot_be_compared_is_refused():
     metric = SlicedWasserstein()
     with pytest.raises(InputError, match="must have the same shape"):
         metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32))
-    metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(InputError, match=r"images of \(3, 64, 64\) have other levels"):
-        metric.update(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
+
+
+def test_images_of_other_pyramids_are_compared_apart_and_count_by_their_number():
+    small, large = torch.rand(2, 3, 32, 32), torch.rand(1, 3, 64, 70)
+    mixed, first, second = SlicedWasserstein(), SlicedWasserstein(), SlicedWasserstein()
+    for images in (small[:1], large, small[1:]):
+        mixed.update(images / 2, images)
+    first.update(small / 2, small)
+    second.update(large / 2, large)
+    torch.testing.assert_close(mixed.compute(), (2 * first.compute() + second.compute()) / 3)
+    with pytest.raises(InputError, match="images of 2 kinds of pyramids have no levels in common"):
+        mixed.levels()

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genstab import AntiAlias, InputError, PatchGAN, UNet, shift_psnr
+from genstab import AntiAlias, InputError, PatchGAN, PixelGAN, UNet, shift_psnr
 from genstab.layers.anchored_noise import anchored_noise, noise_filters
 from genstab.layers.filters import FILTERS, PLACEMENTS
 from genstab.networks.unet import Head
@@ -180,6 +180,18 @@ def test_one_patch_sees_70_pixels():
     assert (seen.any(0).sum(), seen.any(1).sum()) == (70, 70)
 
 
+def test_a_pixel_discriminator_judges_each_pixel_by_itself():
+    # 7 · 64, 64 · 128, two of each of 128 channels, 128 + 1
+    assert sum(p.numel() for p in PixelGAN().parameters()) == 9025
+    network = PixelGAN(1, 2, channels=3).eval()
+    source, image, order = torch.randn(2, 1, 3, 5), torch.randn(2, 2, 3, 5), torch.randperm(15)
+
+    def mixed(x):
+        return x.flatten(2)[..., order].unflatten(2, (3, 5))
+
+    torch.testing.assert_close(network(mixed(source), mixed(image)), mixed(network(source, image)))
+
+
 def test_adversarial_losses_by_hand():
     logits = torch.tensor([0.0, 2.0])
     # ln(1 + e^-x) for real, ln(1 + e^x) for generated
@@ -220,6 +232,8 @@ def test_the_detail_loss_asks_for_contrast_wherever_it_is():
         (lambda: UNet(norm="layer", channels=2), "norm='layer' is not one of batch, instance, group, none"),
         (lambda: UNet(antialias="tri9"), "filter='tri9' is not one of"),
         (lambda: PatchGAN(layers=0), "layers=0"),
+        (lambda: PixelGAN(channels=0), "channels=0"),
+        (lambda: PixelGAN(1, 3, channels=1)(*torch.zeros(2, 1, 3, 4, 4)), r"target_channels=\(1, 3\), not images"),
         (
             lambda: PatchGAN(channels=1)(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)),
             "16×16 is smaller than 24",

@@ -13,7 +13,7 @@ from pytorch_lightning import Trainer
 
 from genstab import InputError
 from genstab.runtime import files as whole_files
-from genstab.runtime.files import WholeCheckpoints, read_json, write_json, write_whole
+from genstab.runtime.files import WholeCheckpoints, check_folder, read_json, write_json, write_whole
 from genstab.runtime.last_checkpoint import LastCheckpoint
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.training.test_pix2pix import QUIET
@@ -40,16 +40,43 @@ def test_a_crash_leaves_the_old_file(tmp_path, monkeypatch, moment):
     assert path.read_bytes() == b"old"
 
 
-def test_what_a_killed_writer_left_is_written_over(tmp_path):
+def test_what_a_killed_writer_left_is_removed_and_what_one_at_work_writes_is_not(tmp_path):
     path = tmp_path / "a.ckpt"
     child = os.fork()
     if child == 0:
         write_whole(path, lambda file: (file.write(b"x" * 10**6), file.flush(), os.kill(os.getpid(), 9)))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
-    assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt.part"]
-    write_whole(path, lambda file: file.write(b"new"))
-    assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt"]
+    (left,) = tmp_path.iterdir()
+    assert whole_files._PART.fullmatch(left.name)
+    (tmp_path / "mine.part").touch()  # not one of these
+
+    def write(file):
+        child = os.fork()
+        if child == 0:
+            check_folder(tmp_path)
+            os._exit(0)
+        os.waitpid(child, 0)
+        file.write(b"new")
+
+    write_whole(path, write)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.ckpt", "mine.part"]
     assert path.read_bytes() == b"new"
+
+
+def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
+    """Neither through one at the file's name, nor one that somebody put where the unfinished file will be."""
+    for name in ("precious", "other"):
+        (tmp_path / name).write_bytes(b"old")
+    (tmp_path / "a.json").symlink_to(tmp_path / "precious")
+    (tmp_path / ".0000000000000000.part").symlink_to(tmp_path / "other")
+    monkeypatch.setattr(whole_files.secrets, "token_hex", lambda count: "00" * count)
+    with pytest.raises(FileExistsError):
+        write_json(tmp_path / "a.json", {})
+    assert (tmp_path / ".0000000000000000.part").is_symlink()
+    monkeypatch.undo()
+    write_json(tmp_path / "a.json", {})
+    assert not (tmp_path / "a.json").is_symlink()
+    assert [(tmp_path / name).read_bytes() for name in ("precious", "other")] == [b"old", b"old"]
 
 
 def full_disk(monkeypatch, *, after):

@@ -150,6 +150,20 @@ def test_validation_is_the_mean_over_images_at_any_batch_size(batch_size):
     assert trainer.callback_metrics["val/l1"].item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-6)
 
 
+def test_metrics_are_summed_and_computed_in_float32_whatever_the_precision():
+    pairs, found = Pairs(60, size=8), {}
+    pairs.target = pairs.target.mul(8).round().div(8)  # what every type can hold
+    for precision in ("32-true", "bf16-true", "16-true", "bf16-mixed"):
+        trainer = Trainer(precision=precision, **QUIET)
+        trainer.validate(tiny_pix2pix(), DataLoader(pairs, 4), verbose=False)
+        found[precision] = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    squares = pairs.target.square().mean((1, 2, 3))
+    for metrics in found.values():  # an untrained generator gives almost zeros
+        assert metrics["val/l1"] == pytest.approx(pairs.target.abs().mean().item(), abs=1e-4)
+        assert metrics["val/psnr"] == pytest.approx((10 * (4 / squares).log10()).mean().item(), abs=1e-3)
+        assert metrics == pytest.approx(found["32-true"], rel=2e-3, abs=1e-4)
+
+
 def small_pix2pix(**options):
     torch.manual_seed(0)
     generator = UNet(channels=4, levels=3, dropout=0.0, antialias="tri3")

@@ -32,7 +32,7 @@ class ShardData(PairedData):
         cache_gb: size of the cache in GB; at least two windows.
         check: before training, `fast` checks that local shards exist and have the right size, `full` reads every shard
             and decodes every image, `off` does nothing. (An argument of `PairedData`.)
-        kwargs: the other arguments of `PairedData`.
+        kwargs: the other arguments of `PairedData`; `genstab shard` takes val_share and val_seed.
 
     Raises:
         InputError: a number is not positive, there is no index, a shard differs from its index, or as `PairedData`.
@@ -46,6 +46,8 @@ class ShardData(PairedData):
         cache_gb: float = 20.0,
         **kwargs: Any,
     ) -> None:
+        if held := {"val_share", "val_seed"} & kwargs.keys():
+            raise InputError(f"data.{min(held)} holds out no pairs of shards: genstab shard {min(held)}=… does")
         super().__init__(root, **kwargs)
         check_counts(window=window)
         if not cache_gb > 0:
@@ -82,15 +84,26 @@ class ShardData(PairedData):
         wanted = self._wanted(split)
         if self.check != "off":
             least = Pair("", Path(f"the smallest pair for {split}"), Path(f"the smallest pair for {split}"))
-            channels_a, channels_b = found.channels
+            channels_a, channels_b = found.channels or self._channels_ab()
+            if self.readings["source"].labels:  # of which the index does not know
+                channels_a, channels_b = self._ab(self.channels[0], self._ab(channels_a, channels_b)[1])
             wanted.check(least, (channels_a, *found.least), (channels_b, *found.least))
-        if self.load_size is None and found.size is None:
-            raise InputError(f"{self.root}: the images for {split} are of several sizes: set data.load_size")
+            if found.channels is None and not self.convert:
+                raise InputError(
+                    f"{self.root}: the images for {split} have several numbers of channels: set data.convert=true"
+                )
+            if wanted.same_size and not found.same_size:
+                raise InputError(f"{self.root}: pairs for {split} have an A and a B of two sizes: set data.load_size")
         size = self._size(split, set() if found.size is None else {found.size})
+        self.val_sizes_differ |= split == "val" and self.load_size is None and found.size is None
         return ShardPairs(
             found.shards, self.cache, 2 if split == "val" else self.window + 1, direction=self.direction, size=size,
             wanted=wanted, on_error=self.on_error,
         )  # fmt: skip
+
+    def _find_ranges(self) -> None:
+        if self.auto:
+            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
 
     def _dataset(self, split: str) -> ShardPairs:
         data = self._pairs(split)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from genstab.data.image_io import EXTENSIONS
+from genstab.data.formats import EXTENSIONS
 from genstab.data.paths import printable
 from genstab.errors import InputError
 from genstab.runtime.files import parse_json
@@ -32,12 +32,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of a split; the size that all pairs share, or None, the least height and width, and the channels."""
+    """The shards of a split; the size that all images share, or None, the least height and width, and the channels of A
+    and B, or None if they differ; and whether A and B of every pair have the same size.
+    """
 
     shards: list[Shard]
     size: tuple[int, int] | None
     least: tuple[int, int]
-    channels: tuple[int, int]
+    channels: tuple[int, int] | None
+    same_size: bool = True
 
 
 class Member(NamedTuple):
@@ -142,6 +145,10 @@ def _split(split: Mapping[str, Any], url_of: Callable[[str], str]) -> Split:
         if pairs * SMALLEST_PAIR > length:
             raise ValueError(f"{shard['name']} cannot hold {pairs} pairs in {length} bytes")
         shards.append(Shard(url_of(shard["name"]), pairs, length, str(shard["sha256"])))
-    (height, width), (channels_a, channels_b) = (map(_count, split[key]) for key in ("least", "channels"))
-    size = (height, width) if split["size"] else None  # where all pairs have one size, it is the least
-    return Split(shards, size, (height, width), (channels_a, channels_b))
+    height, width = map(_count, split["least"])
+    size = (height, width) if split["size"] else None  # where all images have one size, it is the least
+    channels = None
+    if split["channels"] is not None:
+        channels_a, channels_b = map(_count, split["channels"])
+        channels = channels_a, channels_b
+    return Split(shards, size, (height, width), channels, bool(split.get("same_size", True)))

@@ -34,7 +34,8 @@ class RunSummary(Callback):
     """Write `summary.json` at the end of a fit and print its table.
 
     The file holds the final metrics under their log keys, `checkpoint` (the last one), `best_checkpoint` (of the
-    `ModelCheckpoint` with a monitor), `config`, `versions`, `machine` and `git` (see `provenance`; as of the start of
+    `ModelCheckpoint` with a monitor), `config`, `init_from` (the files of weights that it began from, with their
+    SHA-256 and which tensors did not fit), `versions`, `machine` and `git` (see `provenance`; as of the start of
     the program), `processes`, `seconds` (of the whole fit, since it was last resumed), `images_per_second` (training
     only, over all processes: without validation and the first batch, which starts workers and compiles), `skipped`
     (images that `data.on_error=skip` left out, and why), `updates_left_out` by `on_nan=skip`, `unwritten` (files that
@@ -43,10 +44,13 @@ class RunSummary(Callback):
     Args:
         folder: of the run.
         config: the run's configuration, as plain types.
+        init_from: what `genstab.training.init_from.begin_from` returned; None for a training from the start.
     """
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
-        self.folder, self.config = Path(folder), dict(config)
+    def __init__(
+        self, folder: str | Path, config: Mapping[str, Any], init_from: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self.config, self.init_from = Path(folder), dict(config), init_from
         self.provenance: dict[str, Any] = {}
         self.unwritten = FailedWrites("file", "all else is done")
         self.images = 0
@@ -55,8 +59,9 @@ class RunSummary(Callback):
         self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the configuration; a run that resumes from the checkpoint is compared with it."""
+        """Store the configuration, with which a run that resumes is compared, and the weights that it began from."""
         checkpoint["config"] = self.config
+        checkpoint["init_from"] = self.init_from
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
@@ -119,6 +124,7 @@ class RunSummary(Callback):
             "unwritten": unwritten_lines(trainer, self.folder),
             "warnings": [text for each in callbacks if isinstance(each, CollapseWatch) for text in each.said.values()],
             **(self.provenance or provenance(devices_of(trainer))),
+            "init_from": self.init_from,
             "config": self.config,
         }
 

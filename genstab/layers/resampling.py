@@ -1,0 +1,99 @@
+"""Find what resamples in a network besides the layers that `genstab.antialias` replaces, by tracing its forwards."""
+
+import copy
+import inspect
+import operator
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import fx, nn
+
+from genstab.layers.conv import pair
+
+# Classes and functions that always resample, and those that do so with a stride above 1.
+ALWAYS = (nn.PixelShuffle, nn.PixelUnshuffle, nn.FractionalMaxPool2d, nn.MaxUnpool2d, nn.Fold)
+STRIDED = (nn.LPPool2d, nn.Unfold, nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d)
+FUNCTIONS = {
+    "interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "pixel_shuffle", "pixel_unshuffle",
+    "grid_sample", "fold", "max_unpool2d", "adaptive_max_pool2d",
+}  # fmt: skip
+STRIDED_FUNCTIONS = {"conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "lp_pool2d", "unfold"}
+Module = TypeVar("Module", bound=nn.Module)
+UNREAD = "functions in a forward that cannot be traced"
+
+
+class _OneForward(fx.Tracer):
+    """Trace the forward of one module: those of its submodules are traced by themselves."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Enter no submodule."""
+        return True
+
+
+def shallow_copy(layer: nn.Module, kind: type[Module]) -> Module:
+    """Return a module of the class `kind` with the attributes of a layer, among them the same tensors."""
+    new = kind.__new__(kind)
+    # Copy the containers, so that a buffer added to one module does not appear in the other.
+    new.__dict__ = {k: copy.copy(v) if isinstance(v, dict | set) else v for k, v in layer.__dict__.items()}
+    return new
+
+
+def resampling(layer: nn.Module) -> Iterator[str]:
+    """Yield what a layer resamples with, in words: the layer itself, functions that it calls, slices with a step.
+
+    What its submodules do is not looked at.
+
+    >>> class Half(nn.Module):
+    ...     def forward(self, x):
+    ...         return nn.functional.interpolate(x, scale_factor=2)[..., ::4, ::4]
+    >>> Half.__module__ = "elsewhere"
+    >>> list(resampling(Half())), list(resampling(nn.PixelShuffle(2)))
+    (['F.interpolate', 'a slice with a step'], ['PixelShuffle'])
+    """
+    name = type(layer).__name__
+    if isinstance(layer, nn.Upsample) and (layer.size is not None or layer.scale_factor != 1):
+        yield f"{layer.mode} {name}"
+    elif isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+        if pair(layer.output_size) != (1, 1):
+            yield name
+    elif isinstance(layer, ALWAYS) or (isinstance(layer, STRIDED) and _steps(layer.stride, layer.kernel_size)):
+        yield name
+    if not type(layer).__module__.startswith(("torch.", "genstab.")):  # their forwards are known
+        yield from dict.fromkeys(_in_forward(layer))
+
+
+def _in_forward(layer: nn.Module) -> Iterator[str]:
+    parameters = inspect.signature(layer.forward).parameters.values()
+    simple = {each.name: each.default for each in parameters if isinstance(each.default, bool | int | str | None)}
+    try:  # a copy, since a forward may store what it computes
+        graph = _OneForward().trace(shallow_copy(layer, type(layer)), simple)
+    except Exception:  # of any kind: it runs code of others on stand-ins for tensors
+        yield UNREAD
+        return
+    for node in graph.nodes:
+        if node.op == "call_function":
+            name = getattr(node.target, "__name__", "").lstrip("_")
+            if name in FUNCTIONS or (name in STRIDED_FUNCTIONS and _calls_with_stride(name, node)):
+                yield f"F.{name}"
+            elif node.target is operator.getitem and any(_steps(step) for step in _slice_steps(node.args[1])):
+                yield "a slice with a step"
+
+
+def _calls_with_stride(name: str, node: fx.Node) -> bool:
+    place = {"conv2d": 3, "conv_transpose2d": 3, "lp_pool2d": 3, "unfold": 4}.get(name, 2)
+    stride = node.kwargs.get("stride", node.args[place] if len(node.args) > place else None)
+    if stride is None or stride == ():
+        convolves = name in ("conv2d", "conv_transpose2d", "unfold")
+        stride = 1 if convolves else node.kwargs.get("kernel_size", node.args[place - 1] if len(node.args) > 1 else 2)
+    return _steps(stride)
+
+
+def _slice_steps(index: Any) -> list[Any]:
+    parts = index if isinstance(index, tuple | list) else (index,)
+    return [part.step for part in parts if isinstance(part, slice) and part.step is not None]
+
+
+def _steps(stride: Any, otherwise: Any = 1) -> bool:
+    """Return whether a stride, or what stands for it if it is None, is above 1; a computed one may be."""
+    values = stride if stride is not None else otherwise
+    return any(not isinstance(v, int) or v > 1 for v in (values if isinstance(values, tuple | list) else (values,)))
