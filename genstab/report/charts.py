@@ -214,7 +214,7 @@ def colour_bar(limits: tuple[float, float], colours: Any, title: str, perfect: s
     """Draw the colours of heat maps that share them, from one limit to the other, and beside them that of `perfect`."""
     span = limits[1] - limits[0]
     steps = [limits[0] + span * i / 127 for i in range(128)]
-    figure = _figure(height=74, margin={"l": 16, "r": 16, "t": 4, "b": 44})
+    figure = _figure(height=74, margin={"l": 28, "r": 28, "t": 4, "b": 44})
     figure.add_heatmap(z=[steps], x=steps, y=[0], colorscale=colours, showscale=False, hoverinfo="skip")
     ticks = [limits[0] + span * i / 4 for i in range(5)]
     texts = [f"{tick:.3g}" for tick in ticks]
