@@ -17,6 +17,7 @@ from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
 from genstab.cli.model_options import check_model, split_options
+from genstab.cli.recorded import recorded
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -64,8 +65,9 @@ def run_measure(config: DictConfig) -> float | None:
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")
+        record = recorded(config)
         if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
-            plain["antialias"] = dict(antialias)
+            record["antialias"] = dict(antialias)
         loggers = [instantiate(config.logger)] if config.get("logger") else []
         origin = provenance([device])
         failure: PartlyMeasuredError | None = None
@@ -75,8 +77,8 @@ def run_measure(config: DictConfig) -> float | None:
             failure, found = error, error.found
         try:
             for each in loggers:
-                each.log_hyperparams({**plain, **origin})
-            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers, origin)
+                each.log_hyperparams({**record, **origin})
+            summary = publish(found, Path(config.output_dir), record, time.perf_counter() - began, loggers, origin)
         finally:
             for each in loggers:
                 close(each)

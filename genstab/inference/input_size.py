@@ -71,14 +71,18 @@ def find_input_size(model: nn.Module, call: Call, images: Tensor) -> InputSize |
     height, width = images.shape[2:]
     if (declared := declared_size(model)) is not None:
         return InputSize(fixed=declared)
+    alone: Size | None = None
     for multiple in MULTIPLES:
         size = InputSize(multiple).of(height, width)
         if not (min(size) and takes(call, centre(images[:1], size))):
             continue
-        # A second size tells multiples from the one size that is a multiple, too.
+        # A second size tells multiples from one size alone that is a multiple as well, or from larger multiples.
         narrower = (size[0], size[1] - multiple) if size[1] > multiple else (size[0] - multiple, size[1])
-        several = min(narrower) > 0 and takes(call, centre(images[:1], narrower))
-        return InputSize(multiple) if several else InputSize(fixed=size)
+        if min(narrower) and takes(call, centre(images[:1], narrower)):
+            return InputSize(multiple)
+        alone = alone or size
+    if alone is not None:
+        return InputSize(fixed=alone)
     for side in SIDES:
         if side <= min(height, width) and takes(call, centre(images[:1], (side, side))):
             return InputSize(fixed=(side, side))

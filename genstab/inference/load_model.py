@@ -95,7 +95,7 @@ def load_model(
     for name, value in {"norm": norm, "padding": padding}.items():
         if value is not None:
             raise InputError(f"model.{name}={value} is for files that name no network: leave out model._target_ or it")
-    network.load_state_dict(fitting_weights(path, _content(path, kind, notes), network, prefix, weights))
+    network.load_state_dict(fitting_weights(path, read_content(path, kind, notes), network, prefix, weights))
     return follow_conventions(network.cpu().eval(), conventions)
 
 
@@ -115,7 +115,8 @@ def checkpoint_of(path: str | Path) -> Path:
     return path
 
 
-def _content(path: Path, kind: str, notes: list[str] | None) -> Any:
+def read_content(path: Path, kind: str, notes: list[str] | None = None) -> Any:
+    """Return what a file of weights holds, of the kind `CHECKPOINT` or `SAFETENSORS`; nothing in it is executed."""
     if kind != SAFETENSORS:
         return read_weights(path, notes)
     try:
@@ -203,7 +204,7 @@ def load_generator(
         InputError: the file does not exist, holds no such generator, or has another norm or padding.
     """
     path = checkpoint_of(path)
-    checkpoint = _content(path, file_kind(path), notes)
+    checkpoint = read_content(path, file_kind(path), notes)
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         return cyclegan_generator(path, checkpoint, norm, padding, prefix, weights, notes).eval()

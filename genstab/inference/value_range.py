@@ -17,6 +17,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photos of Ima
 OVER = 0.05  # share of a range by which values may lie outside of it: networks without a last tanh overshoot
 MOST_OUTSIDE, SOME_OUTSIDE = 0.5, 0.02  # shares of the values
 DARK = -0.5  # an input as dark as that, and no negative output: the output is hardly in [−1, 1]
+_CURE = "value_range=auto tries [-1,1], [0,1] and [0,255]; value_range=[min,max] and output_range=[min,max] set it"
 _MARGIN = 0.02  # of two likenesses, below which it tells nothing
 VARIES = 0.02  # standard deviation; outputs that vary less tell nothing
 
@@ -133,24 +134,31 @@ def converted(module: nn.Module, values: Values) -> Iterator[None]:
             hook.remove()
 
 
-def doubt(source: Tensor, output: Tensor) -> tuple[str, bool]:
-    """Say in one line why outputs are hardly images in [−1, 1]; and whether most of their values would be lost.
+def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[str, bool]:
+    """Say in one line why outputs are hardly images of a range; and whether most of their values would be lost.
 
-    Shape: two (N, C, H, W), the source in [−1, 1]. An empty line: there is no reason.
+    Shape: two (N, C, H, W), converted to [−1, 1]. An empty line: there is no reason.
 
     >>> doubt(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2), torch.tensor([90.0, 200.0]).view(1, 1, 1, 2))
-    ('outputs lie in [90, 200], 100 % of them outside of [-1, 1]', True)
+    ('outputs lie in [90,200], 100 % of them outside of [-1,1]', True)
     """
     if output.ndim != 4 or not output.isfinite().all():
         return "", False
-    low, high = output.min().item(), output.max().item()
+    (least, greatest), low, high = values.outputs, output.min().item(), output.max().item()
     outside = (output.abs() > 1 + 2 * OVER).float().mean().item()
-    where = f"outputs lie in [{low:.3g}, {high:.3g}]"
+    where = f"outputs lie in {_where(low, high, values)}"
     if outside > SOME_OUTSIDE:
-        return f"{where}, {100 * outside:.0f} % of them outside of [-1, 1]", outside > MOST_OUTSIDE
-    if low >= 0 and source.min() < DARK and output.std() > VARIES:
-        return f"{where} and are never negative", False
+        return f"{where}, {100 * outside:.0f} % of them outside of {_listed((least, greatest))}", outside > MOST_OUTSIDE
+    if least < 0 and low >= -(least + greatest) / (greatest - least) and source.min() < DARK and output.std() > VARIES:
+        return f"{where}, never below zero, where {_listed((least, greatest))} is expected", False
     return "", False
+
+
+def _where(low: float, high: float, values: Values) -> str:
+    """Write two values in [−1, 1] as the model returned them, to three digits."""
+    least, greatest = values.outputs
+    numbers = ((each * (greatest - least) + least + greatest) / 2 for each in (low, high))
+    return f"[{','.join(f'{each:.3g}' for each in numbers)}]"
 
 
 def tried(
@@ -184,14 +192,20 @@ def tried(
             confidence = output.float().softmax(1).amax(1).mean().item() if output.ndim == 2 else 0.0
             scores.append((confidence, values, f"mean confidence {confidence:.2f}"))
             continue
-        why, lost = doubt(source, output)
+        why, lost = doubt(source, output, values)
         spread = output.float().std().item()
         if target is not None and target.shape == output.shape:
             likeness = -(output - target).abs().mean().item()
         else:
             likeness = _likeness(source, output)
         penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
-        scores.append((likeness - penalty, values, why or f"outputs lie in [{output.min():.3g}, {output.max():.3g}]"))
+        scores.append(
+            (
+                likeness - penalty,
+                values,
+                why or f"outputs lie in {_where(output.min().item(), output.max().item(), values)}",
+            )
+        )
     if not scores:
         raise failure or InputError("value_range=auto: nothing to try")
     best = max(score for score, _, _ in scores)
@@ -232,13 +246,10 @@ def first_call(
     with ExitStack() as stack:
         stack.enter_context(converted(module, values))
         output = call(images)
-        why, lost = doubt(images, output)
+        why, lost = doubt(images, output, values)
         if lost:
-            raise InputError(
-                f"with {values} the {why}: value_range=[0,1], value_range=[0,255], output_range=[min,max] or "
-                "value_range=auto sets what they mean"
-            )
-        hint = f"with {values} the {why}: if that is not meant, value_range=[0,1] or value_range=auto sets it"
+            raise InputError(f"{why}: {_CURE}")
+        hint = f"{why}: if that is not meant, {_CURE}"
         notes += [each for each in (said, why and hint) if each and each not in notes]
         return output, stack.pop_all()
 

@@ -182,7 +182,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "nowhere", "costs=none.json"], "cannot read none.json: "),
-        (["workspace"], "Missing mandatory value: entity"),
+        (["workspace"], "entity is missing: add entity=NAME"),
         (["mesure"], "'mesure' is not one of train, measure, predict, report, shard, workspace; did you mean measure"),
     ],
 )
@@ -221,6 +221,10 @@ def test_help_has_examples_and_options(monkeypatch, capsys, command):
         genstab(monkeypatch, command, "--help")
     printed = capsys.readouterr().out
     assert f"usage: genstab {command}" in printed
+    assert "experiment" not in printed  # groups that only genstab train has
+    if command == "measure":
+        for group in ("data", "logger"):
+            assert f"{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).glob('*.yaml')))}\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["input=pairs", "on_error=stop"], "on_error='stop' is not one of raise, skip"),
         (["input=bad"], r"cannot read bad/trainA/1\.png: truncated"),
         (["input=grey"], r"grey/trainA/2\.png: A and B have \(3, 3\) channels, the pairs before have \(1, 1\)"),
-        ([], "Missing mandatory value: input"),
+        ([], "input is missing: add input=DIR"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line_and_leaves_nothing(monkeypatch, options, said):

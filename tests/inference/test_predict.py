@@ -409,8 +409,8 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "Missing mandatory value: input"),
-        (["input=in"], "Missing mandatory value: output"),
+        ([], "input and output are missing: add input=DIR output=DIR"),
+        (["input=in"], "output is missing: add output=DIR"),
         (["input=in", "output=out"], "no model: set model.checkpoint to a checkpoint or run folder of genstab"),
         (["input=in", "output=out", "model.checkpoint=no.pt"], "checkpoint no.pt does not exist"),
         (["input=in", "output=out", "model.chekpoint=x"], "model.chekpoint is an argument of a network"),

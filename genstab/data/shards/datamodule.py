@@ -28,7 +28,7 @@ class ShardData(PairedData):
         root: where `index.json` and its shards are: a folder, a URL, or a command with `%s` for the name of a file
             (`pipe:aws s3 cp s3://bucket/pairs/%s -`).
         window: number of shards that are mixed.
-        cache: folder for fetched shards, on a local disk; None is `~/.cache/genstab/shards`.
+        cache: folder on a local disk; fetched shards lie in its folder `genstab-shards`. None is `~/.cache/genstab`.
         cache_gb: size of the cache in GB; at least two windows.
         check: before training, `fast` checks that local shards exist and have the right size, `full` reads every shard
             and decodes every image, `off` does nothing. (An argument of `PairedData`.)
