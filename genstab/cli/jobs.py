@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
 from genstab.errors import InputError
-from genstab.evaluation.measure import measure
+from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.inference.load_model import load_model, place
@@ -69,7 +70,11 @@ def run_measure(config: DictConfig) -> float | None:
             record["antialias"] = dict(antialias)
         loggers = [instantiate(config.logger)] if config.get("logger") else []
         origin = provenance([device])
-        found = measure(model, data.val_set, config.output_dir, options, notes)
+        failure: PartlyMeasuredError | None = None
+        try:
+            found = measure(model, data.val_set, config.output_dir, options, notes, partial(print, flush=True))
+        except PartlyMeasuredError as error:
+            failure, found = error, error.found
         try:
             for each in loggers:
                 each.log_hyperparams({**record, **origin})
@@ -77,6 +82,8 @@ def run_measure(config: DictConfig) -> float | None:
         finally:
             for each in loggers:
                 close(each)
+        if failure is not None:
+            raise failure
     return summary.get("val/shift_psnr")
 
 
