@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
 from genstab.cli.recorded import recorded
+from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
@@ -43,6 +44,9 @@ from genstab.runtime.resume import (
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
 from genstab.training.init_from import begin_from
+
+# Arguments of the Trainer that a model may take in its place, and their values that change nothing.
+OFF: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
 
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
@@ -77,7 +81,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
                 else f"Starting in {config.output_dir}: no checkpoint yet"
             )
         seed_everything(config.seed, workers=True, verbose=False)
-        data, model = instantiate(config.data), instantiate(config.model)
+        # Lightning's own do not work with two optimizers.
+        accepted = signature.types if (signature := signature_of(str(config.model.get("_target_")))) else {}
+        given = {name: config.trainer.get(name) for name in OFF if name in accepted}
+        given = {name: value for name, value in given.items() if value is not None}
+        data, model = instantiate(config.data), instantiate(config.model, **given)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
             notes: list[str] = []
@@ -93,7 +101,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, record, begun))
-        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
+        off = {name: OFF[name] for name in given}
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all", **off)
         if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
             limit = config.trainer.get("limit_val_batches")
             trainer.limit_val_batches = 1.0 if limit is None else limit
@@ -112,7 +121,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         with alone_in(config.output_dir) if trainer.is_global_zero else nullcontext():
             if wanted:
                 again = over or place.get("pending", False)
-                continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
+                continue_logs(trainer.loggers, place.get("wandb"), place.get("logged", place.get("batches", 0)), again)
             if trainer.is_global_zero:  # the commit now, not at the end of the training
                 ending.provenance = provenance(devices_of(trainer))
             try:

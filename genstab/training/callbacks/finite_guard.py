@@ -14,6 +14,7 @@ from torch import Tensor
 from genstab.data.paths import shortened
 from genstab.errors import InputError, check_choice
 from genstab.runtime.gather import all_gathered
+from genstab.training.gradients import gradient_norm
 
 ON_NAN = ("stop", "skip")
 MOST_IN_A_ROW = 100
@@ -86,7 +87,9 @@ class FiniteGuard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """With `skip`, check whether the loss is finite."""
-        self._finite = loss.detach().isfinite().all() if self.on_nan == "skip" else None
+        if self.on_nan == "skip":
+            finite = loss.detach().isfinite().all()
+            self._finite = finite if self._finite is None else self._finite & finite
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -97,8 +100,8 @@ class FiniteGuard(Callback):
         """
         if self._finite is None or _scaler(trainer) is not None:
             return
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = self._finite & torch.nn.utils.get_total_norm(gradients).to(self._finite.device).isfinite()
+        norm = gradient_norm(p for group in optimizer.param_groups for p in group["params"])
+        finite, self._finite = self._finite & norm.to(self._finite.device).isfinite(), None
         # Each process has its own loss. Without a process group, this returns `finite` itself.
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             optimizer.zero_grad()
