@@ -104,11 +104,12 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Run the command that `sys.argv[1]` names; end without a word if whoever reads its output has read enough."""
+@contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    """End without a word if whoever reads the output has read enough, as in `genstab --help | head -1`."""
     try:
         try:
-            _run()
+            yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -120,7 +121,9 @@ def main() -> None:
         sys.exit(SIGNALLED + signal.SIGPIPE)
 
 
-def _run() -> None:
+@_readers_may_leave()
+def main() -> None:
+    """Run the command that `sys.argv[1]` names."""
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         train()  # Lightning starts the other processes without the name of the command
         return
@@ -138,6 +141,7 @@ def _run() -> None:
         sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}{meant}")
 
 
+@_readers_may_leave()
 @process_state_restored()
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
