@@ -1,4 +1,4 @@
-"""The jobs of `genstab measure`, `predict`, `report`, `shard` and `workspace`."""
+"""The jobs of `genstab measure`, `predict`, `export`, `report`, `shard` and `workspace`."""
 
 import os
 import sys
@@ -23,6 +23,7 @@ from genstab.evaluation.measure import measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.inference.eval_mode import value_range
+from genstab.inference.export import export
 from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
 from genstab.loggers.lifecycle import close
@@ -104,6 +105,16 @@ def run_predict(config: DictConfig) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     if result.failed:
         raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+
+
+def run_export(config: DictConfig) -> None:
+    """Export a model as `config` says; print a summary."""
+    quieten()
+    with input_errors():
+        size = as_size("size", config.size)
+        model = model_of(config.model)
+        options = {key: config[key] for key in ("format", "channels", "dynamic")}
+        print(export(model, config.output, size=size, **options))
 
 
 def run_report(config: DictConfig) -> None:
