@@ -9,8 +9,8 @@ from genstab.errors import InputError
 
 MULTIRUN = {"-m", "--multirun"}
 _PATHS = {
-    "ckpt_path", "corruptions.baseline", "costs", "data.root", "hydra.run.dir", "hydra.sweep.dir", "init_from",
-    "init_from_d", "input", "model.checkpoint", "output", "output_dir", "plot", "table",
+    "ckpt_path", "corruptions.baseline", "costs", "data.classes", "data.root", "hydra.run.dir", "hydra.sweep.dir",
+    "init_from", "init_from_d", "input", "model.checkpoint", "output", "output_dir", "plot", "table",
 }  # fmt: skip
 _WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-c", "--cfg", "-p", "--package"}
 

@@ -1,6 +1,7 @@
 """The command line: compose and check the config of a command, and only then import its job, and torch with it."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from genstab.cli.arguments import (
     MULTIRUN,
@@ -28,6 +29,8 @@ from genstab.cli.arguments import (
 )
 from genstab.cli.check_config import check_head, check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
+from genstab.cli.model_options import check_model
+from genstab.cli.recorded import without_values
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
 from genstab.runtime.process_state import process_state_restored
@@ -42,6 +45,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once per program, like `now`
+VALUES = "genstab.inference.value_range.parse_values"
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
 # What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
@@ -68,30 +72,35 @@ class Command:
 
     job: str  # the function that takes the config, imported after the config was checked
     used_by: str = ""  # the function or class that takes the keys outside of groups
+    loads_model: bool = False  # whether keys under `model` say what to load
     overrides: Callable[[Sequence[str]], list[str]] = to_overrides  # of Hydra, from the words on the command line
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
-        model = {key: value for key, value in config.get("model", {}).items() if key != "checkpoint"}
-        if isinstance(generator := model.get("generator"), dict):
+        model = config.get("model", {})
+        if self.loads_model:
+            check_model(model)
+            config = {key: value for key, value in config.items() if key != "model"}
+        elif isinstance(generator := model.get("generator"), dict):
             check_head(generator)
-        check_options({**config, "model": model})
+        check_options(config)
         types = signature.types if (signature := signature_of(self.used_by)) else {}
         for key in types.keys() & config.keys():
             check_type(key, config[key], types[key])
         if isinstance(config.get("seed"), int):  # null keeps the order of shards
             check_seed(config["seed"])
-        if "value_range" in config:
-            check_type("value_range", config["value_range"], tuple[float, float])
+        if self.loads_model and (values := signature_of(VALUES)):
+            for key in values.types.keys() & config.keys():
+                check_type(key, config[key], values.types[key])
         if "trainer" in config:
             check_training(config)
 
 
 COMMANDS = {
     "train": Command("genstab.cli.submitit:run_wherever", overrides=name_networks),
-    "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions"),
-    "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict"),
-    "export": Command("genstab.cli.jobs:run_export", "genstab.inference.export.export", overrides=name_model),
+    "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions", True),
+    "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict", True),
+    "export": Command("genstab.cli.jobs:run_export", "genstab.inference.export.export", True, name_model),
     "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),
     "shard": Command("genstab.cli.jobs:run_shard", "genstab.data.shards.write.write_shards"),
     "workspace": Command("genstab.cli.jobs:run_workspace"),
@@ -99,7 +108,22 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that `sys.argv[1]` names."""
+    """Run the command that `sys.argv[1]` names; end without a word if whoever reads its output has read enough."""
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout, 0)  # for errors alone
+        if not output.poll(0):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(SIGNALLED + signal.SIGPIPE)
+
+
+def _run() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         train()  # Lightning starts the other processes without the name of the command
         return
@@ -148,6 +172,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _launch(name: str, *given: object) -> None:
     """Run the job of a command on `conf/NAME.yaml` with the overrides in `sys.argv`; `given` are further arguments."""
+    if any(word.startswith("run_name=") for word in sys.argv[1:]) or not os.environ.get("WANDB_NAME"):
+        os.environ.pop("WANDB_NAME", None)  # it comes after the command line, and empty it is none
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, so that we print them in one line
     command = COMMANDS[name]
     errors: list[InputError] = []
@@ -157,17 +183,18 @@ def _launch(name: str, *given: object) -> None:
         nonlocal started
         started = True
         try:
+            check_keys(config, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # groups of keys
             plain = _plain(config)
-            check_keys(plain, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # a group of keys
             command.check(plain)
             return resolve_name(command.job)(config, *given)
         except InputError as error:
             if by_submitit():
                 raise  # another process waits for it
+            error = InputError(without_values(str(error), config))
             errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
-    with _one_line_errors():
+    with _one_line_errors(name):
         check_launcher(sys.argv[1:])
         sys.argv[1:] = command.overrides(sys.argv[1:])
         check_words(sys.argv[1:])
@@ -189,15 +216,20 @@ def _launch(name: str, *given: object) -> None:
             raise errors[-1]
 
 
+def _defaults(command: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(command)
+
+
 def _plain(config: DictConfig) -> dict[str, Any]:
-    try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]  # a dict
-    except MissingMandatoryValue as error:
-        raise InputError(f"Missing mandatory value: {error.full_key}") from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        options = " ".join(f"{key}={'NAME' if key == 'entity' else 'DIR'}" for key in missing)
+        raise InputError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: add {options}")
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]  # a dict
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(command: str = "train") -> Iterator[None]:
     """End the program with one line if the input or the command line is to blame."""
     try:
         yield
@@ -209,7 +241,7 @@ def _one_line_errors() -> Iterator[None]:
     except (CompactHydraException, InterpolationResolutionError, GrammarParseError) as error:
         if isinstance(error, InstantiationException):
             raise
-        sys.exit(f"genstab: {one_line(error)}")
+        sys.exit(f"genstab: {one_line(error, lambda: _defaults(command))}")
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise

@@ -1,5 +1,6 @@
 """Images without targets, and images in a folder per class: for measuring, not for training."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from tqdm import tqdm
 from genstab.data.augment import Size
 from genstab.data.channels import converted, is_convertible
 from genstab.data.datamodules import as_size
-from genstab.data.image_io import image_shape, read_image, resized
+from genstab.data.image_io import image_shape, read_image
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
-from genstab.errors import InputError, check_counts
+from genstab.data.reading import AS_STORED, Reading, parse_range, resized
+from genstab.errors import InputError, check_counts, reason
 
 
 class FolderImages(Dataset[dict[str, Any]]):
@@ -24,9 +26,14 @@ class FolderImages(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, root: str | Path, size: Size | None = None, recursive: bool = True, channels: int | None = None
+        self,
+        root: str | Path,
+        size: Size | None = None,
+        recursive: bool = True,
+        channels: int | None = None,
+        reading: Reading = AS_STORED,
     ) -> None:
-        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
+        self.root, self.size, self.channels, self.reading = Path(root).expanduser(), size, channels, reading
         self.paths = find_images(self.root, recursive)
 
     def __len__(self) -> int:
@@ -34,13 +41,13 @@ class FolderImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        image = read_image(path)
+        image = read_image(path, self.reading)
         if self.channels is not None:
             if not is_convertible(len(image), self.channels):
                 raise InputError(f"{path} has {len(image)} channels, which cannot be converted to {self.channels}")
             image = converted(image, self.channels)
         return {
-            "source": image if self.size is None else resized(image, self.size),
+            "source": image if self.size is None else resized(image, self.size, self.reading.interpolation),
             "name": printable(path.relative_to(self.root).as_posix()),
         }
 
@@ -48,11 +55,19 @@ class FolderImages(Dataset[dict[str, Any]]):
 class ClassImages(FolderImages):
     """Read a folder with a sub-folder for each class as {"source", "label": index of the class, "name"}.
 
-    `classes` are the names of the sub-folders, in natural order.
+    `classes` are the names of the sub-folders, in natural order, or those in a file: see `read_classes`.
     """
 
-    def __init__(self, root: str | Path, size: Size | None = None, channels: int | None = None) -> None:
-        super().__init__(root, size, channels=channels)
+    def __init__(
+        self,
+        root: str | Path,
+        size: Size | None = None,
+        channels: int | None = None,
+        class_file: str | Path | None = None,
+        reading: Reading = AS_STORED,
+    ) -> None:
+        super().__init__(root, size, channels=channels, reading=reading)
+        self.class_file = class_file
         folders = [path.name for path in self.root.iterdir() if path.is_dir() and is_seen(path.name)]
         self.classes = sorted(folders, key=natural)
         of = [path.relative_to(self.root).parts for path in self.paths]
@@ -66,10 +81,55 @@ class ClassImages(FolderImages):
             raise InputError(f"data.root={self.root} has images outside of its class folders: {shortened(loose)}")
         if empty := [name for name in self.classes if name not in {parts[0] for parts in of}]:
             raise InputError(f"data.root={self.root} has classes without images: {shortened(empty)}")
+        self.labels = {name: index for index, name in enumerate(self.classes)}
+        if class_file is not None:
+            names = read_classes(class_file)
+            self.labels = {name: index for index, each in enumerate(names) for name in each}
+            if unknown := [name for name in self.classes if name not in self.labels]:
+                known = shortened([each[0] for each in names])
+                raise InputError(f"data.classes={class_file} has no {shortened(unknown)}: it names {known}")
+            self.classes = [each[0] for each in names]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
-        return {"source": item["source"], "label": self.classes.index(item["name"].split("/")[0]), "name": item["name"]}
+        return {"source": item["source"], "label": self.labels[item["name"].split("/")[0]], "name": item["name"]}
+
+
+def read_classes(path: str | Path) -> list[list[str]]:
+    """Read the names of a network's classes, in the order of its outputs.
+
+    The file is text with a class in each line (the whole line, its first word and the rest are names), or JSON: a list
+    of names, {"0": name, "1": [name, name], …} as ImageNet's class index, or {name: 0, …}.
+
+    Raises:
+        InputError: the file cannot be read, or has no such names.
+    """
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text("utf-8-sig")
+        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"data.classes={path} cannot be read: {reason(error)}") from error
+    try:
+        if isinstance(found, dict):
+            numbered = all(isinstance(each, int) for each in found.values())
+            pairs = [(each, name) if numbered else (int(name), each) for name, each in found.items()]
+            if sorted(index for index, _ in pairs) != list(range(len(pairs))):
+                raise ValueError
+            found = [each for _, each in sorted(pairs, key=lambda pair: pair[0])]
+        rows = [each if isinstance(each, list) else [each] for each in found if each or isinstance(each, int)]
+        names = [[str(name) for name in row] for row in rows]
+    except (TypeError, ValueError, AttributeError):
+        names = []
+    if not names or not all(names):
+        raise InputError(
+            f"data.classes={path} names no classes: a name in each line, or JSON as of ImageNet, is expected"
+        )
+    for row in names:
+        line = row[0].strip()
+        first, _, rest = line.partition(" ")
+        row[:] = dict.fromkeys([line, first.rstrip(",:"), rest.strip(), *row]) if len(row) == 1 and rest else row
+    return names
 
 
 class FolderData(LightningDataModule):
@@ -83,6 +143,8 @@ class FolderData(LightningDataModule):
         num_workers: worker processes of the loader.
         convert: convert images with other channels than `source_channels`, for example grey ones among RGB.
         source_channels: of all images, with `convert`.
+        value_range, source_labels, source_interpolation, max_megapixels: how files are read, see
+            `genstab.data.reading.Reading`.
 
     Raises:
         InputError: a size or count is invalid; in `setup`, the folder is missing or has no images, or the stage is
@@ -101,8 +163,14 @@ class FolderData(LightningDataModule):
         num_workers: int = 0,
         convert: bool = False,
         source_channels: int = 3,
+        value_range: Sequence[float] | None = None,
+        source_labels: int | None = None,
+        source_interpolation: str = "bilinear",
+        max_megapixels: float | None = None,
     ) -> None:
         super().__init__()
+        range_of_values = parse_range("value_range", value_range)
+        self.reading = Reading(range_of_values, source_labels, source_interpolation, max_megapixels)
         check_counts(val_batch_size=val_batch_size, source_channels=source_channels)
         check_counts(least=0, num_workers=num_workers)
         self.root, self.recursive = root, recursive
@@ -111,7 +179,7 @@ class FolderData(LightningDataModule):
         self.val_batch_size, self.num_workers = val_batch_size, num_workers
 
     def _images(self) -> FolderImages:
-        return FolderImages(self.root, self.size, self.recursive, self.channels)
+        return FolderImages(self.root, self.size, self.recursive, self.channels, self.reading)
 
     def setup(self, stage: str) -> None:
         """List the images."""
@@ -125,7 +193,7 @@ class FolderData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Check the headers and return the images in order."""
-        _check_alike(self.val_set.paths, self.size, self.channels)
+        _check_alike(self.val_set.paths, self.size, self.channels, self.reading)
         return DataLoader(self.val_set, self.val_batch_size, num_workers=self.num_workers)
 
 
@@ -133,19 +201,28 @@ class ClassData(FolderData):
     """A folder with a sub-folder of images for each class as a validation set, for measuring classifiers.
 
     The arguments are those of `FolderData`; sub-folders of a class are always searched.
+
+    Args:
+        classes: a file with the names of the network's classes in the order of its outputs, see `read_classes`; None:
+            the sub-folders in natural order.
+        kwargs: those of `FolderData`.
     """
 
     untrained = "data=classes is for measuring classifiers: genstab does not train them"
 
+    def __init__(self, *args: Any, classes: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.classes = classes
+
     def _images(self) -> ClassImages:
-        return ClassImages(self.root, self.size, self.channels)
+        return ClassImages(self.root, self.size, self.channels, self.classes, self.reading)
 
 
-def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None) -> None:
+def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None, reading: Reading) -> None:
     """Raise an `InputError` unless all images have the same channels and size, or are converted and resized."""
-    channels, *first = image_shape(paths[0])
+    channels, *first = image_shape(paths[0], reading)
     for path in tqdm(paths[1:], "checking images", leave=False, delay=1, disable=None):
-        others, *other = image_shape(path)
+        others, *other = image_shape(path, reading)
         if others != channels and converted_to is None:
             raise InputError(
                 f"{path} has {others} channels but {paths[0]} has {channels}: all images must have the same, "

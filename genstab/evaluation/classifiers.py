@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from genstab.data.collate import source_of
+from genstab.data.paths import hxw
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
+from genstab.inference.input_size import InputSize, Size, centre
 from genstab.metrics.consistency import classes, same_class
 from genstab.metrics.protocols import Generate
 
@@ -54,6 +56,7 @@ def classifier_stability(
     seed: int = 0,
     forward_batch: int = 32,
     dtype: torch.dtype = torch.float32,
+    size: InputSize | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measure the accuracy and the shift consistency of a classifier.
 
@@ -72,6 +75,7 @@ def classifier_stability(
         seed: seed of the pairs.
         forward_batch: images in a forward pass.
         dtype: precision of the forward pass, see `genstab.inference.eval_mode.inference`.
+        size: which sizes the model takes; images are cut to one of them, and moved within the rest of the image.
 
     Returns:
         For each protocol `consistency`, `consistency_per_image` (a list) and, if there are labels, `accuracy` and
@@ -111,10 +115,16 @@ def classifier_stability(
                 np.concatenate((unmoved, draw_positions(seen + i, max_shift, pairs, seed).reshape(-1, 2)))
                 for i in range(len(images))
             ]
+            parts = dict.fromkeys(protocols, images)
+            if size is not None and not size.is_any:
+                window = _window(size, height, width, max_shift)
+                parts = {each: centre(images, window) for each in protocols}
+                if "crop" in parts:
+                    parts["crop"] = centre(images, [side + max_shift for side in window])
             for protocol in protocols:
                 views = [
                     view(image, place, max_shift, protocol)
-                    for image, some in zip(images, places, strict=True)
+                    for image, some in zip(parts[protocol], places, strict=True)
                     for place in some
                 ]
                 named = _classify(classify, views, forward_batch).view(len(images), -1)
@@ -131,6 +141,17 @@ def classifier_stability(
         if correct[protocol]:
             results[protocol] |= {"accuracy": float(np.mean(correct[protocol])), "correct": correct[protocol]}
     return results
+
+
+def _window(size: InputSize, height: int, width: int, max_shift: int) -> Size:
+    window = size.of(height - max_shift, width - max_shift)
+    if not min(window):
+        least = [side + max_shift for side in size.fixed or (size.multiple, size.multiple)]
+        raise InputError(
+            f"the classifier takes {size}, and consistency.max_shift={max_shift} needs images of {hxw(least)}, not "
+            f"{height}×{width}: data.size=[{least[0]},{least[1]}] resizes them"
+        )
+    return window
 
 
 def _labels_of(batch: Any, images: int) -> Tensor | None:

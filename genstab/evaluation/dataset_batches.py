@@ -1,7 +1,7 @@
 """The images of a dataset in batches of the same size."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from genstab.data.paths import hxw
 from genstab.errors import InputError
+from genstab.inference.input_size import centre
 
 
 @dataclass
 class Batch:
     """Images of the same size: (N, C, H, W) in [−1, 1], names, positions in the dataset, and optionally more.
 
-    Shape: target and output (N, C, H, W), labels (N,).
+    Shape: target, output and whole (N, C, H, W), labels (N,). `whole` are the images of which the source is a part, for
+    a model that does not take them whole.
     """
 
     names: list[str]
@@ -26,6 +29,7 @@ class Batch:
     target: Tensor | None = None
     labels: Tensor | None = None
     output: Tensor | None = None
+    whole: Tensor | None = None
 
     def first(self, number: int) -> "Batch":
         """Return its first images."""
@@ -39,6 +43,30 @@ class Batch:
             return self
         tensors = {key: torch.cat([getattr(self, key), getattr(more, key)]) for key in self._sizes()}
         return Batch(self.names + more.names, self.positions + more.positions, **tensors)
+
+    def cut(self, size: Sequence[int]) -> None:
+        """Cut the source to its centre of (height, width), and a target of k times its size likewise."""
+        self.whole, (height, width) = self.source, self.source.shape[2:]
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        self.source = self.whole[..., top : top + size[0], left : left + size[1]]
+        scale = 0 if self.target is None else self.target.shape[2] // height
+        if self.target is not None and scale and self.target.shape[2:] == (scale * height, scale * width):
+            rows, columns = (slice(scale * at, scale * (at + side)) for at, side in zip((top, left), size, strict=True))
+            self.target = self.target[..., rows, columns]
+
+    def with_room(self, motions: Sequence[Sequence[float]]) -> Tensor:
+        """Return the part of the whole images in which a window of the source's size can move by whole pixels.
+
+        Raises:
+            InputError: they are too small for that.
+        """
+        assert self.whole is not None
+        spans = [max(0, *each) - min(0, *each) for each in zip(*motions, strict=True)]
+        size = [int(side + span) for side, span in zip(self.source.shape[2:], spans, strict=True)]
+        if size[0] > self.whole.shape[2] or size[1] > self.whole.shape[3]:
+            sides = hxw(self.source.shape[2:])
+            raise InputError(f"the generator takes {sides} alone, and windows that move need images of {hxw(size)}")
+        return centre(self.whole, size)
 
     def _sizes(self) -> dict[str, torch.Size]:
         return {key: each.shape[1:] for key, each in vars(self).items() if isinstance(each, Tensor)}

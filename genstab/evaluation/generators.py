@@ -13,6 +13,8 @@ from genstab.data.paths import shortened
 from genstab.errors import InputError
 from genstab.evaluation.dataset_batches import Batch
 from genstab.evaluation.options import MeasureOptions
+from genstab.inference.conventions import ModelError
+from genstab.inference.input_size import takes
 from genstab.metrics.output_spread import OutputSpread
 from genstab.metrics.perceptual import Perceptual
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
@@ -40,14 +42,15 @@ def measure_generator(
     rolled: RolledOutputs,
     options: MeasureOptions,
     results: Measured,
+    fixed: bool = False,
 ) -> None:
     """Measure shift PSNR in every protocol, quality and the spread of the outputs; add them to the results.
 
     The first of the batches, on the device of the generator, has its output; the others get theirs. `rolled` holds its
-    first images, and gets the outputs for their circular shifts.
+    first images, and gets the outputs for their circular shifts. With `fixed`, it takes images of one size alone.
     """
     perceptual = Perceptual(options.perceptual, rolled.images.device)
-    protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes) for name in options.protocols]
+    protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes, fixed) for name in options.protocols]
     spread, as_a_set = OutputSpread(), SetQuality()
     quality: dict[str, list[Tensor]] = defaultdict(list)
     floors: list[Tensor] = []
@@ -86,10 +89,13 @@ def measure_generator(
 
 
 class ProtocolErrors:
-    """The squared errors of one protocol, batch by batch, without the images that it cannot be measured on."""
+    """The squared errors of one protocol, batch by batch, without the images that it cannot be measured on.
 
-    def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str]) -> None:
-        self.protocol, self.options, self.notes = protocol, options, notes
+    With `fixed`, the generator takes images of one size alone: windows of it move in the whole images.
+    """
+
+    def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str], fixed: bool = False) -> None:
+        self.protocol, self.options, self.notes, self.fixed = protocol, options, notes, fixed
         self.shifts = protocol.measured(options.shifts, options.fractional_shifts)
         self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
         self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
@@ -97,14 +103,21 @@ class ProtocolErrors:
 
     def add(self, generate: Generate, batch: Batch, position: int, rolled: RolledOutputs | None = None) -> None:
         """Measure a batch, the first image of which has this position; note why if it cannot be measured."""
-        size = batch.source.shape[1:]
+        images, output = batch.source, batch.output
+        try:
+            if self.protocol.windows and self.fixed:
+                images, output = batch.with_room(self.shifts), None
+        except InputError as small:
+            self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {small}")
+            return
+        size = images.shape[1:]
         if size not in self.multiples:
-            self.multiples[size] = self._multiple(generate, batch.source[:1])
+            self.multiples[size] = self._multiple(generate, images[:1])
         if isinstance(multiple := self.multiples[size], int):
             try:
                 errors, counts = [], []
-                known: dict[str, Any] = {"multiple": multiple, "output": batch.output, "names": batch.names}
-                pairs = shift_pairs(generate, batch.source, self.shifts, self.protocol.name, **self.common, **known)
+                known: dict[str, Any] = {"multiple": multiple, "output": output, "names": batch.names}
+                pairs = shift_pairs(generate, images, self.shifts, self.protocol.name, **self.common, **known)
                 for shift, shifted_output, output_of_shifted, mask in pairs:
                     error, pixels = (each.cpu() for each in squared_error(shifted_output, output_of_shifted, mask))
                     errors.append(error)
@@ -113,10 +126,8 @@ class ProtocolErrors:
                         rolled.add(shift, error / pixels, output_of_shifted)
                 positions = torch.arange(position, position + len(batch.names))
                 self.errors.append((positions, torch.stack(errors), torch.stack(counts)))
-            except InputError:
-                raise
-            except Exception as failure:  # the model is foreign code, which may reject shifted images
-                multiple = self.multiples[size] = f"the generator failed: {_message(failure)}"
+            except ModelError as failure:  # it may reject shifted images
+                multiple = self.multiples[size] = f"the generator failed: {failure.reason}"
         if isinstance(multiple, str):
             self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
 
@@ -162,11 +173,7 @@ def fitting_multiple(
             if multiple == 1:
                 raise
             return None
-        try:
-            output = generate(part)
-        except Exception:  # torch, exported programs and foreign code raise errors of any kind
-            continue
-        if output.shape[-2] % part.shape[-2] == 0 and output.shape[-1] % part.shape[-1] == 0:
+        if takes(generate, part):
             return multiple
     return None
 
@@ -185,18 +192,14 @@ def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[st
 
 
 def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor:
-    """Call a model for the first time; any error becomes an `InputError` that names the image and its shape."""
+    """Call a model for the first time with images of their size; an error names the first image and its shape."""
     try:
         return generate(source)
-    except Exception as error:  # the model is foreign code
+    except ModelError as error:
         # one of grey, alpha or palette among others is the usual reason
         convert = "" if source.shape[1] == 3 else " (data.convert=true converts grey and alpha)"
-        said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {_message(error)}{convert}"
+        said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {error.reason}{convert}"
         raise InputError(said) from error
-
-
-def _message(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 class SetQuality:

@@ -1,7 +1,7 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from timeit import Timer
@@ -19,7 +19,10 @@ from genstab.evaluation.dataset_batches import Batch, batches
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
 from genstab.evaluation.robustness import corruption_errors, corruption_picture, relative_corruption_error
-from genstab.inference.eval_mode import inference, value_range
+from genstab.inference.conventions import ModelError
+from genstab.inference.eval_mode import inference
+from genstab.inference.input_size import InputSize, advice, find_input_size, fits
+from genstab.inference.value_range import first_call
 from genstab.metrics.corruptions import SMALLEST, corruptions_for
 from genstab.metrics.feature_distance import feature_maps
 from genstab.metrics.layer_outputs import choose_layers
@@ -29,12 +32,19 @@ from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
 from genstab.report.figures import distance_grids, feature_map_picture, save_picture, write_exhibits
 from genstab.runtime.files import MEASUREMENTS, read_json, write_json
+from genstab.runtime.run_folder import MEASURED, check_measurable
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
 
 
-def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: MeasureOptions | None = None) -> Measured:
+def measure(
+    model: nn.Module,
+    dataset: Dataset,
+    folder: str | Path,
+    options: MeasureOptions | None = None,
+    notes: Sequence[str] = (),
+) -> Measured:
     """Measure a generator: stability in every protocol, quality, map, features, corruptions, speed.
 
     For a classifier, a model that returns logits (N, K), consistency and accuracy take the place of stability and
@@ -45,6 +55,7 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: Mea
         dataset: see `genstab.evaluation.dataset_batches.batches`.
         folder: gets `measurements.json` and the pictures; created if missing.
         options: what to measure.
+        notes: first lines of its notes, such as those of `load_model`.
 
     Raises:
         InputError: images, options and generator do not fit together; an output is not finite.
@@ -53,13 +64,13 @@ def measure(model: nn.Module, dataset: Dataset, folder: str | Path, options: Mea
     if options.corruptions and options.corruptions["baseline"]:
         read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # fail early if it is missing
     folder = Path(folder)
+    check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    in_range = value_range(model, *options.value_range) if tuple(options.value_range) != (-1, 1) else nullcontext()
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
-    with in_range, _same_buffers(model), inference(model, options.dtype) as call:
-        results = _Measurement(model, call, folder, options).run(dataset)
-    write_json(folder / MEASUREMENTS, results.measurements)
-    return results
+    with ExitStack() as stack, _same_buffers(model), inference(model, options.dtype) as call:
+        measurement = _Measurement(model, call, folder, options, stack)
+        measurement.results.notes += notes
+        return measurement.run(dataset)
 
 
 @contextmanager
@@ -76,13 +87,16 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
 class _Measurement:
     """One measurement: every image once, then the parts that look at the first ones alone."""
 
-    def __init__(self, model: nn.Module, call: Generate, folder: Path, options: MeasureOptions) -> None:
-        self.model, self.call, self.folder, self.options = model, call, folder, options
+    def __init__(
+        self, model: nn.Module, call: Generate, folder: Path, options: MeasureOptions, stack: ExitStack
+    ) -> None:
+        self.model, self.call, self.folder, self.options, self.stack = model, call, folder, options, stack
         self.device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         self.results = Measured()
         self.names: list[str] = []
         self.first: Batch | None = None
         self.sizes: set[torch.Size] = set()
+        self.size = InputSize()
 
     def run(self, dataset: Dataset) -> Measured:
         options, results = self.options, self.results
@@ -90,18 +104,18 @@ class _Measurement:
         number = max([SHOWN, *(part["images"] for part in parts if part)])
         images = self._batches(dataset, number)
         batch = next(images)
-        output = first_output(self.call, batch.source, batch.names)
+        output = self._first_output(batch)
         if options.features and options.features["layers"] is not None:
             # fail early if a name is misspelt
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
         images = chain([batch], images)
         rolled: RolledOutputs | None = None
         if output.ndim == 2:
-            self._classifier(images)
+            self._classifier(images, dataset, output.shape[1])
         else:
             batch.output = output
             rolled = RolledOutputs(batch.source[:number], output[:number])
-            measure_generator(self.call, images, rolled, options, results)
+            measure_generator(self.call, images, rolled, options, results, self.size.fixed is not None)
         first = self.first
         assert first is not None  # there is at least one batch
         if rolled is not None and first.output is not None and len(first.names) > len(rolled.images):
@@ -115,17 +129,17 @@ class _Measurement:
             self._features(first.source, rolled)
         with self._noted("corruptions"):
             self._corruptions(first)
+        decibels: dict[Shift, float] = {}
         if rolled is not None:
-            decibels: dict[Shift, float] = {}
             with self._noted("map"):
                 decibels = self._map(first, rolled)
+        for name in MEASURED:
+            (self.folder / name).unlink(missing_ok=True)  # of an earlier measurement
+        write_json(self.folder / MEASUREMENTS, results.measurements)  # first, as it tells whose the others are
+        if rolled is not None:
             self._pictures(first, rolled, decibels)
-        for key in ("features", "corruptions", "samples", "shift_map"):
-            path = self.folder / f"{key}.png"
-            if key in results.pictures:
-                save_picture(results.pictures[key], path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier measurement
+        for key, picture in results.pictures.items():
+            save_picture(picture, self.folder / f"{key}.png")
         return results
 
     def _batches(self, dataset: Dataset, number: int) -> Iterator[Batch]:
@@ -134,10 +148,50 @@ class _Measurement:
         skip = options.on_error == "skip"
         for batch in batches(dataset, options.images, options.batch_size, skip, self.results.notes):
             batch.source = batch.source.to(self.device)
+            if not self.size.is_any:
+                self._cut(batch)
             yield batch
             self.sizes.add(batch.source.shape[1:])
             self.names += batch.names
             self.first = self.first.extended(batch, number) if self.first else batch.first(number)
+
+    def _first_output(self, batch: Batch) -> Tensor:
+        """Call the model with the values and with a size of images that it takes, found by trying, and note them."""
+        notes = self.results.notes
+
+        def first(images: Tensor) -> Tensor:
+            output, context = first_call(self.model, self.call, self.options.values, images, notes, batch.target)
+            self.stack.push(context)
+            return output
+
+        try:
+            output = first_output(first, batch.source, batch.names)
+            if fits(output, batch.source) or output.ndim != 4:
+                return output
+        except InputError as error:
+            if not isinstance(error.__cause__, ModelError):
+                raise
+            output = None
+            failure = error
+        found = find_input_size(self.model, self.call, batch.source)
+        if found is None:
+            if output is not None:
+                return output  # its size is explained where shifts need it
+            raise InputError(f"{failure}{advice(self.model, self.call, batch.source)}") from failure
+        self.size = found
+        self._cut(batch)
+        size = hxw(batch.source.shape[2:])
+        notes.append(f"the model takes {found}: images are cut to their centre, {size} of {batch.names[0]}")
+        return first_output(first, batch.source, batch.names)
+
+    def _cut(self, batch: Batch) -> None:
+        given = batch.source.shape[2:]
+        size = self.size.of(*given)
+        if not min(size):
+            wanted = self.size.fixed or (self.size.multiple, self.size.multiple)
+            cure = f"data.size=[{wanted[0]},{wanted[1]}] resizes images"
+            raise InputError(f"{batch.names[0]} is {hxw(given)}, but the model takes {self.size}: {cure}")
+        batch.cut(size)
 
     @contextmanager
     def _noted(self, part: str) -> Iterator[None]:
@@ -147,25 +201,41 @@ class _Measurement:
         except InputError as error:
             self.results.notes.append(f"{part}: not measured, {error}")
 
-    def _classifier(self, images: Iterable[Batch]) -> None:
+    def _classifier(self, images: Iterable[Batch], dataset: Dataset, classes: int) -> None:
         """Measure consistency and accuracy of a classifier."""
         results, options = self.results, self.options
         part = options.consistency or PARTS["consistency"]
+        named = len(getattr(dataset, "classes", ())) or classes
+        labelled = named == classes
+        if not labelled and (file := getattr(dataset, "class_file", None)):
+            raise InputError(f"data.classes={file} names {named} classes, but the model has {classes}")
+        if not labelled:
+            results.notes.append(
+                f"accuracy: not measured, the model has {classes} classes and the data have folders for {named}: "
+                "data.classes=FILE names the model's classes in order"
+            )
+
+        def views() -> Iterator[dict[str, Any]]:
+            for batch in images:
+                batch.labels = batch.labels if labelled else None
+                yield {"source": batch.source if batch.whole is None else batch.whole, "label": batch.labels}
+
         found = classifier_stability(
             self.model,
-            ({"source": batch.source, "label": batch.labels} for batch in images),
+            views(),
             max_shift=part["max_shift"],
             pairs=part["pairs"],
             seed=options.seed,
             forward_batch=options.batch_size,
             dtype=options.dtype,
+            size=self.size,
         )
         results.measurements["consistency"] = {"images": self.names, **found}
         results.summary["val/consistency"] = found["crop"]["consistency"]
         results.summary["val/consistency_roll"] = found["circular"]["consistency"]
         if "accuracy" in found["circular"]:
             results.summary["val/accuracy"] = found["circular"]["accuracy"]
-        else:
+        elif labelled:
             results.notes.append("accuracy: not measured, the images have no labels (data=classes has)")
         if options.perceptual:
             results.notes.append(f"{', '.join(options.perceptual)}: not measured, a classifier draws no images")
@@ -240,14 +310,16 @@ class _Measurement:
         if part is None:
             return {}
         images, protocol = first.first(part["images"]), PROTOCOLS[part["protocol"]]
-        multiple = options.multiple
+        multiple, source = options.multiple, images.source
+        if protocol.windows and self.size.fixed:
+            source = images.with_room(grid_shifts(part["reach"]))
         if protocol.windows and multiple is None:
-            multiple = fitting_multiple(self.call, images.source[:1], grid_shifts(part["reach"]), protocol)
+            multiple = fitting_multiple(self.call, source[:1], grid_shifts(part["reach"]), protocol)
             if multiple is None:
                 raise InputError("the generator takes no window smaller than the images")
         decibels = measure_map(
             self.call,
-            images.source,
+            source,
             part["reach"],
             protocol.name,
             rolled,
@@ -278,6 +350,10 @@ def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str,
     baseline = read_json(Path(folder, MEASUREMENTS)).get(key)
     if baseline is None:
         raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} has no {key}")
-    if baseline["images"] != part["images"]:
-        raise InputError(f"corruptions.baseline={folder} was measured on {baseline['images']}, not {part['images']}")
-    return relative_corruption_error(part["errors"], baseline["errors"], part["severities"], baseline["severities"])
+    try:
+        images, errors, severities = baseline["images"], baseline["errors"], baseline["severities"]
+        if images != part["images"]:
+            raise InputError(f"corruptions.baseline={folder} was measured on {images}, not {part['images']}")
+        return relative_corruption_error(part["errors"], errors, part["severities"], severities)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} is no measurement's") from error

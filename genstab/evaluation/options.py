@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
+from genstab.inference.value_range import parse_values
 from genstab.metrics.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.metrics.perceptual import METRICS as PERCEPTUAL
 from genstab.metrics.protocols import PROTOCOLS, Motion
@@ -44,7 +45,11 @@ class MeasureOptions:
         multiple: windows of `crop` are cut to a multiple of this many pixels; None finds what the generator needs.
         noise_floor: measure the noise floor, with a second pass of each image.
         precision: of weights and images, `float32`, `float64`, `bfloat16` or `float16`.
-        value_range: the smallest and the largest value of the images of the generator, converted from [−1, 1].
+        value_range: the smallest and the largest value of the images of the generator, converted from [−1, 1]; `auto`
+            finds them by trying.
+        output_range: those of its outputs, if they are others.
+        normalize: `imagenet`, for a model that takes (x − mean) / std of images in [0, 1].
+        mean, std: the same with other numbers, one for each channel.
         perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.metrics.perceptual.Perceptual`.
         seed: seed of the corruptions, and of the shifts of a classifier.
         on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
@@ -71,7 +76,11 @@ class MeasureOptions:
     multiple: int | None = None
     noise_floor: bool = True
     precision: str = "float32"
-    value_range: Sequence[float] = (-1.0, 1.0)
+    value_range: Sequence[float] | str = (-1.0, 1.0)
+    output_range: Sequence[float] | None = None
+    normalize: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     perceptual: Sequence[str] | str = ()
     seed: int = 1
     on_error: str = "raise"
@@ -87,8 +96,7 @@ class MeasureOptions:
         check_choice("on_error", self.on_error, ON_ERROR)
         if not isinstance(self.margin, int) or self.margin < 0:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
-        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise InputError(f"value_range={list(self.value_range)} is not [min, max] with min < max")
+        self.values = parse_values(self.value_range, self.output_range, self.normalize, self.mean, self.std)
         self.protocols = _choices("protocols", self.protocols, PROTOCOLS)
         self.perceptual = _choices("perceptual", self.perceptual, PERCEPTUAL)
         self.shifts = grid_shifts(self.reach) if self.reach else parse_shifts(self.shifts)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genstab.errors import InputError
+from genstab.inference.conventions import ModelError, one_tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,6 +31,7 @@ def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator
     are weights of another type. The output is cast to float32, or to float64 if that is the `dtype`.
 
     Raises:
+        ModelError: the module raised any exception, the message of which it has.
         InputError: `module` is not a module or does not return a tensor; `dtype` is not float64, float32, bfloat16 or
             float16, or is float64 on MPS, which does not support it.
     """
@@ -49,9 +51,17 @@ def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator
 
     def call(images: Tensor) -> Tensor:
         images = images.to(dtype, copy=True)  # the model may change them in place
-        output = functional_call(module, copies, (images,)) if copies else module(images)
-        if not isinstance(output, Tensor):
-            raise InputError(f"the generator returns a {type(output).__name__}, not a tensor of images")
+        shape = tuple(images.shape)
+        try:
+            output = functional_call(module, copies, (images,)) if copies else module(images)
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if "can't allocate memory" in str(error):  # torch has no class for it on CPUs
+                raise
+            said = _reason(error)
+            raise ModelError(f"the generator cannot take images of shape {shape}: {said}", said) from error
+        output = one_tensor(output, images)
         return output.to(torch.float64 if dtype == torch.float64 else torch.float32)
 
     with (
@@ -82,23 +92,9 @@ def _ieee_float32() -> Iterator[None]:
             switch.fp32_precision = precision
 
 
-@contextmanager
-def value_range(module: nn.Module, least: float, greatest: float) -> Iterator[None]:
-    """Convert between images in [−1, 1] and the value range of a module, by hooks that are removed on exit.
-
-    Outputs that are not 4-D, such as logits, are not changed.
-    """
-    middle, half = (least + greatest) / 2, (greatest - least) / 2
-    hooks = [
-        module.register_forward_pre_hook(lambda _, images: (images[0] * half + middle, *images[1:])),
-        module.register_forward_hook(
-            lambda _, images, output: (
-                (output - middle) / half if isinstance(output, Tensor) and output.ndim == 4 else output
-            )
-        ),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[-1 if "Traceback" in str(error) else 0]  # TorchScript shows where before it says what
+    if isinstance(error, RuntimeError | ValueError | AssertionError) and said:
+        return said
+    return f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice, check_counts
+from genstab.inference.conventions import ModelError
 from genstab.inference.eval_mode import inference
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, Program, load_program
 from genstab.runtime.files import write_whole, writing
@@ -67,7 +68,8 @@ def export(
     sizes = [size, (size[0] + size[1], 2 * size[0]) if dynamic else size]  # both divisible by what divides `size`
     images = [_noise(batch, count, each) for batch, each in zip((2, 1), sizes, strict=True)]
     with inference(model) as generator:
-        expected = [_outputs(generator, each, dynamic and each is images[1]) for each in images]
+        first = _outputs(generator, images[0], "size=[H,W] and channels=C set them")
+        second = _outputs(generator, images[1], "dynamic=false exports for size alone")
     with TemporaryDirectory() as folder:
         path = Path(folder, f"model{output.suffix}")
         model.eval()  # not `inference`: torch.export reads a setting of cuDNN that it changes
@@ -76,7 +78,7 @@ def export(
         with _refused(f"the {format} file fails, so {output} was not written"):
             program = load_program(path, FORMATS[format])
             actual = [program(each) for each in images]
-        greatest = _difference(expected, actual, output)
+        greatest = _difference([first, second], actual, output)
         with writing("output", output), path.open("rb") as file:
             write_whole(output, lambda target: shutil.copyfileobj(file, target))
     seen = " and ".join(f"{height}×{width}" for height, width in dict.fromkeys(sizes))
@@ -95,11 +97,11 @@ def _noise(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
     return torch.rand((batch, channels, *size), generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def _outputs(generator: object, images: Tensor, second: bool) -> Tensor:
-    *_, height, width = images.shape
-    advice = "dynamic=false exports for size alone" if second else "size=[H,W] and channels set them"
-    with _refused(f"the model cannot take {images.shape[1]} channels of {height}×{width} pixels ({advice})"):
-        return generator(images)  # type: ignore[operator]  # the function of `inference`
+def _outputs(generator: Callable[[Tensor], Tensor], images: Tensor, advice: str) -> Tensor:
+    try:
+        return generator(images)
+    except ModelError as error:
+        raise InputError(f"{error} ({advice})") from error
 
 
 def _record(model: nn.Module, images: Tensor, path: Path, format: str, dynamic: bool) -> None:

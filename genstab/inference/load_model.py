@@ -2,21 +2,25 @@
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from genstab.errors import InputError
+from genstab.inference.conventions import Conventions, follow_conventions
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
-from genstab.inference.weights import fitting_weights
+from genstab.inference.trained_on import trained_on
+from genstab.inference.weights import described_state, fitting_weights, mismatches
 from genstab.layers.filters import AntiAlias
 from genstab.networks.resnet import ResNetGenerator
 from genstab.networks.unet import UNet
-from genstab.runtime.checkpoint_file import check_archive, read_checkpoint
+from genstab.runtime.checkpoint_file import check_archive, read_weights
 
 CHECKPOINT, SAFETENSORS = "a checkpoint", "a safetensors file"
 LAST = Path("checkpoints/last.ckpt")
@@ -26,7 +30,19 @@ KINDS = (
 )
 
 
-def load_model(checkpoint: str | Path | None, network: nn.Module | None = None, norm: str | None = None) -> nn.Module:
+def load_model(
+    checkpoint: str | Path | None,
+    network: nn.Module | None = None,
+    norm: str | None = None,
+    *,
+    padding: str | None = None,
+    prefix: str | None = None,
+    weights: str | None = None,
+    output: int | str | None = None,
+    layout: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    notes: list[str] | None = None,
+) -> nn.Module:
     """Load a model from a file of any kind, in eval mode and on the CPU.
 
     The kind of a file is recognized by its content, not by its suffix. TorchScript, exported and ONNX files are
@@ -35,51 +51,78 @@ def load_model(checkpoint: str | Path | None, network: nn.Module | None = None, 
 
     Args:
         checkpoint: a checkpoint of genstab or the folder of a run (for its last checkpoint), a `*_net_G.pth` of the
-            PyTorch CycleGAN/pix2pix repository, a TorchScript file, an exported program, or an ONNX file (needs
-            `genstab[onnx]`). With `network`, a file of its weights: safetensors, or any that
-            `torch.load(weights_only=True)` reads. The weights may be nested in dicts (`state_dict`, `generator`, …) and
-            have a prefix (`module.`, `model.`, …).
+            PyTorch CycleGAN/pix2pix repository or of CUT, a TorchScript file, an exported program, or an ONNX file
+            (needs `genstab[onnx]`). With `network`, a file of its weights: safetensors, or any that
+            `torch.load(weights_only=True)` reads. The weights may be nested in dicts (`state_dict`, `netG`, …) and
+            have a prefix (`module.`, `generator.`, …).
         network: the network to load the weights into; without a checkpoint it keeps its own.
-        norm: see `genstab.load_generator`.
+        norm, padding: see `genstab.load_generator`.
+        prefix: of several sets of weights in a file, the one under this key or prefix, such as `netG_A`.
+        weights: `ema` for those that were averaged over the training, `raw` for the others.
+        output: which of several outputs is the image or the logits: an index, or a key of a dict.
+        layout: `nhwc` for a model that takes (N, H, W, C); by default that is found for ONNX and exported programs.
+        inputs: constants for further inputs by their names, see `genstab.inference.conventions.follow_conventions`.
+        notes: gets a line for what was left out, and for what the file does not tell.
 
     Raises:
-        InputError: the file does not exist or is of another kind, or its weights do not fit the network.
+        InputError: the file does not exist or is of another kind, its weights do not fit the network, or an option does
+            not fit the file.
 
     >>> load_model(None, nn.Sequential(nn.Tanh())).training
     False
     """
     if network is not None and not isinstance(network, nn.Module):
         raise InputError(f"network is a {type(network).__name__}, not a torch.nn.Module")
+    conventions = Conventions(output, layout, dict(inputs or {}))
     if checkpoint is None:
         if network is None:
             raise InputError(f"no model: set model.checkpoint to {KINDS}")
-        return network.cpu().eval()
-    path = Path(checkpoint).expanduser()
+        return follow_conventions(network.cpu().eval(), conventions)
+    path = checkpoint_of(checkpoint)
+    kind = file_kind(path)
+    if kind in (TORCHSCRIPT, EXPORTED, ONNX):
+        if network is not None:
+            raise InputError(f"{path} is {kind}, which contains its network: leave out model._target_")
+        given = {"norm": norm, "padding": padding, "prefix": prefix, "weights": weights}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"{path} is {kind}, which has no choice of weights: leave out model.{name}={value}")
+        check_archive(path, kind)
+        return load_program(path, kind, conventions)
+    if network is None:
+        found = load_generator(path, norm, padding=padding, prefix=prefix, weights=weights, notes=notes)
+        return follow_conventions(found, conventions)
+    for name, value in {"norm": norm, "padding": padding}.items():
+        if value is not None:
+            raise InputError(f"model.{name}={value} is for files that name no network: leave out model._target_ or it")
+    network.load_state_dict(fitting_weights(path, read_content(path, kind, notes), network, prefix, weights))
+    return follow_conventions(network.cpu().eval(), conventions)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """Return the file that a path names: itself, or the last checkpoint of the folder of a run.
+
+    Raises:
+        InputError: it does not exist, or the folder has no checkpoint.
+    """
+    path = Path(path).expanduser()
     if path.is_dir():
         if not (path / LAST).is_file():
             raise InputError(f"{path} is a folder without {LAST}; expected {KINDS}")
         path /= LAST
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
-    kind = file_kind(path)
-    if kind in (TORCHSCRIPT, EXPORTED, ONNX):
-        if network is not None:
-            raise InputError(f"{path} is {kind}, which contains its network: leave out model._target_")
-        check_archive(path, kind)
-        return load_program(path, kind)
-    if network is None:
-        if kind == SAFETENSORS:
-            raise InputError(f"{path} holds weights only: name their network with model._target_=package.Class")
-        return load_generator(path, norm)
-    if kind == SAFETENSORS:
-        try:
-            content: object = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} cannot be read as {kind}: {error}") from error
-    else:
-        content = read_checkpoint(path)
-    network.load_state_dict(fitting_weights(path, content, network))
-    return network.cpu().eval()
+    return path
+
+
+def read_content(path: Path, kind: str, notes: list[str] | None = None) -> Any:
+    """Return what a file of weights holds, of the kind `CHECKPOINT` or `SAFETENSORS`; nothing in it is executed."""
+    if kind != SAFETENSORS:
+        return read_weights(path, notes)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as {kind}: {error}") from error
 
 
 def place(model: nn.Module, device: str = "auto") -> torch.device:
@@ -135,34 +178,54 @@ def file_kind(path: Path) -> str:
 PREFIX = "generator."
 
 
-def load_generator(path: str | Path, norm: str | None = None) -> nn.Module:
+def load_generator(
+    path: str | Path,
+    norm: str | None = None,
+    *,
+    padding: str | None = None,
+    prefix: str | None = None,
+    weights: str | None = None,
+    notes: list[str] | None = None,
+) -> nn.Module:
     """Load the generator of a checkpoint, in eval mode and on the CPU.
 
-    The file is a checkpoint of genstab (`checkpoints/*.ckpt` of a run), or a `*_net_G.pth` of the PyTorch
-    CycleGAN/pix2pix repository, whose U-Nets and ResNet generators become a plain `genstab.UNet` or
-    `genstab.ResNetGenerator`. Nothing in the file is executed.
+    The file is a checkpoint of genstab (`checkpoints/*.ckpt` of a run, or the folder of the run), or weights of the
+    PyTorch CycleGAN/pix2pix repository or of CUT (`*_net_G.pth`, also as safetensors or nested in dicts), whose U-Nets
+    and ResNet generators become a `genstab.UNet` or `genstab.ResNetGenerator`. Nothing in the file is executed.
 
     Args:
-        path: the file.
-        norm: `instance` or `none`, for a file of that repository whose keys allow both. By default a bias in the
-            convolutions means `instance`, as in the networks of that repository.
+        path: the file or folder.
+        norm: `instance` or `none`, for a file of those repositories whose keys allow both. By default a bias in the
+            convolutions means `instance`, as in the networks of the repositories.
+        padding: `reflect` (the default) or `replicate`, in the residual blocks of such a file, which keys do not tell.
+        prefix, weights, notes: see `genstab.load_model`.
 
     Raises:
-        InputError: the file does not exist, holds no such generator, or has another norm.
+        InputError: the file does not exist, holds no such generator, or has another norm or padding.
     """
-    path = Path(path)
-    checkpoint = read_checkpoint(path)
+    path = checkpoint_of(path)
+    checkpoint = read_content(path, file_kind(path), notes)
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        return cyclegan_generator(path, checkpoint, norm).eval()
-    if norm not in (None, config.get("norm")):
-        raise InputError(f"norm={norm!r} does not fit {path}: its generator has {config.get('norm')}")
+        return cyclegan_generator(path, checkpoint, norm, padding, prefix, weights, notes).eval()
+    for name, value in {"norm": norm, "padding": padding, "prefix": prefix, "weights": weights}.items():
+        has = config.get({"padding": "block_padding"}.get(name, name))
+        if value not in (None, has):
+            raise InputError(f"{name}={value!r} does not fit {path}: its generator has {has}")
     network = ResNetGenerator if "blocks" in config else UNet
-    weights = checkpoint["state_dict"].items()
+    state = {
+        key.removeprefix(PREFIX): value
+        for key, value in checkpoint["state_dict"].items()
+        if isinstance(key, str) and key.startswith(PREFIX) and isinstance(value, Tensor)
+    }
+    problems = mismatches(state, described_state(path, network, config, state))
+    if problems:
+        raise InputError(f"{path} does not fit the generator that it describes: {problems}")
     try:
         generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
-        generator.load_state_dict({key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)})
-    except (KeyError, TypeError, RuntimeError) as error:
+        generator.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
+    generator.trained_on = trained_on(checkpoint)  # type: ignore[assignment]  # not a tensor
     return generator.eval()

@@ -31,8 +31,8 @@ class Record:
 
     def check(self, output: Path, made_by: Mapping[str, Any]) -> None:
         """Raise an `InputError` that says what differs, unless the results are of this model and these options."""
-        if self.made_by in (None, made_by):
-            return
+        if self.made_by in (None, made_by) or not any(self.images.values()):
+            return  # a run that failed before its first result leaves nothing to mix with
         before, now = (_flat(each) for each in (self.made_by, made_by))
         different = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
         said = ["of another model"] if "sha256" in different else []

@@ -224,7 +224,7 @@ class BlurUnpool2d(BlurPool2d):
         self, filter: Filter = "tri3", stride: Stride = 2, padding_mode: str = "reflect", mirrored: bool = True
     ) -> None:
         super().__init__(filter, stride, padding_mode, mirrored)
-        if is_ideal(self.taps):
+        if is_ideal(self.taps) or self.taps.is_meta:
             return
         for step in _strides(stride):
             if self.taps.numel() < step or phase_sums(self.taps, step).abs().min() < 1e-6:

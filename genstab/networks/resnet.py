@@ -4,17 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_choice
+from genstab.layers.blur import BlurUnpool2d
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
 from genstab.layers.tracing import TracedModule
 from genstab.networks.blocks import blur_of, crop, generator_config, init_normal, norm2d, pad_to_multiple
 
+BLOCK_PADDING = ("reflect", "replicate", "zeros")
+UPSAMPLING = ("transposed", "plain", "interpolated")
 
-def reflected(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve with reflection padding, also of maps smaller than the kernel; the size is kept."""
+
+def padded(conv: nn.Conv2d, x: Tensor, mode: str = "reflect") -> Tensor:
+    """Convolve with padding, also of maps smaller than the kernel; the size is kept."""
     before = conv.kernel_size[0] // 2
-    return conv(pad2d(x, (before, before, before, before), "reflect"))
+    return conv(pad2d(x, (before, before, before, before), mode))
 
 
 class Shrink(nn.Module):
@@ -36,24 +40,37 @@ class Shrink(nn.Module):
 
 
 class Grow(nn.Module):
-    """Double the map: 3×3 transposed convolution, blur, norm, ReLU."""
+    """Double the map: 3×3 transposed convolution, blur, norm, ReLU.
 
-    def __init__(self, channels: tuple[int, int], norm: str, antialias: AntiAlias) -> None:
+    `plain` leaves the blur out; `interpolated` doubles the map with the filter `bin4` and then convolves, as in CUT.
+    """
+
+    def __init__(
+        self, channels: tuple[int, int], norm: str, antialias: AntiAlias, upsampling: str = "transposed"
+    ) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(*channels, 3, stride=2, padding=1, output_padding=1, bias=norm == "none")
-        self.blur = blur_of(antialias, mirrored=True)
+        bias = norm == "none"
+        self.interpolate = BlurUnpool2d("bin4", padding_mode="replicate") if upsampling == "interpolated" else None
+        if self.interpolate is None:
+            self.conv: nn.Module = nn.ConvTranspose2d(*channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
+        else:
+            self.conv = nn.Conv2d(*channels, 3, padding=1, bias=bias)
+        self.blur = blur_of(antialias, mirrored=True) if upsampling == "transposed" else nn.Identity()
         self.norm = norm2d(norm, channels[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C', 2H, 2W)."""
+        if self.interpolate is not None:
+            x = self.interpolate(x)
         return F.relu(self.norm(self.blur(self.conv(x))))
 
 
 class Residual(nn.Module):
-    """Residual block of two 3×3 convolutions with reflection padding, and dropout between the two."""
+    """Residual block of two 3×3 convolutions with padding, and dropout between the two."""
 
-    def __init__(self, channels: int, norm: str, dropout: float) -> None:
+    def __init__(self, channels: int, norm: str, dropout: float, padding: str = "reflect") -> None:
         super().__init__()
+        self.padding = padding
         self.conv1 = nn.Conv2d(channels, channels, 3, bias=norm == "none")
         self.norm1 = norm2d(norm, channels)
         self.dropout = nn.Dropout(dropout)
@@ -62,8 +79,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, C, H, W)."""
-        y = self.dropout(F.relu(self.norm1(reflected(self.conv1, x))))
-        return x + self.norm2(reflected(self.conv2, y))
+        y = self.dropout(F.relu(self.norm1(padded(self.conv1, x, self.padding))))
+        return x + self.norm2(padded(self.conv2, y, self.padding))
 
 
 class ResNetGenerator(TracedModule):
@@ -81,11 +98,14 @@ class ResNetGenerator(TracedModule):
         norm: `instance` (the paper's), `batch`, `group` or `none`.
         dropout: dropout probability in the residual blocks, in training mode; 0 in the paper.
         antialias: an `AntiAlias`, the name of a filter, or None for the plain network.
+        block_padding: `reflect` (the paper's), `replicate` or `zeros`, in the residual blocks.
+        upsampling: `transposed` convolutions with the blur of `antialias`, `plain` ones without it, or `interpolated`:
+            a doubling with the filter `bin4` before a convolution, as in CUT (Park 2020, arXiv 2007.15651).
 
     Shape: (N, in_channels, H, W) → (N, out_channels, H, W), values in [−1, 1].
 
     Raises:
-        InputError: a count below 1, an unknown norm or filter, or `antialias` with polyphase.
+        InputError: a count below 1, an unknown norm, filter, padding or upsampling, or `antialias` with polyphase.
 
     >>> ResNetGenerator(1, 3, channels=4, blocks=2, antialias="tri3")(torch.zeros(2, 1, 17, 30)).shape
     torch.Size([2, 3, 17, 30])
@@ -100,25 +120,30 @@ class ResNetGenerator(TracedModule):
         norm: str = "instance",
         dropout: float = 0.0,
         antialias: AntiAlias | str | None = None,
+        block_padding: str = "reflect",
+        upsampling: str = "transposed",
     ) -> None:
         super().__init__()
+        check_choice("block_padding", block_padding, BLOCK_PADDING)
+        check_choice("upsampling", upsampling, UPSAMPLING)
         counts = {"in_channels": in_channels, "out_channels": out_channels, "channels": channels, "blocks": blocks}
-        self.config, antialias = generator_config(norm, dropout, antialias, **counts)
+        config, antialias = generator_config(norm, dropout, antialias, **counts)
+        self.config = {**config, "block_padding": block_padding, "upsampling": upsampling}
         if antialias.polyphase:
             raise InputError("polyphase=True is not supported: ResNetGenerator pads by reflection")
         widths = [channels, 2 * channels, 4 * channels]
         self.stem = nn.Conv2d(in_channels, channels, 7, bias=norm == "none")
         self.stem_norm = norm2d(norm, channels)
         self.encoder = nn.ModuleList(Shrink((widths[i], widths[i + 1]), norm, antialias) for i in (0, 1))
-        self.blocks = nn.ModuleList(Residual(widths[2], norm, dropout) for _ in range(blocks))
-        self.decoder = nn.ModuleList(Grow((widths[i + 1], widths[i]), norm, antialias) for i in (1, 0))
+        self.blocks = nn.ModuleList(Residual(widths[2], norm, dropout, block_padding) for _ in range(blocks))
+        self.decoder = nn.ModuleList(Grow((widths[i + 1], widths[i]), norm, antialias, upsampling) for i in (1, 0))
         self.head = nn.Conv2d(channels, out_channels, 7)
         self.apply(init_normal)
 
     def forward(self, source: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
         height, width = source.shape[-2:]
-        x = F.relu(self.stem_norm(reflected(self.stem, pad_to_multiple(source, 4))))
+        x = F.relu(self.stem_norm(padded(self.stem, pad_to_multiple(source, 4))))
         for layer in (*self.encoder, *self.blocks, *self.decoder):
             x = layer(x)
-        return crop(torch.tanh(reflected(self.head, x)), height, width)
+        return crop(torch.tanh(padded(self.head, x)), height, width)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -11,6 +12,67 @@ import torch
 
 from genstab.errors import InputError
 
+# More kinds of objects than any training script leaves beside its weights.
+_MOST_KINDS = 200
+
+
+class StandIn:
+    """An object of a checkpoint that is neither a tensor nor a plain value: it takes any arguments and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read_weights(path: Path, notes: list[str] | None = None) -> Any:
+    """Return what a file of `torch.save` holds, with a `StandIn` for each object that is no tensor and no plain value.
+
+    Old checkpoints have an `argparse.Namespace`, numbers of NumPy or objects of the training script beside the weights.
+    No code of theirs is imported or executed, and only what is beside them is read.
+
+    Args:
+        path: the file.
+        notes: gets a line that names the kinds of objects that were left out.
+
+    Raises:
+        InputError: see `read_checkpoint`; also a file of such objects without any tensor in a dict.
+    """
+    _check(path)
+    kinds: dict[str, type[StandIn]] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(kind, name) for name, kind in kinds.items()]):
+                content = _load(path)
+            break
+        except InputError as error:
+            unsafe = _unsafe(error.__cause__)
+            if unsafe is None or unsafe in kinds or len(kinds) == _MOST_KINDS:
+                raise
+            kinds[unsafe] = type("StandIn", (StandIn,), {})
+            refusal = error
+    if kinds and next(_tensors(content), None) is None:
+        raise refusal
+    if kinds and notes is not None:
+        notes.append(
+            f"{path.name}: {', '.join(kinds)} left out; only tensors and plain values are read, no code is run"
+        )
+    return content
+
+
+def _tensors(content: object) -> Iterator[torch.Tensor]:
+    for value in content.values() if isinstance(content, Mapping) else ():
+        if isinstance(value, torch.Tensor):
+            yield value
+        yield from _tensors(value)
+
+
+def _unsafe(error: BaseException | None) -> str | None:
+    """Return the name of the object that `torch.load(weights_only=True)` refuses, from its message."""
+    found = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    return found[1] if found else None
+
 
 def read_checkpoint(path: Path) -> Any:
     """Return what a file of `torch.save` holds, on the CPU: weights and plain values; nothing in it is executed.
@@ -18,6 +80,11 @@ def read_checkpoint(path: Path) -> Any:
     Raises:
         InputError: the file does not exist, is damaged, or holds other Python objects, which could execute code.
     """
+    _check(path)
+    return _load(path)
+
+
+def _check(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
     with open(path, "rb") as file:
@@ -26,6 +93,9 @@ def read_checkpoint(path: Path) -> Any:
         what = "not a file of torch.save" if head else "empty"
         raise InputError(f"{path} cannot be read as a checkpoint: it is {what}; nothing in it was run")
     check_archive(path)
+
+
+def _load(path: Path) -> Any:
     try:
         with catch_warnings():
             simplefilter("ignore")  # about old protocols of pickle, before it refuses them

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from genstab import AntiAlias, InputError, UNet, shift_psnr
-from genstab.data.folder import FolderImages
+from genstab.data.folder import ClassImages, FolderImages
+from genstab.data.image_io import write_image
 from genstab.evaluation.dataset_batches import batches
 from genstab.evaluation.generators import fitting_multiple
 from genstab.evaluation.measure import measure
@@ -273,8 +274,10 @@ class Asserting(nn.Module):
 def test_what_the_author_of_a_network_asserts_is_heeded(tmp_path):
     found = measure(Asserting(), Items(noise(3, 48, 48)), tmp_path, Options(**SMALL))
     assert found.summary["val/shift_psnr_crop"] == 100
-    with pytest.raises(InputError, match=r"cannot take 0\.png \(1, 3, 48, 40\): sides must be multiples of 16"):
-        measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Options(**SMALL))
+    found = measure(Asserting(), Items(noise(3, 48, 40)), tmp_path, Options(**SMALL))
+    assert found.notes == ["the model takes multiples of 16: images are cut to their centre, 48×32 of 0.png"]
+    with pytest.raises(InputError, match=r"cannot take 0\.png \(1, 3, 15, 40\): sides must be multiples of 16"):
+        measure(Asserting(), Items(noise(3, 15, 40)), tmp_path, Options(**SMALL))
 
 
 def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
@@ -491,6 +494,47 @@ def test_a_classifier_is_measured_as_one(tmp_path):
     assert "val/shift_psnr" not in found.summary
     unlabelled = measure(Brightest(), Items(*images), tmp_path, Options(**SMALL))
     assert unlabelled.notes == ["accuracy: not measured, the images have no labels (data=classes has)"]
+
+
+def test_a_classifier_of_more_classes_than_the_folders_is_not_called_wrong(tmp_path):
+    """Images of two of three classes: the network is right each time, but folders alone do not say which they are."""
+    images = noise(2, 3, 32, 40) * 0.1
+    images[0, 2] += 0.5
+    images[1, 1] += 0.5
+    for name, image in zip(("blue", "green"), images, strict=True):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_image(tmp_path / "data" / name / "1.png", image)
+    found = measure(Brightest(), ClassImages(tmp_path / "data"), tmp_path, Options(**SMALL))
+    assert "val/accuracy" not in found.summary
+    assert found.summary["val/consistency"] == 1
+    (note,) = found.notes
+    assert note.startswith(
+        "accuracy: not measured, the model has 3 classes and the data have folders for 2: data.classes="
+    )
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    named = ClassImages(tmp_path / "data", class_file=tmp_path / "classes.txt")
+    assert measure(Brightest(), named, tmp_path, Options(**SMALL)).summary["val/accuracy"] == 1
+    (tmp_path / "classes.txt").write_text("background\nred\ngreen\nblue\n")
+    wrong = ClassImages(tmp_path / "data", class_file=tmp_path / "classes.txt")
+    with pytest.raises(InputError, match=r"data.classes=.*classes.txt names 4 classes, but the model has 3"):
+        measure(Brightest(), wrong, tmp_path, Options(**SMALL))
+
+
+class OneSize(Brightest):
+    def forward(self, images):
+        if images.shape[2:] != (32, 32):
+            raise ValueError(f"Input height ({images.shape[2]}) doesn't match model (32).")
+        return super().forward(images)
+
+
+def test_a_classifier_of_one_size_sees_windows_of_it(tmp_path):
+    found = measure(OneSize(), Labelled(*noise(2, 3, 40, 50)), tmp_path, Options(**SMALL))
+    assert found.summary["val/consistency_roll"] == 1
+    assert found.notes == ["the model takes 32×32 alone: images are cut to their centre, 32×32 of 0.png"]
+    with pytest.raises(
+        InputError, match=r"consistency.max_shift=8 needs images of 40×40, not 32×50: data.size=\[40,40\]"
+    ):
+        measure(OneSize(), Labelled(*noise(2, 3, 32, 50)), tmp_path, Options(**SMALL))
 
 
 def test_a_model_without_layers_has_no_feature_distance(tmp_path):

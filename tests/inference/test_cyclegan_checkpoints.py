@@ -1,11 +1,14 @@
 """Generators of the CycleGAN/pix2pix repository: its one real file at hand, and its key layout built here."""
 
+import argparse
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from genstab import (
@@ -15,6 +18,7 @@ from genstab import (
     UNet,
     antialias,
     load_generator,
+    load_model,
     remove_antialias,
     shift_psnr,
 )
@@ -71,18 +75,49 @@ class Skip(nn.Module):
         return x + self.conv_block(x)
 
 
-def published_resnet(blocks, norm, dropout, source, target, width=3):
+class Filtered(nn.Module):
+    """A blur of CUT: [1 2 1] after a convolution, or a doubling with [1 3 3 1], with its buffer `filt`."""
+
+    def __init__(self, channels, row, doubles):
+        super().__init__()
+        self.doubles = doubles
+        row = torch.tensor(row) / sum(row)
+        self.register_buffer("filt", (row[:, None] * row * (4 if doubles else 1)).expand(channels, 1, -1, -1).clone())
+
+    def forward(self, x):
+        if not self.doubles:
+            return nn.functional.conv2d(
+                nn.functional.pad(x, (1, 1, 1, 1), "reflect"), self.filt, None, 2, 0, 1, len(x[0])
+            )
+        # zeros between the pixels, and a border of replicated ones: new pixel 2i is 3/4 of pixel i and 1/4 of i − 1
+        x = nn.functional.pad(x, (1, 1, 1, 1), "replicate")
+        wide = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+        wide[..., ::2, ::2] = x
+        blurred = nn.functional.conv2d(wide, self.filt, groups=x.shape[1])
+        return blurred[..., : wide.shape[2] - 4, : wide.shape[3] - 4]
+
+
+PADS = {"reflect": [nn.ReflectionPad2d(1)], "replicate": [nn.ReplicationPad2d(1)], "zeros": []}
+
+
+def published_resnet(blocks, norm, dropout, source, target, width=3, pad="reflect", blurs=(False, False)):
     make, bias = NORMS[norm], norm == "instance"
     layers = [nn.ReflectionPad2d(3), nn.Conv2d(source, width, 7, bias=bias), make(width), nn.ReLU()]
     for n in (width, 2 * width):
-        layers += [nn.Conv2d(n, 2 * n, 3, 2, 1, bias=bias), make(2 * n), nn.ReLU()]
+        layers += [nn.Conv2d(n, 2 * n, 3, 1 if blurs[0] else 2, 1, bias=bias), make(2 * n), nn.ReLU()]
+        layers += [Filtered(2 * n, [1.0, 2, 1], False)] * blurs[0]
     n = 4 * width
     for _ in range(blocks):
-        first = [nn.ReflectionPad2d(1), nn.Conv2d(n, n, 3, bias=bias), make(n), nn.ReLU()]
-        second = [nn.ReflectionPad2d(1), nn.Conv2d(n, n, 3, bias=bias), make(n)]
+        conv = {"kernel_size": 3, "padding": int(pad == "zeros"), "bias": bias}
+        first = [*PADS[pad], nn.Conv2d(n, n, **conv), make(n), nn.ReLU()]
+        second = [*PADS[pad], nn.Conv2d(n, n, **conv), make(n)]
         layers.append(Skip(first + [nn.Dropout(0.5)] * dropout + second))
     for n in (4 * width, 2 * width):
-        layers += [nn.ConvTranspose2d(n, n // 2, 3, 2, 1, output_padding=1, bias=bias), make(n // 2), nn.ReLU()]
+        if blurs[1]:
+            layers += [Filtered(n, [1.0, 3, 3, 1], True), nn.Conv2d(n, n // 2, 3, 1, 1, bias=bias)]
+        else:
+            layers += [nn.ConvTranspose2d(n, n // 2, 3, 2, 1, output_padding=1, bias=bias)]
+        layers += [make(n // 2), nn.ReLU()]
     layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, target, 7), nn.Tanh()]
     network = nn.Module()
     network.model = nn.Sequential(*layers)
@@ -225,6 +260,36 @@ def test_resnets(tmp_path, blocks, norm, dropout, source, target):
     assert_same(generator, published, source, (16, 24))
 
 
+@pytest.mark.parametrize(
+    ("norm", "blurs", "pad", "dropout"),
+    [
+        ("instance", (True, True), "reflect", False),  # the default of CUT
+        ("batch", (True, False), "reflect", True),
+        ("none", (False, True), "replicate", False),
+        ("batch", (False, False), "zeros", False),
+        ("instance", (True, True), "zeros", True),
+    ],
+)
+def test_blurs_of_cut_and_paddings(tmp_path, norm, blurs, pad, dropout):
+    published = randomised(published_resnet(2, norm, dropout, 3, 3, pad=pad, blurs=blurs))
+    notes: list[str] = []
+    path, padding = saved(published, tmp_path / "x.pth"), pad if pad == "replicate" else None
+    generator = load_generator(path, padding=padding, notes=notes)
+    assert generator.config["block_padding"] == pad
+    assert_same(generator, published, 3, (16, 24))
+    unsaid = ["x.pth: its keys do not tell reflection from replication; model.padding=replicate if so"]
+    assert notes == (unsaid if pad == "reflect" else [])
+    with pytest.raises(InputError, match=r"its keys allow (zeros|reflect or replicate)$"):
+        load_generator(path, padding="reflect" if pad == "zeros" else "zeros")
+
+
+def test_a_blur_that_cut_has_not(tmp_path):
+    network = published_resnet(2, "batch", False, 3, 3, blurs=(True, True))
+    network.model[7].filt *= 2
+    with pytest.raises(InputError, match=r"the blur model.7.filt of \(6, 1, 3, 3\) is none that CUT has by default"):
+        load_generator(saved(network, tmp_path / "x.pth"))
+
+
 def test_the_layout_here_has_the_published_number_of_parameters():
     # numbers of parameters that the repository prints for its default generators, in millions
     for network, millions in (
@@ -245,9 +310,43 @@ def test_wrapped_networks(tmp_path, build):
     path = saved(nn.DataParallel(published), tmp_path / "x.pth")
     assert all(key.startswith("module.model.") for key in torch.load(path, weights_only=True))
     assert_same(load_generator(path), published, 3, (32, 32))
-    for wrapper in ("_orig_mod.", "module._orig_mod.", "_orig_mod.module."):
-        torch.save({wrapper + key: value.float() for key, value in published.state_dict().items()}, path)
+    state = published.state_dict()
+    for wrap in (
+        lambda: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+        lambda: {"netG": state, "epoch": 3, "netD": {"model.0.weight": torch.zeros(3)}},
+        lambda: {"state_dict": {f"netG.{key}": value for key, value in state.items()} | {"netD.x": torch.zeros(3)}},
+        lambda: {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}},
+        lambda: {"model": {f"model.{key}": value for key, value in state.items()}},
+    ):
+        torch.save(wrap(), path)
         assert_same(load_generator(path), published, 3, (32, 32))
+        published.float()
+    save_file(state, tmp_path / "x.safetensors")
+    assert_same(load_model(tmp_path / "x.safetensors"), published, 3, (32, 32))
+
+
+def test_one_of_several_generators_by_its_prefix_or_as_an_average(tmp_path):
+    first, second = (randomised(published_resnet(2, "batch", False, 3, 3)) for _ in "ab")
+    nn.init.zeros_(second.model[1].weight)
+    path = tmp_path / "x.pth"
+    torch.save({"netG_A": first.state_dict(), "netG_B": second.state_dict()}, path)
+    with pytest.raises(
+        InputError, match=r"2 different sets .* of a generator: netG_A, netG_B; model.prefix=netG_A chooses"
+    ):
+        load_generator(path)
+    for prefix in ("netG_B", "netG_B."):
+        assert load_generator(path, prefix=prefix).stem.weight.eq(0).all()
+    with pytest.raises(InputError, match=r"model.prefix=netG_C names no weights in .*: there are netG_A, netG_B$"):
+        load_generator(path, prefix="netG_C")
+    torch.save({"model": first.state_dict(), "model_ema": {"module": second.state_dict()}}, path)
+    with pytest.raises(InputError, match=r"model.weights=ema or raw chooses one"):
+        load_generator(path)
+    for weights, is_second in (("ema", True), ("raw", False)):
+        assert load_generator(path, weights=weights).stem.weight.eq(0).all() == is_second
+        own = load_model(path, published_resnet(2, "batch", False, 3, 3), weights=weights)
+        assert own.model[1].weight.eq(0).all() == is_second
+    with pytest.raises(InputError, match=r"model.weights='best' is not one of raw, ema"):
+        load_generator(path, weights="best")
 
 
 def test_a_metadata_key_is_no_weight(tmp_path):
@@ -357,7 +456,7 @@ def broken(build, change, path):
         (
             lambda: Unet(5, "none", False, 3, 3),
             lambda s: s.update({"model.model.0.weight": 3}),
-            r"x.pth is not a checkpoint of .*; its first keys: model.model.0.weight, ",
+            r"model.model.0.weight is missing or not of a convolution$",
         ),
     ],
 )
@@ -395,6 +494,75 @@ def test_biases_before_batch_norms_are_refused(tmp_path):
         InputError, match=r"norm=batch: unexpected model.1.bias, model.4.bias, model.7.bias and 6 more$"
     ):
         load_generator(saved(published, tmp_path / "x.pth"))
+
+
+class Options:
+    """Of somebody's training script."""
+
+    def __setstate__(self, state):
+        Path("executed").touch()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_beside_objects_of_an_old_training_script(tmp_path, zipped):
+    published, notes = randomised(published_resnet(2, "batch", False, 3, 3)), []
+    beside = {"opt": argparse.Namespace(lr=0.1, best=np.float64(3)), "loss": np.float32(2), "mine": Options()}
+    beside["mine"].x = 3  # or nothing would be set
+    path = tmp_path / "x.pth"
+    torch.save({"netG": published.state_dict(), **beside}, path, _use_new_zipfile_serialization=zipped)
+    assert_same(load_generator(path, notes=notes), published, 3, (16, 16))
+    assert notes[0].startswith("x.pth: argparse.Namespace, numpy")
+    assert notes[0].endswith(f"{__name__}.Options left out; only tensors and plain values are read, no code is run")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        lambda content: content["generator"].update(channels=10**7),
+        lambda content: content["generator"].update(levels=16),
+        lambda content: content["generator"].update(in_channels=10**30),
+        lambda content: content["generator"].update(channels=-3),
+        lambda content: content["generator"].pop("levels") and content["generator"].update(blocks=10**9),
+        # a tensor that repeats one number, and so has the right shape
+        lambda content: content.update(
+            generator={**content["generator"], "channels": 10**5},
+            state_dict={
+                f"generator.{key}": torch.zeros(()).expand(value.shape)
+                for key, value in _state_without_memory(10**5).items()
+            },
+        ),
+    ],
+)
+def test_a_small_file_that_claims_a_huge_network(tmp_path, claim):
+    network = UNet(channels=2, levels=2)
+    content = {
+        "generator": dict(network.config),
+        "state_dict": {f"generator.{key}": value for key, value in network.state_dict().items()},
+    }
+    torch.save(content, tmp_path / "x.ckpt")
+    load_generator(tmp_path / "x.ckpt")
+    claim(content)
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(InputError, match=r"x.ckpt (claims|does not fit the)") as caught:
+        load_generator(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20  # of the whole process, in KiB
+
+
+def _state_without_memory(channels):
+    with torch.device("meta"):
+        return UNet(channels=channels, levels=2).state_dict()
+
+
+def test_the_folder_of_a_run(tmp_path):
+    network = UNet(channels=2, levels=2)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    state = {f"generator.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"generator": network.config, "state_dict": state}, tmp_path / "run/checkpoints/last.ckpt")
+    assert load_generator(tmp_path / "run").config == network.config
+    with pytest.raises(InputError, match=r"checkpoints is a folder without checkpoints.last.ckpt"):
+        load_generator(tmp_path / "run/checkpoints")
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):

@@ -110,7 +110,7 @@ def test_a_network_alone_keeps_its_weights():
         (
             {f"G_{way}.{key}": i + torch.zeros(3, 1, 1, 1) if key == "weight" else torch.zeros(3)
              for i, way in enumerate(("AB", "BA")) for key in ("weight", "bias")},
-            "2 different sets of weights that fit Conv2d: G_AB., G_BA.; save the one",
+            "2 different sets of weights that fit Conv2d: G_AB, G_BA; model.prefix=G_AB chooses",
         ),
     ],
 )  # fmt: skip
@@ -274,17 +274,28 @@ class Fork(nn.Module):
         return x, -x
 
 
-def test_programs_that_are_no_generators(tmp_path):
+def test_programs_with_further_inputs_and_outputs(tmp_path):
     x = torch.rand(2, 3, 16, 16)
-    torch.export.save(torch.export.export(Two(), (x, x)), tmp_path / "two.pt2")
-    with pytest.raises(InputError, match=r"two.pt2 takes 2 inputs, not one batch of images"):
+    torch.export.save(torch.export.export(Two(), (x, -x)), tmp_path / "two.pt2")
+    with pytest.raises(
+        InputError, match=r"two.pt2 takes 2 inputs, x \[2, 3, 16, 16\], y .*: set model.inputs.y=VALUE$"
+    ):
         load_model(tmp_path / "two.pt2")
+    assert load_model(tmp_path / "two.pt2", inputs={"y": [[[1.0]], [[2.0]], [[3.0]]]})(x).equal(
+        x + torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    )
+    with pytest.raises(InputError, match=r"model.inputs.z is no input of .*two.pt2: it takes x .*, y "):
+        load_model(tmp_path / "two.pt2", inputs={"z": 1})
     torch.onnx.export(Fork().eval(), (x,), tmp_path / "fork.onnx", dynamo=True, verbose=False)
-    with pytest.raises(InputError, match=r"fork.onnx has 1 inputs and 2 outputs"):
+    with pytest.raises(InputError, match=r"fork.onnx has 2 outputs: (\w+) .*; model.output=\1 chooses one"):
         load_model(tmp_path / "fork.onnx")
     torchscript(Fork().eval(), tmp_path / "fork.pt")
-    with pytest.raises(InputError, match=r"fork.pt returns a tuple"):
+    with pytest.raises(InputError, match=r"fork.pt returns a tuple, .*: 0 \(2, 3, 16, 16\), 1 .*; model.output=KEY"):
         load_model(tmp_path / "fork.pt")(x)
+    for name in ("fork.onnx", "fork.pt"):
+        assert load_model(tmp_path / name, output=1)(x).equal(-x)
+    with pytest.raises(InputError, match=r"fork.pt is .*, which has no choice of weights: leave out model.prefix=a"):
+        load_model(tmp_path / "fork.pt", prefix="a")
 
 
 def test_a_program_is_filled_up_with_the_last_image():
@@ -423,7 +434,7 @@ def test_damaged_files(tmp_path, programs, capfd):
 
 def test_files_without_and_with_a_network_too_many(tmp_path):
     save_file(network().state_dict(), tmp_path / "x.safetensors")
-    with pytest.raises(InputError, match=r"x.safetensors holds weights only: name their network with model._target_"):
+    with pytest.raises(InputError, match=r"x.safetensors is not .*; other weights need their network"):
         load_model(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"x.pt is a TorchScript file, which contains its network: leave out model"):
         load_model(torchscript(network(), tmp_path / "x.pt"), network())
@@ -462,7 +473,7 @@ def test_a_model_by_its_keys(tmp_path, monkeypatch):
         ({"_target_": "genstab.Net"}, "model._target_=genstab.Net: genstab has no Net"),
         (
             {"_target_": "genstab.UNet", "chanels": 3},
-            "model._target_=genstab.UNet: .*unexpected keyword.*'chanels'",
+            "model.chanels is not known: did you mean channels",
         ),
         ({"_target_": "torch.nn.Conv2d"}, "model._target_=torch.nn.Conv2d: .*missing 3 required positional arguments"),
         ({"_target_": "torch.zeros", "size": [3]}, "network is a Tensor, not a torch.nn.Module"),

@@ -1,0 +1,40 @@
+"""Which of the keys under `model` say how to load a model, and which are arguments of its network."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from genstab.cli.check_config import check_arguments, check_options
+from genstab.cli.signatures import signature_of
+from genstab.errors import InputError
+
+LOADER = "genstab.inference.load_model.load_model"
+_NOT_OPTIONS = ("network", "notes")
+
+
+def split_options(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keys that are arguments of `load_model`, and those of the network that `_target_` names.
+
+    A key that the network's own signature has is the network's, also where `load_model` has one of that name.
+
+    >>> split_options({"_target_": "genstab.UNet", "norm": "batch", "output": 0})
+    ({'output': 0}, {'_target_': 'genstab.UNet', 'norm': 'batch'})
+    """
+    loader, network = signature_of(LOADER), signature_of(str(model.get("_target_", "")))
+    assert loader is not None
+    own = loader.types.keys() - (network.types.keys() if network else set()) - set(_NOT_OPTIONS)
+    ours = {key: value for key, value in model.items() if key in own}
+    return ours, {key: value for key, value in model.items() if key not in own}
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Raise an `InputError` for the first key under `model` that is not known or has the wrong type."""
+    ours, others = split_options(model)
+    check_arguments(LOADER, ours, "model")
+    if others and "_target_" not in others:
+        first = next(iter(others))
+        loader = signature_of(LOADER)
+        assert loader is not None
+        meant = "".join(f", or do you mean {each}?" for each in get_close_matches(first, loader.types, n=1, cutoff=0.7))
+        raise InputError(f"model.{first} is an argument of a network: name it with model._target_{meant}")
+    check_options(others, "model")

@@ -1,0 +1,288 @@
+"""The values of the images that a model takes and returns: converted from and to [−1, 1], and found by trying."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from genstab.errors import InputError
+
+AUTO, IMAGENET = "auto", "imagenet"
+VALUE_OPTIONS = ("value_range", "output_range", "normalize", "mean", "std")  # the arguments of `parse_values`
+Range = tuple[float, float]
+RANGES: tuple[Range, ...] = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photos of ImageNet in [0, 1]
+OVER = 0.05  # share of a range by which values may lie outside of it: networks without a last tanh overshoot
+MOST_OUTSIDE, SOME_OUTSIDE = 0.5, 0.02  # shares of the values
+DARK = -0.5  # an input as dark as that, and no negative output: the output is hardly in [−1, 1]
+_CURE = "value_range=auto tries [-1,1], [0,1] and [0,255]; value_range=[min,max] and output_range=[min,max] set it"
+_MARGIN = 0.02  # of two likenesses, below which it tells nothing
+VARIES = 0.02  # standard deviation; outputs that vary less tell nothing
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the values of a model's images mean.
+
+    Args:
+        inputs: the smallest and the largest value of its inputs, unless there is a mean.
+        outputs: those of its outputs, if they are images.
+        mean: mean for each channel, or one for all, of images in [0, 1]: its inputs are (x − mean) / std.
+        std: standard deviation likewise.
+    """
+
+    inputs: Range = (-1.0, 1.0)
+    outputs: Range = (-1.0, 1.0)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        taken = f"value_range={_listed(self.inputs)}"
+        if self.mean is not None and self.std is not None:
+            taken = f"mean={_listed(self.mean)} std={_listed(self.std)}"
+        return taken if self.outputs == self.inputs else f"{taken} output_range={_listed(self.outputs)}"
+
+
+def parse_values(
+    value_range: Sequence[float] | str = (-1, 1),
+    output_range: Sequence[float] | None = None,
+    normalize: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Values, ...]:
+    """Return what options say of the values of a model: one meaning, or with `auto` those that are to be tried.
+
+    Raises:
+        InputError: an option is invalid, or two of them contradict each other.
+
+    >>> [str(each) for each in parse_values("auto")]
+    ['value_range=[-1,1]', 'value_range=[0,1]', 'value_range=[0,255]']
+    >>> str(parse_values([0, 1], normalize="imagenet")[0])
+    'mean=[0.485,0.456,0.406] std=[0.229,0.224,0.225] output_range=[0,1]'
+    """
+    if normalize is not None:
+        if normalize != IMAGENET:
+            raise InputError(f"normalize={normalize!r} is not imagenet or null: other numbers are set by mean and std")
+        if mean is not None or std is not None:
+            raise InputError("normalize=imagenet is a mean and a std: leave out either it or them")
+        mean, std = MEAN, STD
+    if (mean is None) != (std is None):
+        raise InputError(f"mean={mean} std={std}: set both, for images in [0, 1]")
+    if (
+        mean is not None
+        and std is not None
+        and (not mean or len(mean) != len(std) or not all(each > 0 for each in std))
+    ):
+        raise InputError(f"mean={list(mean)} std={list(std)} are not a number each for every channel, std above 0")
+    if output_range is not None:
+        _check_range("output_range", output_range)
+    ranges: Sequence[Sequence[float]] = RANGES
+    if value_range != AUTO:
+        _check_range("value_range", value_range)
+        ranges = (value_range,)  # type: ignore[assignment]  # no other text than auto
+    as_tuples = [None if each is None else tuple(map(float, each)) for each in (mean, std)]
+    meanings = []
+    for each in ranges:
+        inputs = (float(each[0]), float(each[1]))
+        outputs = inputs if output_range is None else (float(output_range[0]), float(output_range[1]))
+        meanings.append(Values(inputs, outputs, *as_tuples))
+    return tuple(meanings)
+
+
+def _check_range(name: str, given: Any) -> None:
+    numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    if not numbers or not all(isinstance(each, int | float) for each in given) or not given[0] < given[1]:
+        shown = list(given) if numbers else given
+        raise InputError(f"{name}={shown} is not [min, max] with min < max" + " or auto" * (name == "value_range"))
+
+
+@contextmanager
+def converted(module: nn.Module, values: Values) -> Iterator[None]:
+    """Convert between images in [−1, 1] and the values of a module, by hooks that are removed on exit.
+
+    Outputs that are not 4-D, such as logits, are not changed.
+
+    Raises:
+        InputError: in `forward`, the mean is for another number of channels.
+    """
+    least, greatest = values.inputs
+    out_least, out_greatest = values.outputs
+    middle, half = (out_least + out_greatest) / 2, (out_greatest - out_least) / 2
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        images, *others = args
+        if values.mean is None or values.std is None:
+            return (images * ((greatest - least) / 2) + (least + greatest) / 2, *others)
+        if len(values.mean) not in (1, images.shape[1]):
+            raise InputError(f"mean={_listed(values.mean)} is for {len(values.mean)} channels, not {images.shape[1]}")
+        mean, std = (images.new_tensor(each).view(-1, 1, 1) for each in (values.mean, values.std))
+        return (((images + 1) / 2 - mean) / std, *others)
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (output - middle) / half if isinstance(output, Tensor) and output.ndim == 4 else output
+
+    hooks = []
+    if values != Values():
+        # before a hook that changes the layout
+        hooks = [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[str, bool]:
+    """Say in one line why outputs are hardly images of a range; and whether most of their values would be lost.
+
+    Shape: two (N, C, H, W), converted to [−1, 1]. An empty line: there is no reason.
+
+    >>> doubt(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2), torch.tensor([90.0, 200.0]).view(1, 1, 1, 2))
+    ('outputs lie in [90,200], 100 % of them outside of [-1,1]', True)
+    """
+    if output.ndim != 4 or not output.isfinite().all():
+        return "", False
+    (least, greatest), low, high = values.outputs, output.min().item(), output.max().item()
+    outside = (output.abs() > 1 + 2 * OVER).float().mean().item()
+    where = f"outputs lie in {_where(low, high, values)}"
+    if outside > SOME_OUTSIDE:
+        return f"{where}, {100 * outside:.0f} % of them outside of {_listed((least, greatest))}", outside > MOST_OUTSIDE
+    if least < 0 and low >= -(least + greatest) / (greatest - least) and source.min() < DARK and output.std() > VARIES:
+        return f"{where}, never below zero, where {_listed((least, greatest))} is expected", False
+    return "", False
+
+
+def _where(low: float, high: float, values: Values) -> str:
+    """Write two values in [−1, 1] as the model returned them, to three digits."""
+    least, greatest = values.outputs
+    numbers = ((each * (greatest - least) + least + greatest) / 2 for each in (low, high))
+    return f"[{','.join(f'{each:.3g}' for each in numbers)}]"
+
+
+def tried(
+    meanings: Sequence[Values],
+    module: nn.Module,
+    call: Callable[[Tensor], Tensor],
+    source: Tensor,
+    target: Tensor | None = None,
+) -> tuple[Values, str]:
+    """Choose the meaning of a model's values by calling it with each; return it, and in one line what was found.
+
+    The outputs of the right one fill its range, without going beyond. Of several that do, the one with outputs nearest
+    to the targets wins, without targets the one whose outputs are most like the sources in light and dark, by a clear
+    margin, else the first. For logits it is the one that is most confident.
+
+    Raises:
+        InputError: the model fails with each of them.
+    """
+    if len(meanings) == 1:
+        return meanings[0], ""
+    scores: list[tuple[float, Values, str]] = []
+    failure: InputError | None = None
+    for values in meanings:
+        try:
+            with converted(module, values):
+                output = call(source)
+        except InputError as error:
+            failure = error
+            continue
+        if output.ndim != 4:
+            confidence = output.float().softmax(1).amax(1).mean().item() if output.ndim == 2 else 0.0
+            scores.append((confidence, values, f"mean confidence {confidence:.2f}"))
+            continue
+        why, lost = doubt(source, output, values)
+        spread = output.float().std().item()
+        if target is not None and target.shape == output.shape:
+            likeness = -(output - target).abs().mean().item()
+        else:
+            likeness = _likeness(source, output)
+        penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
+        scores.append(
+            (
+                likeness - penalty,
+                values,
+                why or f"outputs lie in {_where(output.min().item(), output.max().item(), values)}",
+            )
+        )
+    if not scores:
+        raise failure or InputError("value_range=auto: nothing to try")
+    best = max(score for score, _, _ in scores)
+    (_, values, why), *others = [each for each in scores if each[0] >= best - _MARGIN]
+    also = "".join(f"; {each} fits as well" for _, each, _ in others)
+    return values, f"value_range=auto took {values}: {why}{also}"
+
+
+def refusal(why: str, values: Values) -> InputError:
+    """Return the error of a model most of whose values would be lost."""
+    return InputError(
+        f"with {values} the {why}: value_range=[0,1], value_range=[0,255], output_range=[min,max] or value_range=auto "
+        "sets what they mean"
+    )
+
+
+def hint(why: str, values: Values) -> str:
+    """Return the line about a model whose outputs may be of another range."""
+    return f"with {values} the {why}: if that is not meant, value_range=[0,1] or value_range=auto sets what they mean"
+
+
+def first_call(
+    module: nn.Module,
+    call: Callable[[Tensor], Tensor],
+    meanings: Sequence[Values],
+    images: Tensor,
+    notes: list[str],
+    target: Tensor | None = None,
+) -> tuple[Tensor, ExitStack]:
+    """Call a model with the meaning that fits; return its output, and the context in which its values are converted.
+
+    `notes` gets a line about what was found by trying, and another one if the outputs are hardly of that range.
+
+    Raises:
+        InputError: most of the outputs' values would be lost, see `doubt`.
+    """
+    values, said = tried(meanings, module, call, images, target)
+    with ExitStack() as stack:
+        stack.enter_context(converted(module, values))
+        output = call(images)
+        why, lost = doubt(images, output, values)
+        if lost:
+            raise InputError(f"{why}: {_CURE}")
+        hint = f"{why}: if that is not meant, {_CURE}"
+        notes += [each for each in (said, why and hint) if each and each not in notes]
+        return output, stack.pop_all()
+
+
+@contextmanager
+def converted_calls(
+    module: nn.Module, call: Callable[[Tensor], Tensor], meanings: Sequence[Values], notes: list[str]
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield a function of images in [−1, 1] that converts them, as the `first_call` without an error settles."""
+    with ExitStack() as stack:
+        settled = False
+
+        def generate(images: Tensor) -> Tensor:
+            nonlocal settled
+            if settled:
+                return call(images)
+            output, context = first_call(module, call, meanings, images, notes)
+            stack.push(context)
+            settled = True
+            return output
+
+        yield generate
+
+
+def _likeness(source: Tensor, output: Tensor) -> float:
+    """Return the correlation of light and dark in source and output, at a coarse scale."""
+    size = (min(16, source.shape[2]), min(16, source.shape[3]))
+    rows = [nn.functional.adaptive_avg_pool2d(each.float().mean(1, True), size).flatten(1) for each in (source, output)]
+    rows = [each - each.mean(1, keepdim=True) for each in rows]
+    norms = [each.norm(dim=1) for each in rows]
+    correlation = (rows[0] * rows[1]).sum(1) / (norms[0] * norms[1]).clamp(min=1e-6)
+    return correlation.abs().mean().item()
+
+
+def _listed(values: Sequence[float]) -> str:
+    return f"[{','.join(f'{each:g}' for each in values)}]"
