@@ -198,12 +198,13 @@ def tried(
             likeness = -(output - target).abs().mean().item()
         else:
             likeness = _likeness(source, output)
+        where = f"outputs lie in {_where(output.min().item(), output.max().item(), values)}"
         penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
         scores.append(
             (
                 likeness - penalty,
                 values,
-                why or f"outputs lie in {_where(output.min().item(), output.max().item(), values)}",
+                why or where,
             )
         )
     if not scores:
@@ -212,19 +213,6 @@ def tried(
     (_, values, why), *others = [each for each in scores if each[0] >= best - _MARGIN]
     also = "".join(f"; {each} fits as well" for _, each, _ in others)
     return values, f"value_range=auto took {values}: {why}{also}"
-
-
-def refusal(why: str, values: Values) -> InputError:
-    """Return the error of a model most of whose values would be lost."""
-    return InputError(
-        f"with {values} the {why}: value_range=[0,1], value_range=[0,255], output_range=[min,max] or value_range=auto "
-        "sets what they mean"
-    )
-
-
-def hint(why: str, values: Values) -> str:
-    """Return the line about a model whose outputs may be of another range."""
-    return f"with {values} the {why}: if that is not meant, value_range=[0,1] or value_range=auto sets what they mean"
 
 
 def first_call(
