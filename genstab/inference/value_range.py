@@ -145,13 +145,18 @@ def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[st
     if output.ndim != 4 or not output.isfinite().all():
         return "", False
     (least, greatest), low, high = values.outputs, output.min().item(), output.max().item()
-    outside = (output.abs() > 1 + 2 * OVER).float().mean().item()
+    outside = _outside(output)
     where = f"outputs lie in {_where(low, high, values)}"
     if outside > SOME_OUTSIDE:
         return f"{where}, {100 * outside:.0f} % of them outside of {_listed((least, greatest))}", outside > MOST_OUTSIDE
     if least < 0 and low >= -(least + greatest) / (greatest - least) and source.min() < DARK and output.std() > VARIES:
         return f"{where}, never below zero, where {_listed((least, greatest))} is expected", False
     return "", False
+
+
+def _outside(output: Tensor) -> float:
+    """Return the share of values that are not in [−1, 1], nor a little beyond."""
+    return (output.abs() > 1 + 2 * OVER).float().mean().item()
 
 
 def _where(low: float, high: float, values: Values) -> str:
@@ -202,7 +207,7 @@ def tried(
         penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
         scores.append(
             (
-                likeness - penalty,
+                likeness - penalty - 5 * _outside(output),
                 values,
                 why or where,
             )
