@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _composed_once():
+    """Hydra composes a configuration a first time only to read `hydra.mode`, which no test sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     """Keep W&B offline and every file of a test in its own folder."""

@@ -1,5 +1,6 @@
 """What version 0.1 left behind goes on: a run, a sweep and a measurement that it made, stored as it wrote them."""
 
+import csv
 import json
 import tarfile
 from pathlib import Path
@@ -53,14 +54,20 @@ def test_a_run_goes_on_in_its_own_folder(runs, run, epochs, steps):
     """Callbacks find their state, the metrics keep their keys, and the table of logs grows."""
     folder = runs / run
     before = json.loads((folder / "summary.json").read_text())
-    rows = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    rows = table(folder)
     score = best_score(folder)
     run_train(config_of("train", folder, folder, "ckpt_path=last", f"trainer.max_epochs={epochs}"))
     after = json.loads((folder / "summary.json").read_text())
     assert after["steps"] == steps > before["steps"]
     assert {key for key in before if key.startswith(("val/", "train/"))} <= after.keys()
-    assert (folder / "csv" / "metrics.csv").read_text().splitlines()[: len(rows)] == rows
+    grown = table(folder)[: len(rows)]
+    assert [{key: now[key] for key in then} for then, now in zip(rows, grown, strict=True)] == rows  # beside new keys
     assert best_score(folder) <= score  # of the monitored L1: the best so far was taken over
+
+
+def table(folder):
+    with open(folder / "csv" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def best_score(folder):

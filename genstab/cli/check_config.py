@@ -46,7 +46,7 @@ def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         defaults: the command's own config file.
     """
     groups = {name for each in defaults["defaults"] if isinstance(each, Mapping) for name in each}
-    for group in ("data", "model", "trainer", "callbacks"):
+    for group in ("antialias", "data", "model", "trainer", "callbacks"):
         if group in groups and group not in config:
             raise InputError(f"~{group} leaves out what this command needs: {group}=NAME chooses another one")
     known = groups | defaults.keys()
@@ -72,6 +72,9 @@ def check_training(config: Mapping[str, Any]) -> None:
     check_type("output_dir", config.get("output_dir", ""), str)
     _check_beginning(config)
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer.get(name) in (0, 0.0) and not isinstance(trainer[name], bool):
+            raise InputError(f"trainer.{name}={trainer[name]} trains nothing: genstab measure needs no training")
     for name, (harmless, reason) in REFUSED.items():
         if name in trainer and trainer[name] not in harmless:
             raise InputError(f"trainer.{name}={written(trainer[name])} does not work: {reason}")
@@ -98,8 +101,9 @@ def _check_beginning(config: Mapping[str, Any]) -> None:
             f"ckpt_path={path} resumes a training and init_from={file} begins another one: leave one of them out "
             "(with ckpt_path=last, init_from counts as long as there is no checkpoint)"
         )
-    if file is None and config.get("init_from_d") is not None:
-        raise InputError(f"init_from_d={config['init_from_d']} needs init_from=FILE, for the generator")
+    for key in ("init_from_d", "init_from_prefix"):
+        if file is None and config.get(key) is not None:
+            raise InputError(f"{key}={config[key]} needs init_from=FILE, for the generator")
 
 
 def check_seed(seed: object) -> None:

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +23,7 @@ def quieten() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our own error names the file
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "You requested to overfit but enabled train dataloader shuffling")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run
 
 
@@ -36,9 +37,9 @@ def input_errors() -> Iterator[None]:
         yield
     except Exception as error:
         causes = list(chain(error))
-        for cause in causes:
+        for outer, cause in zip([error, *causes], causes, strict=False):
             if isinstance(cause, InputError):
-                raise cause from error.__cause__
+                raise _with_key(cause, outer) from error.__cause__
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
             late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known once the data are read
             if misspelt or late or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
@@ -59,6 +60,15 @@ def input_errors() -> Iterator[None]:
         raise
 
 
+def _with_key(error: InputError, outer: BaseException) -> InputError:
+    """Write the whole key before an argument that a constructor named, if the config called it: `data.crop_size=0`."""
+    key = re.search(r"full_key: (\S+)", str(outer)) if isinstance(outer, InstantiationException) else None
+    if key is None or not re.match(r"\w+=", str(error)):
+        return error
+    # model.generator.antialias is set to the group of that name, which is what users change
+    return InputError(f"{key[1].removeprefix('model.generator.') if key[1].endswith('.antialias') else key[1]}.{error}")
+
+
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error, its cause, the cause of that, …"""
     while error is not None:
@@ -66,10 +76,18 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error of Hydra in one line, without lists of paths, with the keys that may be meant."""
+def one_line(error: BaseException, defaults: Callable[[], Any] | None = None) -> str:
+    """Return the message of an error of Hydra in one line, without lists of paths, with the keys that may be meant.
+
+    `defaults` returns the config to look for them, where the error does not have it.
+    """
     message = re.split("Config search path:|full_key:|Key '|See https://hydra", str(error))[0]
     said = " ".join(message.split())
+    if found := re.search(r"(Could not find '.*/(.*)') (Available options in '.*': (.*))", said):
+        return f"{found[1]}{_perhaps(get_close_matches(found[2], found[4].split(), n=1))} {found[3]}"
+    if defaults and (found := re.fullmatch(r"(Could not delete from config\. '(.*)' does not exist)\.", said)):
+        keys = [f"~{key}" for key in _keys(OmegaConf.to_container(defaults()))]
+        return f"{found[1]}{_perhaps(get_close_matches(f'~{found[2]}', keys, n=1, cutoff=0.75))}"
     if not said.startswith("Could not override"):
         return said
     said = re.sub(r" (To append to your (?:config|default list) use .*)", r" (\1; --help lists all keys)", said)
@@ -79,8 +97,12 @@ def one_line(error: BaseException) -> str:
         known = list(_keys(OmegaConf.to_container(cause.parent_node._get_root())))
         same = [key for key in known if key.endswith(f".{wrong.rpartition('.')[2]}")][:2]
         if meant := same or get_close_matches(wrong, known, n=1, cutoff=0.8):
-            return said.replace("'.", f"': did you mean {' or '.join(meant)}?", 1)
+            return said.replace("'.", f"'{_perhaps(meant)}", 1)
     return said
+
+
+def _perhaps(meant: list[str]) -> str:
+    return f": did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import seed_everything
 from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
 from genstab.cli.model_options import check_model, split_options
+from genstab.cli.recorded import recorded
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -25,16 +26,19 @@ from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
+from genstab.inference.trained_on import read_alike
 from genstab.inference.value_range import VALUE_OPTIONS, parse_values
 from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
 from genstab.report.figures import animations_beside, save_animation, save_picture
+from genstab.report.own_files import WRITTEN_BY_REPORT, check_replaceable
 from genstab.report.page import write_page
 from genstab.report.pareto import pareto_picture
 from genstab.report.runs import read_runs, unfinished
 from genstab.report.seeds import options_among, options_table, read_costs
 from genstab.runtime.files import SUMMARY, check_folder, write_whole, writing
 from genstab.runtime.provenance import provenance
+from genstab.runtime.run_folder import check_measurable
 
 
 def run_measure(config: DictConfig) -> float | None:
@@ -45,9 +49,8 @@ def run_measure(config: DictConfig) -> float | None:
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
+        check_measurable(config.output_dir)
         check_folder(config.output_dir)
-        if Path(config.output_dir, "checkpoints").exists():
-            raise InputError(f"{config.output_dir} holds a training run: hydra.run.dir=DIR names a folder of its own")
         notes: list[str] = []
         model = model_of(config.model, notes)
         device = place(model, config.device)
@@ -56,18 +59,21 @@ def run_measure(config: DictConfig) -> float | None:
             config.data.check = "off"  # what is measured is read anyway
         if "on_error" in config.data:
             config.data.on_error = "raise"  # the command's own `on_error` decides
+        with open_dict(config.data):
+            read_alike(model, config.data)
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")
+        record = recorded(config)
         if isinstance(antialias := getattr(model, "config", {}).get("antialias"), Mapping):
-            plain["antialias"] = dict(antialias)
+            record["antialias"] = dict(antialias)
         loggers = [instantiate(config.logger)] if config.get("logger") else []
         origin = provenance([device])
         found = measure(model, data.val_set, config.output_dir, options, notes)
         try:
             for each in loggers:
-                each.log_hyperparams({**plain, **origin})
-            summary = publish(found, Path(config.output_dir), plain, time.perf_counter() - began, loggers, origin)
+                each.log_hyperparams({**record, **origin})
+            summary = publish(found, Path(config.output_dir), record, time.perf_counter() - began, loggers, origin)
         finally:
             for each in loggers:
                 close(each)
@@ -93,13 +99,16 @@ def run_predict(config: DictConfig) -> None:
         notes: list[str] = []
         model = model_of(config.model, notes)
         device = place(model, config.device)
-        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error")}
+        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
+        read = {key: config[key] for key in ("source_range", "target_range", "source_labels", "source_interpolation")}
         # every other option may change the results
         made_by = {
-            key: each for key, each in plain.items() if key not in ("input", "output", "size", "device", *options)
+            key: each
+            for key, each in plain.items()
+            if key not in ("input", "output", "size", "device", *options, *read)
         }
         made_by["model"] = {key: each for key, each in plain["model"].items() if key != "checkpoint"}
-        given = {"values": values, "notes": notes, "made_by": made_by, **options}
+        given = {"values": values, "notes": notes, "made_by": made_by, **options, **read}
         try:
             result = predict_folder(model, source, output, size=size, device=device, **given)
         finally:
@@ -117,6 +126,8 @@ def run_report(config: DictConfig) -> None:
     if not config.runs:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     costs = read_costs(config.costs) if config.costs else {}
+    outputs = {key: config[key] for key in WRITTEN_BY_REPORT if config[key]}
+    check_replaceable(outputs, config.overwrite)
     runs = read_runs(config.runs)
     options = options_among(runs, costs)
     writers: dict[str, Callable[[str], None]] = {
@@ -125,11 +136,10 @@ def run_report(config: DictConfig) -> None:
         "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
         "film": lambda path: save_animation(animations_beside(runs), path),
     }
-    for key, write in writers.items():
-        if path := config[key]:
-            with writing(key, path):
-                write(path)
-            print(f"{'Page' if key == 'output' else key.capitalize()}: {path}")
+    for key, path in outputs.items():
+        with writing(key, path):
+            writers[key](path)
+        print(f"{'Page' if key == 'output' else key.capitalize()}: {path}")
     if left := unfinished(config.runs):
         print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 """The command line: compose and check the config of a command, and only then import its job, and torch with it."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import GrammarParseError, InterpolationResolutionError, MissingMandatoryValue
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from genstab.cli.arguments import (
     MULTIRUN,
@@ -28,6 +29,7 @@ from genstab.cli.arguments import (
 from genstab.cli.check_config import check_head, check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.model_options import check_model
+from genstab.cli.recorded import without_values
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
 from genstab.runtime.process_state import process_state_restored
@@ -103,7 +105,22 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run the command that `sys.argv[1]` names."""
+    """Run the command that `sys.argv[1]` names; end without a word if whoever reads its output has read enough."""
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout, 0)  # for errors alone
+        if not output.poll(0):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(SIGNALLED + signal.SIGPIPE)
+
+
+def _run() -> None:
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         train()  # Lightning starts the other processes without the name of the command
         return
@@ -152,6 +169,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _launch(name: str, *given: object) -> None:
     """Run the job of a command on `conf/NAME.yaml` with the overrides in `sys.argv`; `given` are further arguments."""
+    if any(word.startswith("run_name=") for word in sys.argv[1:]) or not os.environ.get("WANDB_NAME"):
+        os.environ.pop("WANDB_NAME", None)  # it comes after the command line, and empty it is none
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise errors, so that we print them in one line
     command = COMMANDS[name]
     errors: list[InputError] = []
@@ -161,17 +180,18 @@ def _launch(name: str, *given: object) -> None:
         nonlocal started
         started = True
         try:
+            check_keys(config, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # groups of keys
             plain = _plain(config)
-            check_keys(plain, OmegaConf.load(CONF / f"{name}.yaml"))  # type: ignore[arg-type]  # a group of keys
             command.check(plain)
             return resolve_name(command.job)(config, *given)
         except InputError as error:
             if by_submitit():
                 raise  # another process waits for it
+            error = InputError(without_values(str(error), config))
             errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
-    with _one_line_errors():
+    with _one_line_errors(name):
         check_launcher(sys.argv[1:])
         sys.argv[1:] = command.overrides(sys.argv[1:])
         check_words(sys.argv[1:])
@@ -193,15 +213,20 @@ def _launch(name: str, *given: object) -> None:
             raise errors[-1]
 
 
+def _defaults(command: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(command)
+
+
 def _plain(config: DictConfig) -> dict[str, Any]:
-    try:
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]  # a dict
-    except MissingMandatoryValue as error:
-        raise InputError(f"Missing mandatory value: {error.full_key}") from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        options = " ".join(f"{key}={'NAME' if key == 'entity' else 'DIR'}" for key in missing)
+        raise InputError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: add {options}")
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]  # a dict
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(command: str = "train") -> Iterator[None]:
     """End the program with one line if the input or the command line is to blame."""
     try:
         yield
@@ -213,7 +238,7 @@ def _one_line_errors() -> Iterator[None]:
     except (CompactHydraException, InterpolationResolutionError, GrammarParseError) as error:
         if isinstance(error, InstantiationException):
             raise
-        sys.exit(f"genstab: {one_line(error)}")
+        sys.exit(f"genstab: {one_line(error, lambda: _defaults(command))}")
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise

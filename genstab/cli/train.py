@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
+from genstab.cli.recorded import recorded
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
@@ -29,6 +30,7 @@ from genstab.runtime.last_checkpoint import RESUME, continue_logs
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
 from genstab.runtime.resume import (
+    BEGINNING,
     CHECKPOINT,
     LAST,
     changes,
@@ -40,7 +42,7 @@ from genstab.runtime.resume import (
 )
 from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
-from genstab.training.init_from import begin_from, lines
+from genstab.training.init_from import begin_from
 
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
@@ -59,12 +61,12 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
             config.update(check_begun(path, checkpoint, config))
-        plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
+        record = recorded(config)
         place = checkpoint[RESUME] if checkpoint else {}
-        over = bool(place) and is_over(place, plain)
+        over = bool(place) and is_over(place, config.trainer)
         if checkpoint and over and (written := Path(config.output_dir) / SUMMARY).is_file():
             summary = read_json(written)
-            if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), plain):
+            if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), record):
                 say(f"Nothing left to do: all {summary['steps']} batches are done, see {written}")
                 return summary.get("val/shift_psnr")
         rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
@@ -78,8 +80,10 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         data, model = instantiate(config.data), instantiate(config.model)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
-            begun = begin_from(model, str(config.init_from), config.init_from_d and str(config.init_from_d))
-            for line in lines(begun):
+            notes: list[str] = []
+            file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
+            begun = begin_from(model, str(file), file_d, prefix, notes)
+            for line in notes:
                 say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
         if config.trainer.get("enable_progress_bar") is False:  # Lightning would refuse the bar of conf/callbacks
@@ -88,8 +92,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
-        callbacks.append(ending := RunSummary(config.output_dir, plain, begun))
+        callbacks.append(ending := RunSummary(config.output_dir, record, begun))
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
+        if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
+            limit = config.trainer.get("limit_val_batches")
+            trainer.limit_val_batches = 1.0 if limit is None else limit
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         data.trainer = trainer  # which tells whether there is a validation
@@ -98,7 +105,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         data.setup("fit")  # errors in the data come before a run is logged
         if checkpoint:
             step = data.batch_size * trainer.world_size
-            check_fit(path, checkpoint, model, len(data.train_set), step, plain)  # type: ignore[arg-type]
+            check_fit(path, checkpoint, model, len(data.train_set), step, record, trainer.max_epochs)  # type: ignore[arg-type]
             del checkpoint  # Lightning reads it again
         # the weights, and Adam's two means of each
         check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
@@ -111,8 +118,11 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             try:
                 for each in trainer.loggers:
                     outlive(each)
-                    each.log_hyperparams({**plain, **ending.provenance})
-                with _workers_follow(config, processes), report_lost_process(trainer, _to_resume(config), processes):
+                    each.log_hyperparams({**record, **ending.provenance})
+                with (
+                    _workers_follow(config, record, processes),
+                    report_lost_process(trainer, _to_resume(config), processes),
+                ):
                     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
             finally:
                 for each in trainer.loggers:
@@ -178,14 +188,15 @@ def _to_resume(config: DictConfig) -> str:
 
 
 @contextmanager
-def _workers_follow(config: DictConfig, processes: Rendezvous | None) -> Iterator[None]:
+def _workers_follow(config: DictConfig, record: dict[str, Any], processes: Rendezvous | None) -> Iterator[None]:
     """Make the other processes use the config of this job and not their command line.
 
     Lightning starts ranks 1, 2, … with the command line of rank 0; torchrun and SLURM start all ranks with the same
-    one. With `-m` that would be the whole sweep, without it another run folder. Afterwards the process group is
-    destroyed and the environment restored, for the next job of a sweep.
+    one. With `-m` that would be the whole sweep, without it another run folder. Each process reads the environment
+    variables that the config names itself. Afterwards the process group is destroyed and the environment restored, for
+    the next job of a sweep.
     """
-    text = OmegaConf.to_yaml(config, resolve=True)
+    text = OmegaConf.to_yaml(OmegaConf.create(record))
     with process_state_restored():
         if processes is None:
             os.environ[WORKER_CONFIG] = text

@@ -2,9 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -16,6 +18,7 @@ from tqdm import tqdm
 from genstab.data.augment import PairAugment, Size
 from genstab.data.collate import collate_pairs
 from genstab.data.download import FACADES_URL, facades
+from genstab.data.image_io import pixel_range
 from genstab.data.overlapping_crops import overlapping_crops
 from genstab.data.pairs import (
     DIRECTIONS,
@@ -29,11 +32,13 @@ from genstab.data.pairs import (
     has_pairs,
     split_pairs,
 )
+from genstab.data.reading import SIDES, Range, Reading, almost_constant, parse_ranges
 from genstab.data.sampler import EpochSampler, ResumableLoader
 from genstab.data.shares import share_of_crops
 from genstab.data.synthetic import SyntheticFacades
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 
+T = TypeVar("T")
 CHECKS = ("fast", "full", "off")
 SSIM_WINDOW = 6  # pixels; SSIM reflects its window at the border, which a smaller image does not allow
 CACHE = "~/.cache/genstab"
@@ -103,6 +108,7 @@ class PairData(LightningDataModule):
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
         check_counts(least=0, num_workers=self.num_workers)
         self.skipped: list[str] = []
+        self.looked = False  # at the first batch
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -136,7 +142,11 @@ class PairData(LightningDataModule):
         return DataLoader(self.val_set, size, generator=generator, collate_fn=collate_pairs, **self._loading())
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Remove the notes on skipped pairs from a batch, and warn once of each."""
+        """Remove the notes on skipped pairs from a batch, and warn once of each, and of sources without content."""
+        if not self.looked and self.trainer is not None and self.trainer.training:
+            self.looked = True
+            if line := almost_constant(batch["source"]):
+                rank_zero_warn(f"data: in the first batch, {line}")
         self._skip("\n".join(batch.pop("skipped", ())), warnings.warn)
         return batch
 
@@ -216,6 +226,12 @@ class PairedData(PairData):
         check: before training, `fast` reads the header of every file, `full` decodes every file, `off` does nothing.
         on_error: if a file cannot be read or used, `raise` an error that names it, or `skip` the pair: the next
             readable pair takes its place, also in validation, where it then counts twice.
+        value_range: [least, greatest] of the pixels, which become −1 and 1, for files that are not of 8 bits; `auto`
+            finds them in the training split; {source: …, target: …} sets them for each. None: the range of the type.
+        source_interpolation: how sources are resized, `bilinear` or `nearest`, which keeps the colours of label maps.
+        source_labels: number of classes of sources that hold class indices, in one channel or as a palette: each class
+            becomes a channel, see `genstab.data.reading.Reading`. It takes the place of `source_channels`.
+        max_megapixels: the most pixels of an image, in millions; None: 179.
         convert: convert images with other channels, see `genstab.data.channels.converted`, in place of an error.
         val_share: without a folder for validation, hold out this share of the training pairs, at least one; 0 does not.
             With `limit_val_batches=0` of the trainer there is no validation at all.
@@ -236,6 +252,10 @@ class PairedData(PairData):
         target_channels: int = 3,
         check: str = "fast",
         on_error: str = "raise",
+        value_range: str | Sequence[float] | Mapping[str, Any] | None = None,
+        source_interpolation: str = "bilinear",
+        source_labels: int | None = None,
+        max_megapixels: float | None = None,
         convert: bool = False,
         val_share: float = 0.1,
         val_seed: int = 0,
@@ -249,7 +269,15 @@ class PairedData(PairData):
         self.root, self.direction, self.check = os.path.expanduser(root), direction, check
         self.on_error, self.convert = on_error, convert
         self.val_share, self.val_seed = val_share, val_seed
-        self.channels = (source_channels, target_channels)
+        self.channels = (source_labels or source_channels, target_channels)
+        ranges = parse_ranges(value_range)
+        self.auto = [side for side, each in ranges.items() if each == "auto"]
+        given = {side: None if side in self.auto else each for side, each in ranges.items()}
+        self.readings = {
+            "source": Reading(given["source"], source_labels, source_interpolation, max_megapixels),
+            "target": Reading(given["target"], max_megapixels=max_megapixels),
+        }
+        self.augment.source_interpolation = self.readings["source"].interpolation
         self.decoded = False
         self.said = False
 
@@ -300,14 +328,56 @@ class PairedData(PairData):
         self.val_sizes_differ |= split == "val" and self.load_size is None and len(sizes) > 1
         return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """How files are read, where that is not the default: what the generator must know about later images."""
+        source, target = (self.readings[side] for side in SIDES)
+        ranges = {"source": source.value_range, "target": target.value_range}
+        found: dict[str, Any] = {"value_range": ranges} if any(ranges.values()) else {}
+        found |= {"source_labels": source.labels} if source.labels else {}
+        found |= {"source_interpolation": source.interpolation} if source.interpolation != "bilinear" else {}
+        return found
+
+    def _find_ranges(self) -> None:
+        """Find the values of `value_range=auto` in the training pairs; every process finds the same."""
+        if not self.auto:
+            return
+        found: dict[str, list[Range]] = {side: [] for side in self.auto}
+        for pair in tqdm(self._listed("train"), "finding values", unit="pair", leave=False, delay=1, disable=None):
+            a, b = pair.a, pair.a if pair.b is None else pair.b
+            for side, path in zip(SIDES, self._ab(a, b), strict=True):
+                if side in found and (values := self._values_of(path)):
+                    found[side].append(values)
+        for side, each in found.items():
+            if each:
+                least, greatest = min(low for low, _ in each), max(high for _, high in each)
+                if not least < greatest:
+                    raise InputError(f"data.value_range=auto: all pixels of the {side}s are {least:g}")
+                self.readings[side] = replace(self.readings[side], value_range=(least, greatest))
+                rank_zero_only(print)(f"data.value_range=auto: {side}s hold {least:g} to {greatest:g}")
+        self.auto = []
+
+    def _values_of(self, path: Path) -> Range | None:
+        try:
+            return pixel_range(path, self.readings["source"].max_megapixels)
+        except InputError:
+            if self.on_error == "raise":
+                raise
+            return None  # it is skipped and named later
+
     def _channels_ab(self) -> tuple[int, int]:
-        source, target = self.channels
+        return self._ab(*self.channels)
+
+    def _ab(self, source: T, target: T) -> tuple[T, T]:
         return (source, target) if self.direction == "AtoB" else (target, source)
 
     def _wanted(self, split: str) -> Wanted:
+        self._find_ranges()
         channels_a, channels_b = self._channels_ab()
+        source, target = (self.readings[side] for side in SIDES)
         native = self.load_size is None  # otherwise images are resized, so that none is too small
         options: dict[str, Any] = {"same_size": native, "convert": self.convert}
+        options |= dict(zip(("reading_a", "reading_b"), self._ab(source, target), strict=True))
         if native and split == "train":
             options |= {"least": self.crop_size, "what": "crop"}
         elif native:

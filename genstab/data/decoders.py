@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import kornia_rs
@@ -34,21 +34,43 @@ _UNLIMITED: dict[int, tuple[Callable[[], Any], int]] = {
 }
 _PACKBITS = 32773  # decompresses to at most 64 times its size
 _quiet = threading.Lock()
+# Tags of a GeoTIFF: pixel scale, tie points, transformation, the keys of the projection, GDAL's metadata and nodata
+# value, and rational polynomials.
+GEOTIFF = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113, 50844)
+GDAL_NODATA = 42113
+Tag = tuple[int, int, int, Any]  # code, type, count, value
+_ICC = 34675
+# In NewSubfileType: a smaller version of another page (an overview or a thumbnail), or its mask.
+_AUXILIARY = 1 | 4
+LARGER = " (max_megapixels sets another)"
 
 
 @dataclass(frozen=True)
 class Header:
-    """The header of an image file: stored (H, W, C), EXIF orientation, a decoder to uint8 or uint16, and the depth."""
+    """The header of an image file.
+
+    Args:
+        shape: (H, W, C) as stored.
+        orientation: of EXIF, 1 to 8.
+        decode: returns the pixels, in `dtype`.
+        dtype: name of their type, such as `uint8`.
+        indices: returns the indices of a palette or of two levels, (H, W, 1), if the file has them.
+        profile: the ICC profile, or None.
+        tags: returns the tags of a GeoTIFF: code, type, count and value of each.
+    """
 
     shape: tuple[int, int, int]
     orientation: int
     decode: Callable[[], np.ndarray]
-    depth: int = 8
+    dtype: str = "uint8"
+    indices: Callable[[], np.ndarray] | None = None
+    profile: bytes | None = None
+    tags: Callable[[], list[Tag]] = list
 
 
-def max_pixels() -> int:
-    """Return the largest number of pixels of an image, twice Pillow's `MAX_IMAGE_PIXELS` as in Pillow."""
-    return 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
+def max_pixels(limit: int | None = None) -> int:
+    """Return the largest number of pixels of an image, twice Pillow's `MAX_IMAGE_PIXELS` as in Pillow, or `limit`."""
+    return limit or 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
 
 
 def _orientation(exif: Mapping[int, Any]) -> int:
@@ -56,33 +78,43 @@ def _orientation(exif: Mapping[int, Any]) -> int:
     return value if value in range(1, 9) else 1
 
 
-def pillow_header(file: BinaryIO, formats: tuple[str, ...] | None = None) -> Header:
-    """Read the header of an 8-bit image (or a 16-bit grey one) with Pillow; by default in any of `formats_of`."""
+def pillow_header(file: BinaryIO, formats: tuple[str, ...] | None = None, limit: int | None = None) -> Header:
+    """Read the header of an 8-bit image (or a deeper grey one) with Pillow; by default in any of `formats_of`."""
     # The filters of `warnings` are global; the lock keeps threads from restoring each other's.
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large sizes and odd metadata
-        image = Image.open(file, formats=formats or formats_of(file.name))
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = before if limit is None else max(1, limit // 2)  # Pillow refuses twice as many
+        try:
+            image = Image.open(file, formats=formats or formats_of(file.name))
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
         # For PNG, getexif() would decode the image: see `png_header`. A TIFF is rotated by Pillow when it loads.
         orientation = 1 if image.format in ("PNG", "TIFF") else _orientation(image.getexif())
     # A phone's JPEG may hold a second, auxiliary image (MPO), and a PSD its layers; the first one is the photo.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         raise InputError(f"cannot read {file.name}: it holds several images, not one")
     deep = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")  # which Pillow scales to 65535
-    if image.mode in ("I", "F") and not deep:
-        raise InputError(f"cannot read {file.name}: pixels of 32 bits are not uint8 or uint16")
-    mode = "I;16" if deep else _AS_IT_IS.get(image.mode, "RGB")
+    dtype = "uint16" if deep else {"I": "int32", "F": "float32"}.get(image.mode, "uint8")
+    mode = image.mode if dtype != "uint8" else _AS_IT_IS.get(image.mode, "RGB")
 
     def decode() -> np.ndarray:
         image.load()
         image.info.pop("transparency", None)  # Pillow warns if a palette's alpha is dropped
-        pixels = np.asarray(image).astype(np.uint16) if deep else np.asarray(image.convert(mode))
+        pixels = np.asarray(image.convert(mode) if dtype == "uint8" else image).astype(dtype, copy=False)
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    depth = 16 if mode == "I;16" else 8
-    return Header((image.height, image.width, Image.getmodebands(mode)), orientation, decode, depth)
+    def indices() -> np.ndarray:
+        image.load()
+        return np.asarray(image).astype(np.uint8)[..., None]
+
+    return Header(
+        (image.height, image.width, Image.getmodebands(mode)), orientation, decode, dtype,
+        indices if image.mode in ("P", "1") else None, image.info.get("icc_profile") or None,
+    )  # fmt: skip
 
 
-def png_header(file: BinaryIO) -> Header:
+def png_header(file: BinaryIO, limit: int | None = None) -> Header:
     """Read the chunks of a PNG: its depth, EXIF anywhere in the file, and whether the file is complete."""
     exif, kind, kinds, start = Image.Exif(), b"", set(), file.read(33)
     truncated = InputError(f"cannot read {file.name}: truncated, it ends before its IEND chunk")
@@ -104,9 +136,9 @@ def png_header(file: BinaryIO) -> Header:
         raise InputError(f"cannot read {file.name}: it needs a palette, which is missing")
     orientation = _orientation(exif)
     file.seek(0)
-    header = pillow_header(file, ("PNG",))  # checks the header chunk too
+    header = pillow_header(file, ("PNG",), limit)  # checks the header chunk too
     if depth != 16:
-        return Header(header.shape, orientation, header.decode)
+        return replace(header, orientation=orientation)
 
     def decode() -> np.ndarray:
         file.seek(0)
@@ -116,23 +148,24 @@ def png_header(file: BinaryIO) -> Header:
             # those of 8-bit RGBA, so decode it as such.
             fields = b"IHDR" + data[16:24] + bytes([8, 6]) + data[26:29]
             data = data[:12] + fields + struct.pack(">I", zlib.crc32(fields)) + data[33:]
-            return pillow_header(io.BytesIO(data), ("PNG",)).decode().view(">u2")
+            return pillow_header(io.BytesIO(data), ("PNG",), limit).decode().view(">u2").astype(np.uint16)
         return kornia_rs.io.decode_image_png_u16(data, (height, width), {0: "mono", 2: "rgb", 6: "rgba"}[colour])
 
-    return Header((height, width, {0: 1, 2: 3, 4: 2, 6: 4}[colour]), orientation, decode, depth)
+    shape = (height, width, {0: 1, 2: 3, 4: 2, 6: 4}[colour])
+    return Header(shape, orientation, decode, "uint16", profile=header.profile)
 
 
-def tiff_header(file: BinaryIO) -> Header:
+def tiff_header(file: BinaryIO, limit: int | None = None) -> Header:
     """Read the header of a TIFF with tifffile; use Pillow for what tifffile does not decode."""
     tiff = tifffile.TiffFile(file)
-    pictures = [series for series in tiff.series if not series.keyframe.is_reduced]  # without thumbnails
+    pictures = [own for series in tiff.series if (own := _without_auxiliary(series)) is not None]
     if len(pictures) != 1:
         raise InputError(f"cannot read {file.name}: it holds {len(pictures)} images, not one")
     picture, page = pictures[0], pictures[0].keyframe
-    limit = max_pixels()
+    limit = max_pixels(limit)
     # A tile may be larger than the image; four values per pixel is Pillow's limit for RGBA.
     if max(page.imagewidth * page.imagelength, picture.size // 4, math.prod(page.chunks) // 4) > limit:
-        raise InputError(f"cannot read {file.name}: {picture.shape} exceeds the limit of {limit} pixels")
+        raise InputError(f"cannot read {file.name}: {picture.shape} exceeds the limit of {limit} pixels{LARGER}")
     end = file.seek(0, io.SEEK_END)
     pages: Any = filter(None, picture.pages)
     for part in pages:
@@ -142,25 +175,43 @@ def tiff_header(file: BinaryIO) -> Header:
             raise InputError(f"cannot read {file.name}: truncated, its pixels reach beyond the end of the file")
     file.seek(0)
 
-    bits = page.bitspersample
-    if (str(page.dtype), bits) not in (("uint8", 8), ("uint16", 16), ("bool", 1)):
-        raise InputError(f"cannot read {file.name}: pixels of {page.dtype}, {bits} bits, are not uint8 or uint16")
+    bits, dtype = page.bitspersample, np.dtype(page.dtype)
+    if (dtype.kind not in "iuf" or bits != 8 * dtype.itemsize) and (dtype != np.bool_ or bits != 1):
+        raise InputError(f"cannot read {file.name}: pixels of {page.dtype}, {bits} bits: save them as 8 or 16 bits")
     packed = not _is_decodable(page.compression)
     kinds = tifffile.PHOTOMETRIC
     plain = bits > 1 and page.photometric in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB)
     if plain and not packed:
-        return _plain(file, picture)
+        return replace(_plain(file, picture), tags=lambda: _geotiff(page), profile=page.tags.valueof(_ICC))
     # Pillow keeps 8 bits and 16-bit grey. It reduces 16-bit colour to 8 bits, does not invert 16-bit grey, drops
     # channels that it does not know, and unlike tifffile divides by premultiplied alpha.
     cuts = bits == 16 and (page.photometric != kinds.MINISBLACK or page.samplesperpixel > 1)
     if not cuts and tifffile.EXTRASAMPLE.ASSOCALPHA not in page.extrasamples:
         with suppress(Image.UnidentifiedImageError):
-            header = pillow_header(file, ("TIFF",))
-            if not plain or header.shape[2] == page.samplesperpixel:
-                return header
+            header = pillow_header(file, ("TIFF",), limit)
+            kept = dtype == np.bool_ or dtype == header.dtype or (dtype, header.dtype) == (np.int16, "int32")
+            if kept and (not plain or header.shape[2] == page.samplesperpixel):
+                return replace(header, tags=lambda: _geotiff(page))
     cure = "install the package imagecodecs to read it" if packed else "save it as grey or RGB"
     what = f"{page.compression!r}, {page.photometric!r} at {bits} bits in {page.samplesperpixel} channels"
     raise InputError(f"cannot read {file.name}: {what}; {cure}")
+
+
+def _without_auxiliary(series: tifffile.TiffPageSeries) -> tifffile.TiffPageSeries | None:
+    """Return a series without masks, overviews and thumbnails, which tifffile takes for more images of a stack."""
+    own = []
+    for page in series.pages:
+        full = page if isinstance(page, tifffile.TiffPage) else series.keyframe  # the others have no tags of their own
+        if not full.subfiletype & _AUXILIARY:
+            own.append(page)
+    if len(own) == 1 < len(series.pages):
+        return tifffile.TiffPageSeries(own)
+    return series if own else None
+
+
+def _geotiff(page: Any) -> list[Tag]:
+    tags = [tag for tag in page.tags if tag.code in GEOTIFF and tag.count <= _MAX_EXIF]
+    return [(tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags]
 
 
 def _is_decodable(compression: int) -> bool:
@@ -207,11 +258,10 @@ def _plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> Header:
         for part in filter(None, picture.pages):
             _check_decompressed_size(file, part)
         pixels = picture.asarray(maxworkers=1).reshape(shape)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels[..., None] if axes == "YX" else pixels.transpose(1, 2, 0) if axes == "CYX" else pixels
 
     orientation = page.tags.valueof(ExifTags.Base.Orientation, default=1)
-    return Header(
-        (height, width, channels), orientation if orientation in range(1, 9) else 1, decode, page.bitspersample
-    )
+    return Header((height, width, channels), orientation if orientation in range(1, 9) else 1, decode, str(page.dtype))

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from genstab.data.augment import Size
 from genstab.data.channels import converted, is_convertible
 from genstab.data.datamodules import as_size
-from genstab.data.image_io import image_shape, read_image, resized
+from genstab.data.image_io import image_shape, read_image
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
+from genstab.data.reading import AS_STORED, Reading, parse_range, resized
 from genstab.errors import InputError, check_counts, reason
 
 
@@ -25,9 +26,14 @@ class FolderImages(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, root: str | Path, size: Size | None = None, recursive: bool = True, channels: int | None = None
+        self,
+        root: str | Path,
+        size: Size | None = None,
+        recursive: bool = True,
+        channels: int | None = None,
+        reading: Reading = AS_STORED,
     ) -> None:
-        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
+        self.root, self.size, self.channels, self.reading = Path(root).expanduser(), size, channels, reading
         self.paths = find_images(self.root, recursive)
 
     def __len__(self) -> int:
@@ -35,13 +41,13 @@ class FolderImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        image = read_image(path)
+        image = read_image(path, self.reading)
         if self.channels is not None:
             if not is_convertible(len(image), self.channels):
                 raise InputError(f"{path} has {len(image)} channels, which cannot be converted to {self.channels}")
             image = converted(image, self.channels)
         return {
-            "source": image if self.size is None else resized(image, self.size),
+            "source": image if self.size is None else resized(image, self.size, self.reading.interpolation),
             "name": printable(path.relative_to(self.root).as_posix()),
         }
 
@@ -58,8 +64,9 @@ class ClassImages(FolderImages):
         size: Size | None = None,
         channels: int | None = None,
         class_file: str | Path | None = None,
+        reading: Reading = AS_STORED,
     ) -> None:
-        super().__init__(root, size, channels=channels)
+        super().__init__(root, size, channels=channels, reading=reading)
         self.class_file = class_file
         folders = [path.name for path in self.root.iterdir() if path.is_dir() and is_seen(path.name)]
         self.classes = sorted(folders, key=natural)
@@ -136,6 +143,8 @@ class FolderData(LightningDataModule):
         num_workers: worker processes of the loader.
         convert: convert images with other channels than `source_channels`, for example grey ones among RGB.
         source_channels: of all images, with `convert`.
+        value_range, source_labels, source_interpolation, max_megapixels: how files are read, see
+            `genstab.data.reading.Reading`.
 
     Raises:
         InputError: a size or count is invalid; in `setup`, the folder is missing or has no images, or the stage is
@@ -154,8 +163,14 @@ class FolderData(LightningDataModule):
         num_workers: int = 0,
         convert: bool = False,
         source_channels: int = 3,
+        value_range: Sequence[float] | None = None,
+        source_labels: int | None = None,
+        source_interpolation: str = "bilinear",
+        max_megapixels: float | None = None,
     ) -> None:
         super().__init__()
+        range_of_values = parse_range("value_range", value_range)
+        self.reading = Reading(range_of_values, source_labels, source_interpolation, max_megapixels)
         check_counts(val_batch_size=val_batch_size, source_channels=source_channels)
         check_counts(least=0, num_workers=num_workers)
         self.root, self.recursive = root, recursive
@@ -164,7 +179,7 @@ class FolderData(LightningDataModule):
         self.val_batch_size, self.num_workers = val_batch_size, num_workers
 
     def _images(self) -> FolderImages:
-        return FolderImages(self.root, self.size, self.recursive, self.channels)
+        return FolderImages(self.root, self.size, self.recursive, self.channels, self.reading)
 
     def setup(self, stage: str) -> None:
         """List the images."""
@@ -178,7 +193,7 @@ class FolderData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Check the headers and return the images in order."""
-        _check_alike(self.val_set.paths, self.size, self.channels)
+        _check_alike(self.val_set.paths, self.size, self.channels, self.reading)
         return DataLoader(self.val_set, self.val_batch_size, num_workers=self.num_workers)
 
 
@@ -200,14 +215,14 @@ class ClassData(FolderData):
         self.classes = classes
 
     def _images(self) -> ClassImages:
-        return ClassImages(self.root, self.size, self.channels, self.classes)
+        return ClassImages(self.root, self.size, self.channels, self.classes, self.reading)
 
 
-def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None) -> None:
+def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None, reading: Reading) -> None:
     """Raise an `InputError` unless all images have the same channels and size, or are converted and resized."""
-    channels, *first = image_shape(paths[0])
+    channels, *first = image_shape(paths[0], reading)
     for path in tqdm(paths[1:], "checking images", leave=False, delay=1, disable=None):
-        others, *other = image_shape(path)
+        others, *other = image_shape(path, reading)
         if others != channels and converted_to is None:
             raise InputError(
                 f"{path} has {others} channels but {paths[0]} has {channels}: all images must have the same, "

@@ -3,8 +3,11 @@
 import io
 import os
 import stat
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,27 +15,66 @@ import kornia_rs
 import numpy as np
 import tifffile
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from genstab.data.decoders import PNG, TIFF, Header, max_pixels, pillow_header, png_header, tiff_header
-from genstab.data.formats import UNREAD
+from genstab.data.decoders import (
+    GDAL_NODATA,
+    LARGER,
+    PNG,
+    TIFF,
+    Header,
+    Tag,
+    max_pixels,
+    pillow_header,
+    png_header,
+    tiff_header,
+)
+from genstab.data.formats import EXTENSIONS, UNREAD
+from genstab.data.reading import AS_STORED, Range, Reading
 from genstab.errors import InputError
 from genstab.runtime.files import write_whole
 
 
-def read_image(path: str | Path) -> torch.Tensor:
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the header of an image file says.
+
+    Args:
+        shape: (C, H, W) of what `read_image` returns.
+        dtype: name of the type of its pixels; `uint8` for bilevel and palettes.
+        orientation: of EXIF, 1 to 8; 1 is upright.
+        profile: the ICC profile, or None.
+        tags: of a GeoTIFF: code, type, count and value of each.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
+    orientation: int
+    profile: bytes | None
+    tags: tuple[Tag, ...]
+
+    @property
+    def depth(self) -> int:
+        """The bits per channel."""
+        return 8 * np.dtype(self.dtype).itemsize
+
+
+def read_image(path: str | Path, reading: Reading = AS_STORED) -> torch.Tensor:
     """Read an image file as float32 in [-1, 1]: `v / 255 * 2 - 1`, with 65535 for files of 16 bits.
 
     Grey images have 1 channel, grey with alpha 2, RGB 3, RGBA 4 (alpha is not premultiplied); bilevel images become
     grey; palettes, CMYK and other colour spaces become RGB. A TIFF may have any number of channels, interleaved or
-    planar. The EXIF orientation is applied.
+    planar. The EXIF orientation is applied; colours are not converted by an ICC profile.
 
     Shape: → (C, H, W).
 
+    Args:
+        path: the file.
+        reading: another range of values, which signed, floating-point and 32-bit files need, or class labels.
+
     Raises:
-        InputError: the file is missing, empty, damaged, not an image, an animation or a stack of pages, or has a depth
-            other than 8 or 16 bits; the message names the file and the reason.
+        InputError: the file is missing, empty, damaged, not an image, an animation or a stack of pages, or is not of
+            8 or 16 bits, without a value range; the message names the file and the reason.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -41,39 +83,76 @@ def read_image(path: str | Path) -> torch.Tensor:
     >>> image.shape, image[:, 0, 0]
     (torch.Size([3, 1, 2]), tensor([ 1.0000, -1.0000, -0.6000]))
     """
-    with _opened(path) as header:
-        return _values(header, path)
+    with _opened(path, reading.max_pixels) as header:
+        return _values(header, path, reading)
 
 
-def decode_image(data: bytes, name: str) -> torch.Tensor:
+def decode_image(data: bytes, name: str, reading: Reading = AS_STORED) -> torch.Tensor:
     """Decode the content of an image file as `read_image` does; messages call it `name`."""
     file = io.BytesIO(data)
     file.name = name  # for messages, as an open file has one
     with _reasons(name):
-        return _values(_header(file, len(data), name), name)
+        return _values(_header(file, len(data), name, reading.max_pixels), name, reading)
 
 
-def _values(header: Header, name: str | Path) -> torch.Tensor:
+def _values(header: Header, name: str | Path, reading: Reading) -> torch.Tensor:
+    _check_type(header, name, reading)
+    indices = header.indices if reading.labels is not None else None
+    pixels = _pixels(header, name) if indices is None else indices()
+    return reading.values(_upright(pixels, header.orientation), name)
+
+
+def _pixels(header: Header, name: str | Path) -> np.ndarray:
     pixels = header.decode()
     if pixels.shape != header.shape:
         raise InputError(f"cannot read {name}: it holds {pixels.shape}, its header says {header.shape}")
-    largest = np.iinfo(pixels.dtype).max
-    # Flipped views have negative strides, which torch refuses: copy.
-    values = np.ascontiguousarray(_upright(pixels, header.orientation).transpose(2, 0, 1), dtype=np.float32)
-    return torch.from_numpy(values).div_(float(largest)).mul_(2).sub_(1)
+    return pixels
 
 
-def image_shape(path: str | Path) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of an image from the header of its file; errors are those of `read_image`."""
-    with _opened(path) as header:
+def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
+    if header.dtype not in ("uint8", "uint16", "bool") and reading.value_range is None and reading.labels is None:
+        raise InputError(
+            f"cannot read {name}: pixels of {header.dtype} are not uint8 or uint16, so it needs a range of values: "
+            "data.value_range=[0,10000] or data.value_range=auto (genstab predict: source_range)"
+        )
+
+
+def image_info(path: str | Path, reading: Reading = AS_STORED) -> ImageInfo:
+    """Return what the header of an image file says; errors are those of `read_image`."""
+    with _opened(path, reading.max_pixels) as header:
+        _check_type(header, path, reading)
         height, width, channels = header.shape
-        return (channels, width, height) if header.orientation >= 5 else (channels, height, width)
+        channels = reading.labels or channels
+        shape = (channels, width, height) if header.orientation >= 5 else (channels, height, width)
+        dtype = "uint8" if header.dtype == "bool" else header.dtype
+        return ImageInfo(shape, dtype, header.orientation, header.profile, tuple(header.tags()))
 
 
-def image_depth(path: str | Path) -> int:
-    """Return the bits per channel of an image, 8 or 16, from the header of its file; 8 for bilevel and palettes."""
-    with _opened(path) as header:
-        return header.depth
+def image_shape(path: str | Path, reading: Reading = AS_STORED) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of an image from the header of its file; errors are those of `read_image`."""
+    return image_info(path, reading).shape
+
+
+def image_depth(path: str | Path, reading: Reading = AS_STORED) -> int:
+    """Return the bits per channel of an image from the header of its file; 8 for bilevel and palettes."""
+    return image_info(path, reading).depth
+
+
+def pixel_range(path: str | Path, max_megapixels: float | None = None) -> Range | None:
+    """Return the least and the greatest value of the pixels of a file, without those that are no data.
+
+    None: there are none, or the file is of 8 bits, for which there is nothing to find out.
+    """
+    with _opened(path, Reading(max_megapixels=max_megapixels).max_pixels) as header:
+        if header.dtype in ("uint8", "bool"):
+            return None
+        pixels = _pixels(header, path)
+        seen = np.isfinite(pixels)
+        for _, _, _, value in (tag for tag in header.tags() if tag[0] == GDAL_NODATA):
+            with suppress(ValueError):
+                seen &= pixels != float(value)
+        found = pixels[seen]
+        return (float(found.min()), float(found.max())) if found.size else None
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -93,16 +172,8 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return levels.expand(*images.shape[:-3], 3, *images.shape[-2:]).movedim(-3, -1).contiguous().cpu().numpy()
 
 
-def resized(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Resize an image (C, H, W) in [-1, 1]: bilinear, anti-aliased, clamped; one of that size is returned as it is."""
-    if image.shape[1:] == tuple(size):
-        return image
-    result = F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return result[0].clamp_(-1, 1)  # the weights sum to 1 up to rounding
-
-
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Header]:
+def _opened(path: str | Path, limit: int | None = None) -> Iterator[Header]:
     """Open a file and read its header; `Header.decode` works until the file is closed."""
     with _reasons(path):
         kind = os.stat(path)
@@ -110,12 +181,12 @@ def _opened(path: str | Path) -> Iterator[Header]:
             # Opening a pipe may block for ever.
             raise InputError(f"cannot read {path}: it is not a file but a device or a pipe")
         with open(path, "rb") as file:
-            yield _header(file, kind.st_size, path)
+            yield _header(file, kind.st_size, path, limit)
 
 
-def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
-    if size > (most := 8 * max_pixels()):  # bytes of the largest image, uncompressed RGBA of 16 bits
-        raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}")
+def _header(file: BinaryIO, size: int, name: str | Path, limit: int | None) -> Header:
+    if size > (most := 8 * max_pixels(limit)):  # bytes of the largest image, uncompressed RGBA of 16 bits
+        raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}{LARGER}")
     suffix = Path(name).suffix
     if suffix.lower() in UNREAD:  # by its name: raw files of cameras look like a TIFF with a small picture
         raise InputError(f"cannot read {name}: genstab does not read {suffix}: convert it to PNG or TIFF")
@@ -125,7 +196,9 @@ def _header(file: BinaryIO, size: int, name: str | Path) -> Header:
         raise InputError(f"cannot read {name}: the file is empty")
     if magic == b"version ":
         raise InputError(f"cannot read {name}: it is a pointer of Git LFS: fetch the image with git lfs pull")
-    return png_header(file) if magic == PNG else tiff_header(file) if magic[:4] in TIFF else pillow_header(file)
+    if magic == PNG:
+        return png_header(file, limit)
+    return tiff_header(file, limit) if magic[:4] in TIFF else pillow_header(file, limit=limit)
 
 
 @contextmanager
@@ -137,6 +210,8 @@ def _reasons(name: str | Path) -> Iterator[None]:
         raise
     except Image.UnidentifiedImageError:
         raise InputError(f"cannot read {name}: not an image in a format that genstab reads, or damaged") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"cannot read {name}: {error}{LARGER}") from error
     except Exception as error:  # a damaged file makes decoders raise anything, kornia_rs a bare Exception
         reason = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise InputError(f"cannot read {name}: {reason or type(error).__name__}") from error
@@ -174,16 +249,27 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def writable(path: Path) -> Path:
-    """Return the path, with the suffix .png where `write_image` does not write the format of its own."""
-    return path if path.suffix.lower() in _HOLDS else path.with_suffix(".png")
+    """Return the path, with the suffix .png if it is of a format that is read but not written, such as GIF."""
+    return path.with_suffix(".png") if path.suffix.lower() in EXTENSIONS - _HOLDS.keys() else path
 
 
-def depth_of_format(path: str | Path, depth: int) -> int:
-    """Return `depth` if the format of a file name supports it, else 8."""
-    return depth if depth in _HOLDS.get(Path(path).suffix.lower(), ()) else 8
+def type_of_format(path: str | Path, dtype: str) -> str:
+    """Return the type of pixels if the format of a file name supports it, else `uint8`; a TIFF holds any."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (".tif", ".tiff") or (dtype == "uint16" and 16 in _HOLDS.get(suffix, ())):
+        return dtype
+    return "uint8"
 
 
-def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
+def write_image(
+    path: str | Path,
+    image: torch.Tensor,
+    depth: int = 8,
+    dtype: str | None = None,
+    value_range: Range | None = None,
+    profile: bytes | None = None,
+    tags: Sequence[Tag] = (),
+) -> None:
     """Write an image in [-1, 1] to a file, the inverse of `read_image`; the suffix chooses the format.
 
     Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
@@ -195,6 +281,10 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
             3), .webp (3 or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
         image: floating point, shape (C, H, W).
         depth: 8, or 16 for PNG and TIFF.
+        dtype: the type of the pixels in place of `depth`: also `int16`, `float32` and the like, for TIFF.
+        value_range: the values that -1 and 1 become; None: the range of the type, for `uint8` and `uint16`.
+        profile: an ICC profile to keep; left out where it is of another number of channels, or BMP.
+        tags: of a GeoTIFF to keep, from `image_info`.
 
     Raises:
         InputError: the format does not support the image, a value is NaN, or the file cannot be written.
@@ -209,26 +299,44 @@ def write_image(path: str | Path, image: torch.Tensor, depth: int = 8) -> None:
     suffix = path.suffix.lower()
     if suffix not in _HOLDS:
         raise InputError(f"cannot write {path}: {suffix!r} is not one of {', '.join(_HOLDS)}")
-    if depth not in _HOLDS[suffix]:
-        raise InputError(f"cannot write {path}: {suffix} has {' or '.join(map(str, _HOLDS[suffix]))} bits, not {depth}")
+    wanted = dtype or f"uint{depth}"
+    if (dtype is None and depth not in (8, 16)) or type_of_format(path, wanted) != wanted:
+        bits = " or ".join(map(str, _HOLDS[suffix]))
+        raise InputError(f"cannot write {path}: {suffix} has {bits} bits, not {dtype or depth}")
+    kind = np.dtype(wanted)
     if not image.is_floating_point() or image.ndim != 3:
         raise InputError(f"cannot write {path}: {image.dtype} {tuple(image.shape)} is not floating point (C, H, W)")
-    allowed = _HOLDS[suffix][depth]
+    allowed = _HOLDS[suffix][16 if kind == np.uint16 else 8]
     if len(image) not in allowed:
         numbers = ", ".join(map(str, allowed[:4]))
-        raise InputError(f"cannot write {path}: {len(image)} channels, but {suffix} of {depth} bits supports {numbers}")
+        raise InputError(
+            f"cannot write {path}: {len(image)} channels, but {suffix} of {8 * kind.itemsize} bits supports {numbers}"
+        )
     if image.isnan().any():
         raise InputError(f"cannot write {path}: the image contains NaN")
-    levels = (image.detach().float().clamp(-1, 1) + 1) * ((2**depth - 1) / 2)
-    pixels = levels.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8 if depth == 8 else np.uint16)
+    pixels = _levels(image.detach().float(), kind, value_range).permute(1, 2, 0).cpu().numpy().astype(kind)
+    if profile is not None and profile[16:20] != (b"GRAY" if len(image) <= 2 else b"RGB "):
+        profile = None
     try:
-        write_whole(path, lambda file: _save(file, np.ascontiguousarray(pixels), suffix))
+        write_whole(path, lambda file: _save(file, np.ascontiguousarray(pixels), suffix, profile, tags))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _save(file: BinaryIO, pixels: np.ndarray, suffix: str) -> None:
-    """Write (H, W, C) of uint8 or uint16 to an empty file."""
+def _levels(image: torch.Tensor, kind: np.dtype, value_range: Range | None) -> torch.Tensor:
+    shifted = image.clamp(-1, 1) + 1
+    if value_range is None:
+        levels = shifted * (float(np.iinfo(kind).max) / 2)
+    else:
+        least, greatest = value_range
+        levels = shifted.double() * ((greatest - least) / 2) + least
+    if kind.kind == "f":
+        return levels
+    return levels.round().clamp(float(np.iinfo(kind).min), float(np.iinfo(kind).max))
+
+
+def _save(file: BinaryIO, pixels: np.ndarray, suffix: str, profile: bytes | None, tags: Sequence[Tag]) -> None:
+    """Write (H, W, C) to an empty file."""
     channels = pixels.shape[2]
     if suffix in (".tif", ".tiff"):
         colour = "rgb" if channels in (3, 4) else "minisblack"
@@ -236,13 +344,22 @@ def _save(file: BinaryIO, pixels: np.ndarray, suffix: str) -> None:
         squeezed = pixels[..., 0] if channels == 1 else pixels
         tifffile.imwrite(
             file, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
-            compression="zlib", metadata=None,
+            compression="zlib", metadata=None, iccprofile=profile, extratags=[(*tag, True) for tag in tags],
         )  # fmt: skip
     elif pixels.dtype == np.uint16:
         try:
             kornia_rs.io.write_image_png_u16(file.name, pixels, _PNG16[channels])
         except Exception as error:  # it raises bare Exceptions
             raise OSError(str(error)) from error
+        if profile is not None:
+            written = Path(file.name).read_bytes()
+            file.write(written[:33] + _chunk(b"iCCP", b"ICC\0\0" + zlib.compress(profile)) + written[33:])
     else:
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA
-        image.save(file, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))
+        options = {} if profile is None or suffix == ".bmp" else {"icc_profile": profile}
+        image.save(file, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}), **options)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

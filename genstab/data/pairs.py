@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from genstab.data.channels import converted, is_convertible
 from genstab.data.formats import is_image
-from genstab.data.image_io import image_shape, read_image, resized
+from genstab.data.header_notes import HeaderNotes, orientation_note
+from genstab.data.image_io import image_info, read_image
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
+from genstab.data.reading import AS_STORED, Reading, resized
 from genstab.errors import InputError, check_choice, check_counts
 
 DIRECTIONS = ("AtoB", "BtoA")
@@ -41,8 +44,10 @@ class Wanted:
         channels_a, channels_b: of the images A and B.
         least: the least (H, W) that `what`, as named in messages, needs; None allows any.
         what: see `least`.
-        same_size: whether A and B of a pair must have the same size.
+        same_size: whether A and B of a pair must have the same size; one that lies beside an upright one is refused
+            anyway.
         convert: accept other channels where `converted` can convert them.
+        reading_a, reading_b: how the pixels of A and B are read; of files with both images, as `reading_a`.
     """
 
     channels_a: int
@@ -51,22 +56,37 @@ class Wanted:
     what: str = "crop"
     same_size: bool = True
     convert: bool = False
+    reading_a: Reading = AS_STORED
+    reading_b: Reading = AS_STORED
 
-    def check(self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None) -> tuple[_Size, _Size]:
-        """Check the (C, H, W) of the files of a pair, and return the (H, W) of A and B."""
+    def check(
+        self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None, note: str = ""
+    ) -> tuple[_Size, _Size]:
+        """Check the (C, H, W) of the files of a pair, and return the (H, W) of A and B.
+
+        `note` is added where the sizes differ.
+        """
         self._check_channels(pair.a, "A", shape_a[0], self.channels_a)
         size = size_b = shape_a[1], shape_a[2]
         if pair.b is None or shape_b is None:
+            read_alike = self.reading_a.value_range == self.reading_b.value_range
+            if self.reading_a.labels or self.reading_b.labels or not read_alike:
+                raise InputError(
+                    f"{pair.a} holds A and B side by side: data.source_labels and a data.value_range of one side need "
+                    "two folders"
+                )
             self._check_channels(pair.a, "B", shape_a[0], self.channels_b)
             _check_even(pair.a, shape_a[2])
             size = size_b = shape_a[1], shape_a[2] // 2
         else:
             self._check_channels(pair.b, "B", shape_b[0], self.channels_b)
             size_b = shape_b[1], shape_b[2]
-            if self.same_size and size != size_b:
+            turned = size == size_b[::-1]  # resized to one size they would not match
+            if size != size_b and (self.same_size or turned):
+                advice = "" if turned else ", or set data.load_size to resize both"
                 raise InputError(
-                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(size_b)}: "
-                    "A and B of a pair must have the same size, or set data.load_size to resize both"
+                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(size_b)}{note}: "
+                    f"A and B of a pair must have the same size{advice}"
                 )
         if self.least and (size[0] < self.least[0] or size[1] < self.least[1]):
             raise InputError(
@@ -200,15 +220,20 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
 
     Errors are appended to `problems`, and the pair is left out; they are raised if it is None.
     """
-    sizes = []
+    sizes, notes = [], HeaderNotes()
     for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, delay=1, disable=None):
         try:
-            shape_b = None if pair.b is None else image_shape(pair.b)
-            sizes.append(wanted.check(pair, image_shape(pair.a), shape_b))
+            info_a = image_info(pair.a, wanted.reading_a)
+            info_b = None if pair.b is None else image_info(pair.b, wanted.reading_b)
+            notes.see(pair.a, info_a, info_b)
+            turned = orientation_note(info_a, info_b)
+            sizes.append(wanted.check(pair, info_a.shape, None if info_b is None else info_b.shape, turned))
         except InputError as error:
             if problems is None:
                 raise
             problems.append(str(error))
+    for line in notes.lines():
+        rank_zero_warn(line)
     return sizes
 
 
@@ -225,7 +250,7 @@ class PairDataset(Dataset[dict[str, Any]]):
     Args:
         direction: "AtoB" (the source is A) or "BtoA".
         size: (H, W) to resize to; None does not resize.
-        wanted: what the files must have; None does not check them.
+        wanted: what the files must have, and how they are read; None does not check them.
         on_error: "raise" or "skip".
 
     Raises:
@@ -240,6 +265,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         on_error: str = "raise",
     ) -> None:
         self.direction, self.size, self.wanted, self.on_error = direction, size, wanted, on_error
+        self.reading_a, self.reading_b = (wanted.reading_a, wanted.reading_b) if wanted else (AS_STORED, AS_STORED)
+        self.interpolation = (self.reading_a if direction == "AtoB" else self.reading_b).interpolation
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -274,7 +301,7 @@ class PairDataset(Dataset[dict[str, Any]]):
             a, b = converted(a, self.wanted.channels_a), converted(b, self.wanted.channels_b)
         source, target = (a, b) if self.direction == "AtoB" else (b, a)
         if self.size is not None:
-            source, target = resized(source, self.size), resized(target, self.size)
+            source, target = resized(source, self.size, self.interpolation), resized(target, self.size)
         return {"source": source, "target": target, "name": pair.name}
 
 
@@ -290,7 +317,8 @@ class PairedImages(PairDataset):
 
     def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
         pair = self.pairs[index]
-        return pair, read_image(pair.a), None if pair.b is None else read_image(pair.b)
+        b = None if pair.b is None else read_image(pair.b, self.reading_b)
+        return pair, read_image(pair.a, self.reading_a), b
 
 
 def _images(folder: Path) -> dict[str, Path]:

@@ -32,6 +32,7 @@ from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
 from genstab.report.figures import distance_grids, feature_map_picture, save_picture, write_exhibits
 from genstab.runtime.files import MEASUREMENTS, read_json, write_json
+from genstab.runtime.run_folder import MEASURED, check_measurable
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
@@ -63,14 +64,13 @@ def measure(
     if options.corruptions and options.corruptions["baseline"]:
         read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # fail early if it is missing
     folder = Path(folder)
+    check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
     with ExitStack() as stack, _same_buffers(model), inference(model, options.dtype) as call:
         measurement = _Measurement(model, call, folder, options, stack)
         measurement.results.notes += notes
-        results = measurement.run(dataset)
-    write_json(folder / MEASUREMENTS, results.measurements)
-    return results
+        return measurement.run(dataset)
 
 
 @contextmanager
@@ -129,17 +129,17 @@ class _Measurement:
             self._features(first.source, rolled)
         with self._noted("corruptions"):
             self._corruptions(first)
+        decibels: dict[Shift, float] = {}
         if rolled is not None:
-            decibels: dict[Shift, float] = {}
             with self._noted("map"):
                 decibels = self._map(first, rolled)
+        for name in MEASURED:
+            (self.folder / name).unlink(missing_ok=True)  # of an earlier measurement
+        write_json(self.folder / MEASUREMENTS, results.measurements)  # first, as it tells whose the others are
+        if rolled is not None:
             self._pictures(first, rolled, decibels)
-        for key in ("features", "corruptions", "samples", "shift_map"):
-            path = self.folder / f"{key}.png"
-            if key in results.pictures:
-                save_picture(results.pictures[key], path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier measurement
+        for key, picture in results.pictures.items():
+            save_picture(picture, self.folder / f"{key}.png")
         return results
 
     def _batches(self, dataset: Dataset, number: int) -> Iterator[Batch]:
@@ -350,6 +350,10 @@ def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str,
     baseline = read_json(Path(folder, MEASUREMENTS)).get(key)
     if baseline is None:
         raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} has no {key}")
-    if baseline["images"] != part["images"]:
-        raise InputError(f"corruptions.baseline={folder} was measured on {baseline['images']}, not {part['images']}")
-    return relative_corruption_error(part["errors"], baseline["errors"], part["severities"], baseline["severities"])
+    try:
+        images, errors, severities = baseline["images"], baseline["errors"], baseline["severities"]
+        if images != part["images"]:
+            raise InputError(f"corruptions.baseline={folder} was measured on {images}, not {part['images']}")
+        return relative_corruption_error(part["errors"], errors, part["severities"], severities)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} is no measurement's") from error

@@ -15,6 +15,7 @@ from genstab.errors import InputError
 from genstab.inference.conventions import Conventions, follow_conventions
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
+from genstab.inference.trained_on import trained_on
 from genstab.inference.weights import described_state, fitting_weights, mismatches
 from genstab.layers.filters import AntiAlias
 from genstab.networks.resnet import ResNetGenerator
@@ -94,7 +95,7 @@ def load_model(
     for name, value in {"norm": norm, "padding": padding}.items():
         if value is not None:
             raise InputError(f"model.{name}={value} is for files that name no network: leave out model._target_ or it")
-    network.load_state_dict(fitting_weights(path, _content(path, kind, notes), network, prefix, weights))
+    network.load_state_dict(fitting_weights(path, read_content(path, kind, notes), network, prefix, weights))
     return follow_conventions(network.cpu().eval(), conventions)
 
 
@@ -114,7 +115,8 @@ def checkpoint_of(path: str | Path) -> Path:
     return path
 
 
-def _content(path: Path, kind: str, notes: list[str] | None) -> Any:
+def read_content(path: Path, kind: str, notes: list[str] | None = None) -> Any:
+    """Return what a file of weights holds, of the kind `CHECKPOINT` or `SAFETENSORS`; nothing in it is executed."""
     if kind != SAFETENSORS:
         return read_weights(path, notes)
     try:
@@ -202,7 +204,7 @@ def load_generator(
         InputError: the file does not exist, holds no such generator, or has another norm or padding.
     """
     path = checkpoint_of(path)
-    checkpoint = _content(path, file_kind(path), notes)
+    checkpoint = read_content(path, file_kind(path), notes)
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         return cyclegan_generator(path, checkpoint, norm, padding, prefix, weights, notes).eval()
@@ -225,4 +227,5 @@ def load_generator(
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
+    generator.trained_on = trained_on(checkpoint)  # type: ignore[assignment]  # not a tensor
     return generator.eval()

@@ -2,9 +2,11 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.data.augment import Size
-from genstab.data.image_io import depth_of_format, image_depth, image_shape, read_image, resized, writable, write_image
+from genstab.data.geotiff import scaled_geotiff
+from genstab.data.header_notes import HeaderNotes
+from genstab.data.image_io import ImageInfo, image_info, read_image, type_of_format, writable, write_image
 from genstab.data.paths import find_images, hxw, shortened
+from genstab.data.reading import Reading, almost_constant, parse_range, resized
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import padded_calls
@@ -54,8 +59,8 @@ class _Job:
     source: Path
     target: Path
     shape: tuple[int, int, int]
-    depth: int
     stamp: Stamp = field(compare=False)  # a list has no hash
+    written: Mapping[str, Any] = field(compare=False)  # type, range, profile and tags, for `write_image`
 
 
 def predict(
@@ -70,6 +75,11 @@ def predict(
     device: str | torch.device = "cpu",
     values: Sequence[Values] = (Values(),),
     notes: list[str] | None = None,
+    source_range: Sequence[float] | None = None,
+    target_range: Sequence[float] | None = None,
+    source_labels: int | None = None,
+    source_interpolation: str | None = None,
+    max_megapixels: float | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Predicted:
     """Apply a generator to the images in a folder, and write the results under the same names to another folder.
@@ -77,7 +87,8 @@ def predict(
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
     formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels
     than the generator takes raise an error, as does an output size that is not the input size times or divided by an
-    integer. The EXIF orientation is applied; other metadata is dropped.
+    integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept, fitted to the size of
+    the result; other metadata is dropped.
 
     A record beside the results, `predict.jsonl`, says what made them, so that a second call does what is missing:
     images that are new or have changed since. Nothing is written through links or over images of `source`.
@@ -96,6 +107,12 @@ def predict(
         values: what the values of its images mean, see `genstab.inference.value_range.parse_values`; of several the
             one that fits is found by trying.
         notes: gets lines about what was found by trying.
+        source_range: the values that become −1 and 1, of images that are not of 8 bits; None: what the generator was
+            trained on, as its checkpoint says, or the range of the type.
+        target_range: the values that −1 and 1 become in results of the type of such images, for example `int16`; None:
+            that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits.
+        source_labels, source_interpolation: see `genstab.data.reading.Reading`; None: as in the training.
+        max_megapixels: the most pixels of an image, in millions; None: 179.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
 
     Raises:
@@ -108,13 +125,19 @@ def predict(
     paths = find_images(source, recursive, name="input")
     _check_output(source, output, recursive)
     _check_targets(paths)
-    made_by = json.loads(json.dumps({"sha256": model_digest(generator), "size": size, **(made_by or {})}))
+    reading, ranges = _reading(
+        generator, source_range, target_range, source_labels, source_interpolation, max_megapixels
+    )
+    depends = {"sha256": model_digest(generator), "size": size, **(made_by or {})}
+    depends |= {"source_range": reading.value_range, "source_labels": reading.labels, **ranges}
+    kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
     if not overwrite:
-        record.check(output, made_by)
+        record.check(output, kept)
     result = Predicted()
     jobs: list[_Job] = []
     unknown: list[str] = []
+    headers = HeaderNotes()
     for path in paths:
         name = path.relative_to(source).as_posix()
         target = writable(output / name)
@@ -126,7 +149,9 @@ def predict(
                 elif record.images[name] == state and target.is_file():
                     result.present.append(name)
                     continue
-            jobs.append(_Job(name, path, target, image_shape(path), depth_of_format(target, image_depth(path)), state))
+            info = image_info(path, reading)
+            headers.see(path, info)
+            jobs.append(_Job(name, path, target, info.shape, state, _written(info, target, reading, ranges)))
     if unknown:
         raise InputError(
             f"output={output} holds {shortened(unknown)}, which {RECORD} there does not know: overwrite=true replaces "
@@ -136,8 +161,12 @@ def predict(
     if not jobs:
         return result
     found: list[str] = [] if notes is None else notes
+    say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
+    for line in headers.lines():
+        say(line)
+    looked = False
     with (
-        recording(output, made_by, [job.name for job in jobs], overwrite) as done,
+        recording(output, kept, [job.name for job in jobs], overwrite) as done,
         inference(generator) as native,
         padded_calls(generator, native, found) as padded,
         converted_calls(generator, padded, values, found) as call,
@@ -147,9 +176,12 @@ def predict(
             images: dict[_Job, Tensor] = {}
             for job in batch:
                 with result.leave_out(job.name, on_error):
-                    image = read_image(job.source)
-                    images[job] = image if size is None else resized(image, size)
+                    image = read_image(job.source, reading)
+                    images[job] = image if size is None else resized(image, size, reading.interpolation)
             if images:
+                if not looked and (empty := almost_constant(torch.stack(list(images.values())))):
+                    say(f"in the first batch, {empty}")
+                looked = True
                 _generate(images, call, size is None, device, result, on_error, done)
             bar.update(len(batch))
     return result
@@ -171,6 +203,43 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
             raise InputError(
                 f"output={output}: the result {leads_to} would replace the input {path}, which links to it"
             )
+
+
+def _reading(
+    generator: nn.Module,
+    source_range: Sequence[float] | None,
+    target_range: Sequence[float] | None,
+    labels: int | None,
+    interpolation: str | None,
+    max_megapixels: float | None,
+) -> tuple[Reading, dict[str, Any]]:
+    """Return how images are read, and the range of the results, with what the generator was trained on as defaults."""
+    trained = getattr(generator, "trained_on", {})
+    sides = trained.get("value_range", {})
+    reading = Reading(
+        parse_range("source_range", source_range if source_range is not None else sides.get("source")),
+        labels or trained.get("source_labels"),
+        interpolation or trained.get("source_interpolation", "bilinear"),
+        max_megapixels,
+    )
+    written = parse_range("target_range", target_range if target_range is not None else sides.get("target"))
+    if written is None and "target" not in sides:
+        written = reading.value_range
+    return reading, {"target_range": written}
+
+
+def _written(info: ImageInfo, target: Path, reading: Reading, ranges: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a result is written: in the type of its source, if that has a range of values or is unsigned."""
+    written = ranges["target_range"]
+    own = info.dtype == "uint8" or (written is None and (reading.value_range or info.dtype != "uint16"))
+    dtype = "uint8" if own or reading.labels else type_of_format(target, info.dtype)
+    tags = info.tags if info.orientation == 1 and target.suffix.lower() in (".tif", ".tiff") else ()
+    return {
+        "dtype": dtype,
+        "value_range": None if dtype == "uint8" else written,
+        "profile": info.profile,
+        "tags": tags,
+    }
 
 
 def _check_output(source: Path, output: Path, recursive: bool) -> None:
@@ -238,7 +307,11 @@ def _generate(
                 job.target.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"cannot create the folder {job.target.parent}: {error.strerror}") from error
-            write_image(job.target, image if native else resized(image, job.shape[1:]), job.depth)
+            image = image if native else resized(image, job.shape[1:])
+            tags = scaled_geotiff(
+                job.written["tags"], [a / b for a, b in zip(image.shape[1:], job.shape[1:], strict=True)]
+            )
+            write_image(job.target, image, **{**job.written, "tags": tags})
             done(job.name, job.stamp)
             result.written.append(job.name)
 

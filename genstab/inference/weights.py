@@ -107,7 +107,7 @@ def mismatches(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         "missing": [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in weights if key not in expected],
         "shape mismatch:": [
-            f"{key} ({_shape(weights[key])}, not {_shape(value)})"
+            f"{key} ({shape_text(weights[key])}, not {shape_text(value)})"
             for key, value in expected.items()
             if key in weights and weights[key].shape != value.shape
         ],
@@ -141,7 +141,7 @@ def described_state(
             raise InputError(f"{path} claims {count} {key}, but holds {len(weights)} tensors")
     for key, value in weights.items():
         if value.layout is torch.strided and value.untyped_storage().nbytes() < value.numel() * value.element_size():
-            raise InputError(f"{path} claims {_shape(value)} numbers in {key}, but holds fewer")
+            raise InputError(f"{path} claims {shape_text(value)} numbers in {key}, but holds fewer")
     try:
         with torch.device("meta"):
             return network(**{**config, "antialias": None}).state_dict()
@@ -150,5 +150,6 @@ def described_state(
         raise InputError(f"{path} does not fit the generator that it describes: {said}") from error
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_text(tensor: Tensor) -> str:
+    """Write the shape of a tensor, as in 3×4."""
     return "×".join(map(str, tensor.shape)) or "a number"

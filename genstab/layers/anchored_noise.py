@@ -7,11 +7,12 @@ full resolution. It follows integer shifts exactly and fractional ones nearly so
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genstab.errors import check_counts
 from genstab.layers.filters import taps
 from genstab.layers.padding import pad2d
+from genstab.layers.tracing import TracedModule
 
 REACH = 4  # pixels from an edge of the source; noise further away does not resemble detail and lowers SSIM
 WINDOW = REACH / 2.2  # standard deviation in pixels of the filters' Gaussian window
@@ -57,7 +58,7 @@ def _gaussian(reach: int, deviation: float) -> Tensor:
     return torch.outer(line, line)
 
 
-class AnchoredNoise(nn.Module):
+class AnchoredNoise(TracedModule):
     """Module of `anchored_noise`; it has no trainable parameters.
 
     Args:

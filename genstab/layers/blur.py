@@ -6,12 +6,13 @@ low-pass filter cuts at the Nyquist frequency of the smaller grid, or with strid
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genstab.errors import InputError, check_choice
 from genstab.layers.filters import PADDING_MODES, Filter, is_ideal, taps
 from genstab.layers.ideal import ideal_lowpass
 from genstab.layers.padding import pad2d
+from genstab.layers.tracing import TracedModule, constant
 
 Stride = int | tuple[int, int]
 TapsPair = tuple[Tensor, Tensor]
@@ -20,7 +21,7 @@ Taps = Tensor | TapsPair
 
 def blur_padding(taps: TapsPair, mirrored: bool = False) -> tuple[int, int, int, int]:
     """Return the padding (left, right, top, bottom) with which a blur keeps the size, from taps of (rows, columns)."""
-    (top, bottom), (left, right) = ((max(0, t.numel() - 1) // 2, t.numel() // 2) for t in taps)
+    (top, bottom), (left, right) = ((max(0, n - 1) // 2, n // 2) for n in (constant(t.numel()) for t in taps))
     return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
 
 
@@ -33,7 +34,7 @@ def blur_valid2d(images: Tensor, taps: TapsPair, stride: Stride = 1) -> Tensor:
     """
     if any(map(is_ideal, taps)):
         return _with_ideal(images, taps, stride, "circular", mirrored=False)
-    channels = images.shape[-3]
+    channels = constant(images.shape[-3])
     kernel = torch.outer(*taps).to(images).expand(channels, 1, -1, -1)
     return F.conv2d(images, kernel, stride=stride, groups=channels)
 
@@ -142,13 +143,13 @@ def blur_upsample2d(
 
 def phase_sums(taps: Tensor, stride: int) -> Tensor:
     """Return for each tap the sum of the taps at a distance of a multiple of `stride`, itself included."""
-    apart = torch.arange(taps.numel(), device=taps.device)
+    apart = torch.arange(constant(taps.numel()), device=taps.device)
     return ((apart[:, None] - apart) % stride == 0).to(taps) @ taps
 
 
 def _upsample(images: Tensor, dim: int, taps: Tensor, stride: int, padding_mode: str, mirrored: bool) -> Tensor:
     """Upsample along one dimension, −2 (rows) or −1 (columns)."""
-    size, channels = taps.numel(), images.shape[-3]
+    size, channels = constant(taps.numel()), constant(images.shape[-3])
     if size < stride:
         raise InputError(f"stride={stride} is not an integer from 1 to {size}, the number of taps")
     before = size // 2 if mirrored else (size - 1) // 2
@@ -162,7 +163,7 @@ def _upsample(images: Tensor, dim: int, taps: Tensor, stride: int, padding_mode:
     return wide.narrow(dim, stride * left + after, stride * images.shape[dim])
 
 
-class BlurPool2d(nn.Module):
+class BlurPool2d(TracedModule):
     """Blur and subsample feature maps; with `stride=1` only blur. Has no parameters and no state.
 
     Args:

@@ -20,6 +20,7 @@ from genstab.errors import InputError
 from genstab.layers.blur import blur2d, blur_downsample2d, blur_padding, blur_valid2d
 from genstab.layers.filters import AntiAlias, Filter, is_ideal, taps
 from genstab.layers.padding import pad2d
+from genstab.layers.tracing import TracedModule, constant, largest, recording, smallest
 
 Pair = tuple[int, int]
 
@@ -61,12 +62,13 @@ def periodic(
 
 def wrapped(images: Tensor, sides: Sequence[int]) -> Tensor:
     """Pad periodic images by (left, right, top, bottom); crop where these are negative."""
-    left, right, top, bottom = (max(0, side) for side in sides)
+    left, right, top, bottom = (largest(0, side) for side in sides)
     images = pad2d(images, (left, right, top, bottom), "circular")
-    return F.pad(images, [min(0, side) for side in sides]) if min(sides) < 0 else images
+    cut = [smallest(0, side) for side in sides]
+    return F.pad(images, cut) if recording() or any(cut) else images
 
 
-class Blurred(nn.Module):
+class Blurred(TracedModule):
     """Mixin of the layers with a blur: an `AntiAlias`, and its taps as a buffer that is not in the state dict."""
 
     antialias: AntiAlias
@@ -215,5 +217,6 @@ class BlurUpsample2d(Blurred, nn.Upsample):
         output = super().forward(input)
         if output.dim() != 4:
             raise InputError(f"BlurUpsample2d takes (N, C, H, W), not {tuple(input.shape)}")
-        filters = self.taps_where((output.shape[2] > input.shape[2], output.shape[3] > input.shape[3]))
+        rows, columns = (constant(output.shape[i]) > constant(input.shape[i]) for i in (2, 3))
+        filters = self.taps_where((rows, columns))
         return output if filters is None else blur2d(output, filters, self.antialias.padding_mode, mirrored=True)

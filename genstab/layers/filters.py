@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genstab.errors import InputError, check_choice
+from genstab.layers.tracing import constant
 
 # The paper tests rect2, tri3 and bin5; a row of Pascal's triangle gives each of them.
 BINOMIAL = {"none": 1, "rect2": 2, "tri3": 3, "bin4": 4, "bin5": 5, "bin6": 6, "bin7": 7}
@@ -51,7 +52,7 @@ def taps(filter: Filter) -> Tensor:
 
 def is_ideal(taps: Tensor) -> bool:
     """Return whether taps represent the ideal low-pass filter, which is applied by `genstab.layers.ideal`."""
-    return taps.numel() == 0
+    return constant(taps.numel()) == 0
 
 
 def kaiser_taps(size: int = 13, cutoff: float = 0.25, half_width: float = (2**0.5 - 1) / 4) -> tuple[float, ...]:

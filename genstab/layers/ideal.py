@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from genstab.layers.tracing import largest, scalar
+
 
 def dirichlet(distance: Tensor, period: int, highest: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return (1 + 2 Σ_k cos(2π k distance / period)) / period, k from 1 to `highest`; distances are integers.
@@ -10,7 +12,7 @@ def dirichlet(distance: Tensor, period: int, highest: int, dtype: torch.dtype = 
     This is the impulse response, on a circle of `period` pixels, that keeps the frequencies up to `highest`.
     """
     # Tensors, not numbers, since ONNX can divide integers by these.
-    turn, width = (torch.full((), number, device=distance.device) for number in (period, 2 * highest + 1))
+    turn, width = (scalar(number, distance.device) for number in (period, 2 * highest + 1))
     # Reduce the integers to one period: the sine of a large angle is not precise in float32.
     near, far = distance % turn, (distance * width) % (2 * turn)
     flips = 1 - 2 * (((distance - near) // turn) % 2)  # sin(π x / period) has the period 2 · period
@@ -34,7 +36,7 @@ def lowpass_matrix(
     its size on each side (`zeros`, `replicate`). Frequencies below 1 / (2 factor) cycles per pixel are kept, counted
     in pixels of the upsampled row.
     """
-    period = {"circular": size, "reflect": torch.sym_max(1, 2 * size - 2)}.get(padding_mode, 2 * size)
+    period = {"circular": size, "reflect": largest(1, 2 * size - 2)}.get(padding_mode, 2 * size)
     highest = (up * period - 1) // (2 * factor)
     wanted = torch.arange(0, up * size, stride, device=device)[:, None]
     pixel = torch.arange(size, device=device)
@@ -67,4 +69,5 @@ def ideal_lowpass(
     """
     dtype = torch.float32 if images.device.type == "mps" else torch.float64  # MPS has no float64
     matrix = lowpass_matrix(images.shape[dim], factor, stride, up, padding_mode, dtype, images.device)
-    return (images.movedim(dim, -1) @ matrix.to(images.dtype).T).movedim(-1, dim)
+    # Not `movedim`, whose negative dimension the older ONNX exporter writes as it is.
+    return (images.transpose(dim, -1) @ matrix.to(images.dtype).T).transpose(dim, -1)

@@ -7,6 +7,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from genstab.errors import check_choice
 from genstab.layers.filters import PADDING_MODES
+from genstab.layers.tracing import constant, largest, recording, scalar
 
 
 def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "reflect") -> Tensor:
@@ -26,9 +27,16 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
         return F.pad(images, padding)
     height, width = images.shape[-2:]
     spare = 1 if mode == "circular" else 0
-    room = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
-    exporting = torch.compiler.is_exporting()
-    if exporting:  # one program for all sizes: the padding may be wider than other maps
+    exporting = recording()
+    if torch.jit.is_tracing():  # of another size, a map that is too small raises an error, as in torch
+        fixed = not any(isinstance(side, Tensor) for side in padding)
+        room = (
+            fixed and max(left, right) < constant(width) + spare,
+            fixed and max(top, bottom) < constant(height) + spare,
+        )
+    else:
+        room = (torch.sym_max(left, right) < width + spare, torch.sym_max(top, bottom) < height + spare)
+    if torch.compiler.is_exporting():  # one program for all sizes: the padding may be wider than other maps
         room = (statically_known_true(room[0]), statically_known_true(room[1]))
     if mode == "replicate" or all(room):
         # For circular padding, torch's own loses the channels-last order, which costs more than the padding. For the
@@ -58,10 +66,10 @@ def _padded_index(size: int, before: int, after: int, mode: str, device: torch.d
     """Return for each padded position the pixel that it copies."""
     index = torch.arange(-before, size + after, device=device)
     # With a single pixel there is nothing to repeat; inductor fails on the remainder of a division by 1.
-    if statically_known_true(size == 1):
+    if not torch.jit.is_tracing() and statically_known_true(size == 1):
         return index.clamp(0, 0)
     # A reflected row repeats: 0 1 2 3 2 1 | 0 1 2 3 …. No branch on a size that is not known, and a tensor to divide
     # by: both for the exporters.
-    period = size if mode == "circular" else torch.sym_max(2 * (size - 1), 1)
-    index = index % torch.full((), period, device=device)
+    period = size if mode == "circular" else largest(2 * (size - 1), 1)
+    index = index % scalar(period, device)
     return index if mode == "circular" else size - 1 - (index - (size - 1)).abs()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genstab.errors import InputError, check_counts
 from genstab.layers.blur import BlurPool2d
 from genstab.layers.filters import Filter
+from genstab.layers.tracing import TracedModule, constant, recording, scalar
 
 # Energies tie if they differ by at most 2^-16 of the largest, far above the rounding errors of a convolution.
 TIE = 16
@@ -37,12 +38,12 @@ def context_hash(images: Tensor) -> Tensor:
 
     Shape: (N, C, H, W), values in [−1, 1] → (N, H, W), int32, up to 2^13.
     """
-    channels = images.shape[1]
+    channels = constant(images.shape[1])
     weights = (torch.arange(channels, device=images.device) * 7 % 16 + 1) * 2**16
     mixed = (images * weights.to(images)[:, None, None]).to(torch.int64).sum(1)
     mixed = mixed - mixed.amin((1, 2), keepdim=True)
     seen = ((mixed << 13) // mixed.amax((1, 2), keepdim=True).clamp_min(1)).to(torch.int32)
-    exporting = torch.compiler.is_exporting()
+    exporting = recording()
     for dim in (-1, -2):
         for k, lag in enumerate(LAGS):
             if not exporting and lag >= seen.shape[dim]:
@@ -51,7 +52,7 @@ def context_hash(images: Tensor) -> Tensor:
             mixed = torch.add(seen * (far * (14 - own) + (own << 13)), far, alpha=2 << 13) >> 17
             mixed = (mixed << 13) // mixed.amax((1, 2), keepdim=True).clamp_min(1)
             # An exported program has no branch on the size.
-            size = torch.full((), seen.shape[dim], device=seen.device)
+            size = scalar(seen.shape[dim], seen.device)
             seen = torch.where(size > lag, mixed, seen) if exporting else mixed
     return seen
 
@@ -74,7 +75,7 @@ def choose_phases(images: Tensor, stride: int = 2) -> Tensor:
     if images.dim() != 4:
         raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W)")
     height, width = images.shape[-2:]
-    if height % stride or width % stride:
+    if constant(height) % stride or constant(width) % stride:
         raise InputError(
             f"stride={stride} does not divide the image size {height}×{width}: the components would differ in size"
         )
@@ -114,15 +115,15 @@ def polyphase_downsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> T
 
 def polyphase_upsample2d(images: Tensor, phases: Tensor, stride: int = 2) -> Tensor:
     """Insert zeros between pixels, and put the pixels of each image at its phase (arXiv 2105.04040, section 3.2)."""
-    if phases.shape != (len(images), 2):
-        raise InputError(f"phases of shape {tuple(phases.shape)} are not (N, 2) for {len(images)} images")
+    if phases.ndim != 2 or phases.shape[1] != 2 or constant(phases.shape[0]) != constant(images.shape[0]):
+        raise InputError(f"phases of shape {tuple(phases.shape)} are not (N, 2) for {images.shape[0]} images")
     for axis, dim in enumerate((-2, -1)):
         where = phases[:, axis, None, None, None]
         images = torch.stack([torch.where(where == p, images, 0) for p in range(stride)], dim).flatten(dim - 1, dim)
     return images
 
 
-class _Polyphase(nn.Module):
+class _Polyphase(TracedModule):
     """Stride and circular blur of both layers."""
 
     mirrored = False

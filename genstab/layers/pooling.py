@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from genstab.errors import InputError
 from genstab.layers.blur import blur_downsample2d
 from genstab.layers.conv import Blurred, pair, periodic
 from genstab.layers.filters import AntiAlias, Filter
+from genstab.layers.tracing import largest, recording, smallest
 
 
 def ceil_padding(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -18,13 +18,13 @@ def ceil_padding(size: int, kernel: int, stride: int, padding: int, dilation: in
     last = size + 2 * padding - dilation * (kernel - 1) - 1  # start of the last window that fits
     # The next multiple of the stride, unless that window would see only padding. For the exporters, without a branch on
     # the size and without division of a negative number, which ONNX rounds towards zero.
-    start = torch.sym_min((last + stride - 1) // stride, (size + padding - 1) // stride) * stride
-    return torch.sym_max(0, start - last)
+    start = smallest((last + stride - 1) // stride, (size + padding - 1) // stride) * stride
+    return largest(0, start - last)
 
 
 def is_padded(over: list[int]) -> bool:
     """Return whether `ceil_mode` adds pixels; in an exported program it may, depending on the size."""
-    return torch.compiler.is_exporting() or any(over)
+    return recording() or any(over)
 
 
 class MaxBlurPool2d(Blurred, nn.MaxPool2d):
@@ -38,6 +38,7 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
 
     The example of the paper: a shift of the input by one pixel changes max pooling by up to 1, this by up to 1/4.
 
+    >>> import torch
     >>> x = torch.tensor([0., 0, 1, 1, 0, 0, 1, 1]).expand(1, 1, 2, -1)
     >>> [F.max_pool2d(y, 2).flatten().tolist() for y in (x, x.roll(-1, -1))]
     [[0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
@@ -76,6 +77,7 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
     The average is not replaced by the blur, since it keeps the image in place (a window of 2 pixels is centred between
     them, an odd filter on a pixel) and suppresses aliasing at large strides.
 
+    >>> import torch
     >>> BlurAvgPool2d(2)(torch.tensor([0., 0., 8., 0., 0., 0.]).expand(1, 1, 2, -1)).flatten().tolist()
     [2.0, 3.0, 0.0]
     """
@@ -102,7 +104,7 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
         if self.ceil_mode and is_padded(over):
             # Divide by the number of pixels in a window: padding counts if `count_include_pad`, pixels beyond it never.
             around = (padding[1], padding[1], padding[0], padding[0])
-            ones = F.pad(input.new_ones(1, *input.shape[-2:]), around, value=float(self.count_include_pad))
+            ones = F.pad(input.new_ones(1, 1, *input.shape[-2:]), around, value=float(self.count_include_pad))
             x, count = (
                 F.avg_pool2d(F.pad(y, (0, over[1], 0, over[0])), kernel, 1) for y in (F.pad(input, around), ones)
             )

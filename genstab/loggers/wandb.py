@@ -25,13 +25,14 @@ STEP = "trainer/global_step"
 
 def wandb_logger(
     save_dir: str | Path,
-    project: str = "genstab",
+    project: str | None = None,
     mode: str | None = None,
     name: str | None = None,
     group: str | None = None,
-    tags: Iterable[str] = (),
+    tags: Iterable[str] | None = None,
     init_timeout: float = 10.0,
     finish_timeout: float = 120.0,
+    entity: str | None = None,
 ) -> WandbLogger:
     """Return a logger whose W&B run starts at first use, on rank 0 only, under `save_dir/wandb`.
 
@@ -42,14 +43,15 @@ def wandb_logger(
 
     Args:
         save_dir: the folder of the job; it is created if it is missing.
-        project: the W&B project.
+        project: the W&B project; None takes the environment's WANDB_PROJECT, else "genstab".
         mode: "online", "offline" or "disabled"; None takes the environment's WANDB_MODE, else what `wandb offline` or
             `wandb disabled` stored, else online for a user who is logged in and offline for one who isn't.
-        name: the name of the run; None lets W&B choose one.
-        group: the group of the run.
-        tags: the tags of the run.
+        name: the name of the run; None takes WANDB_NAME, else lets W&B choose one.
+        group: the group of the run; None takes WANDB_RUN_GROUP.
+        tags: the tags of the run; None takes WANDB_TAGS, which has commas between them.
         init_timeout: seconds to wait for the server before the run goes offline.
         finish_timeout: seconds that the end of the run waits for its upload; the rest stays in the folder of the run.
+        entity: the user or team; None takes WANDB_ENTITY, else that of the account.
 
     Raises:
         InputError: the mode (or WANDB_MODE) is not one of the choices.
@@ -76,12 +78,21 @@ def wandb_logger(
     return FallbackWandbLogger(
         save_dir,
         mode,
-        project=project,
-        name=name,
-        group=group,
-        tags=tuple(tags) or None,
+        project=project or _variable("PROJECT") or "genstab",
+        name=name or _variable("NAME"),
+        group=group or _variable("RUN_GROUP"),
+        tags=tuple(tags or filter(None, (_variable("TAGS") or "").split(","))) or None,
+        entity=entity or _variable("ENTITY"),
         settings=settings,
     )
+
+
+def _variable(name: str) -> str | None:
+    """Return an environment variable of W&B's, which wandb itself reads only once in a program; empty it is none."""
+    value = os.environ.get(f"WANDB_{name}")
+    if value == "":
+        del os.environ[f"WANDB_{name}"]  # wandb refuses an empty tag
+    return value or None
 
 
 class FallbackWandbLogger(WandbLogger):

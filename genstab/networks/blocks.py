@@ -11,6 +11,7 @@ from genstab.errors import InputError, check_choice, check_counts
 from genstab.layers.blur import BlurPool2d
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
+from genstab.layers.tracing import recording
 
 NORMS = ("batch", "instance", "group", "none")
 
@@ -64,7 +65,7 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Pad (N, C, H, W) by reflection at the right and at the bottom, so that `multiple` divides H and W."""
     height, width = images.shape[-2:]
     # An exported program has no branch on the size, and may pad by 0.
-    if not torch.compiler.is_exporting() and height % multiple == width % multiple == 0:
+    if not recording() and height % multiple == width % multiple == 0:
         return images
     # Not −size % multiple: the exporters can halve multiple · n, and see that the maps of decoder and encoder fit.
     bottom, right = ((size + multiple - 1) // multiple * multiple - size for size in (height, width))

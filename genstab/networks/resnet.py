@@ -8,6 +8,7 @@ from genstab.errors import InputError, check_choice
 from genstab.layers.blur import BlurUnpool2d
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
+from genstab.layers.tracing import TracedModule
 from genstab.networks.blocks import blur_of, crop, generator_config, init_normal, norm2d, pad_to_multiple
 
 BLOCK_PADDING = ("reflect", "replicate", "zeros")
@@ -82,7 +83,7 @@ class Residual(nn.Module):
         return x + self.norm2(padded(self.conv2, y, self.padding))
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(TracedModule):
     """Translate images with CycleGAN's ResNet generator; any input size, any number of channels.
 
     7×7 convolution, two strided 3×3 convolutions, `blocks` residual blocks at a quarter of the size, two transposed

@@ -11,6 +11,7 @@ from genstab.layers.anchored_noise import AnchoredNoise
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
 from genstab.layers.polyphase import PolyphaseDown2d, choose_phases, roll_phases
+from genstab.layers.tracing import TracedModule, constant
 from genstab.networks.blocks import blur_of, crop, generator_config, init_normal, norm2d, pad_to_multiple
 
 MOST_LEVELS = 16
@@ -88,7 +89,7 @@ class Head(nn.Module):
 
     def init(self) -> None:
         """Initialize with the identity for the image and N(0, 0.1) for the rest: N(0, 0.02) would almost remove it."""
-        out_channels = len(self.draw.weight)
+        out_channels = self.draw.out_channels
         with torch.no_grad():
             self.draw.weight.normal_(0.0, 0.1)
             self.draw.weight[:, :out_channels].zero_()
@@ -96,11 +97,11 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """(N, out_channels + in_channels + noise, H, W) and the source → (N, out_channels, H, W)."""
-        picture = torch.ones_like(x[:, : len(self.draw.weight)])  # keeps the memory format of x
+        picture = torch.ones_like(x[:, : self.draw.out_channels])  # keeps the memory format of x
         return self.draw(x * torch.cat((picture, source, self.noise(source)), dim=1))
 
 
-class UNet(nn.Module):
+class UNet(TracedModule):
     """Translate images with the pix2pix U-Net; any input size, any number of channels.
 
     Encoder C64-C128-C256-C512-…, decoder its mirror with skip connections, tanh. As in the paper the outermost and
@@ -175,7 +176,7 @@ class UNet(nn.Module):
 
     def forward(self, source: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, H, W) in [−1, 1]."""
-        if source.ndim != 4 or source.shape[1] != self.config["in_channels"]:
+        if source.ndim != 4 or constant(source.shape[1]) != self.config["in_channels"]:
             raise InputError(f"UNet: in_channels={self.config['in_channels']}, not a source of {tuple(source.shape)}")
         height, width = source.shape[-2:]
         x = padded = pad_to_multiple(source, 2**self.levels)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from genstab.data.image_io import to_uint8
@@ -19,6 +20,7 @@ from genstab.errors import InputError
 from genstab.metrics.protocols import Generate, shift_pairs
 from genstab.metrics.shift_map import RolledOutputs
 from genstab.metrics.shift_ops import Shift, roll
+from genstab.report.own_files import SOFTWARE
 from genstab.report.runs import Run
 from genstab.report.slider_frames import FRAMES, Slide, read_slide, save_frames
 from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_picture
@@ -86,7 +88,9 @@ def pixels(figure: Figure) -> Picture:
 
 def save_picture(picture: Picture, path: str | Path) -> None:
     """Write a picture (height, width, 3), uint8, as PNG."""
-    write_picture(Image.fromarray(picture), path, "PNG")
+    metadata = PngInfo()
+    metadata.add_text("Software", SOFTWARE)
+    write_picture(Image.fromarray(picture), path, "PNG", pnginfo=metadata)
 
 
 def save_animation(frames: Sequence[Picture], path: str | Path, milliseconds: int = 120) -> None:
@@ -95,7 +99,7 @@ def save_animation(frames: Sequence[Picture], path: str | Path, milliseconds: in
     palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 4)])).quantize(255)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     options = {"save_all": True, "append_images": images[1:], "duration": milliseconds, "loop": 0}
-    write_picture(images[0], path, "GIF", **options)
+    write_picture(images[0], path, "GIF", comment=SOFTWARE, **options)
 
 
 def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Tensor]:

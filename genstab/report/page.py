@@ -26,7 +26,7 @@ RUNS_AT_FULL_SIDE = 6
 
 def write_page(runs: Sequence[Run], output: str | Path, title: str | None = None) -> None:
     """Write the page of `build_page` atomically; raise an `InputError` if it cannot be written."""
-    page = build_page(runs, title).encode()
+    page = build_page(runs, title).encode("utf-8", "backslashreplace")  # names of files may be no valid text
     with writing("output", output):
         write_whole(output, lambda file: file.write(page))
 

@@ -1,13 +1,14 @@
 """What runs left in their folders, read back to be compared."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from genstab.data.paths import natural
 from genstab.errors import InputError
+from genstab.report.check_json import check_measurements, check_summary
 from genstab.runtime.files import MEASUREMENTS, SLIDE_OUTPUT, SLIDE_SOURCE, SUMMARY, read_json
 
 # How far below a folder that is no run itself its runs may lie: multirun/DATE/TIME/0.
@@ -71,21 +72,23 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             folders.setdefault(folder.resolve(), folder)
     if not folders:
         raise InputError(f"no run to compare: give a folder with a {SUMMARY}, or one that has such folders in it")
-    summaries = {folder: read_json(folder / SUMMARY) for folder in folders.values()}
+    summaries = {folder: _checked(folder / SUMMARY, check_summary) for folder in folders.values()}
     names = _names({folder: _name(folder, summary) for folder, summary in summaries.items()})
     return [Run(names[folder], folder, summary, _measurements(folder)) for folder, summary in summaries.items()]
 
 
 def _measurements(folder: Path) -> dict[str, Any]:
-    if not (path := folder / MEASUREMENTS).is_file():
-        return {}
-    measurements = read_json(path)
-    for part in PARTS:
-        if not isinstance(found := measurements.get(part, {}), dict | None):
-            raise InputError(
-                f"cannot read {path}: {part} is a {type(found).__name__}, not an object of keys and values"
-            )
-    return measurements
+    path = folder / MEASUREMENTS
+    return _checked(path, check_measurements) if path.is_file() else {}
+
+
+def _checked(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    content = read_json(path)
+    try:
+        check(content)
+    except ValueError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    return content
 
 
 def _runs_of(path: Path) -> list[Path]:

@@ -91,7 +91,9 @@ def read_costs(path: str | Path) -> list[Cost]:
                 name = result["contestant"]
                 raise InputError(f"costs={path} has {name} more than once: measure one --batch, --dtype and --layout")
             costs.append((config, float(ratios.get("none", 1.0))))
-    except (AttributeError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"costs={path} is not what python -m genstab.bench step --json FILE writes") from error
     return costs
 

@@ -177,6 +177,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 SUMMARY, MEASUREMENTS = "summary.json", "measurements.json"
+DEEPEST = 64  # objects and lists within each other in a JSON file
 SLIDE_SOURCE, SLIDE_OUTPUT = "slide_source.webp", "slide_output.webp"
 
 
@@ -197,11 +198,39 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def parse_json(text: bytes) -> Any:
+    """Parse JSON that others may have written; numbers that are not finite, or no float holds, become None.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deeply that what reads it would run out of stack.
+
+    >>> parse_json(b'{"a": [1, NaN, -Infinity, 1e999]}')
+    {'a': [1, None, None, None]}
+    """
+
+    def integer(digits: str) -> int | None:
+        return int(digits) if len(digits) < 300 else None
+
+    def real(digits: str) -> float | None:
+        return value if math.isfinite(value := float(digits)) else None
+
+    try:
+        content = json.loads(text, parse_constant=lambda _: None, parse_int=integer, parse_float=real)
+    except RecursionError as error:
+        raise ValueError(f"nested more than {DEEPEST} deep") from error
+    level = [content]
+    for _ in range(DEEPEST):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [item for items in inner for item in items]
+        if not level:
+            return content
+    raise ValueError(f"nested more than {DEEPEST} deep")
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a file of `write_json`; raise an `InputError` if it cannot be read or is not a JSON object."""
     try:
-        # NaN is not JSON, but Python's reader accepts it
-        content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        content = parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

@@ -26,12 +26,16 @@ def training_progress(trainer: Trainer) -> dict[str, Any]:
     loaders = _loaders(trainer)
     images = next((len(each.dataset) for each in loaders if hasattr(each, "dataset")), None)
     size = next((each.batch_size for each in loaders if hasattr(each, "batch_size")), None)
+    batch = 0 if ended else batch
+    states = [each.state_dict() for each in loaders if hasattr(each, "state_dict")]
+    # A `ResumableLoader` counts what it returned and cannot know where `limit_train_batches` ends an epoch.
+    states = [{**state, "batch": batch} if "batch" in state else state for state in states]
     return {
         "epoch": epochs.ready if ended else epochs.ready - 1,
-        "batch": 0 if ended else batch,
+        "batch": batch,
         "batches": batches.total.ready,
         "steps": trainer.global_step,
-        "loaders": [each.state_dict() for each in loaders if hasattr(each, "state_dict")],
+        "loaders": states,
         "images": images,
         "images_per_step": (size or 1) * trainer.world_size,
     }

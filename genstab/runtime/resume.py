@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from pytorch_lightning import LightningModule
@@ -13,15 +16,17 @@ from genstab.runtime.last_checkpoint import RESUME
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
 LAST = "last"
+BEGINNING = ("init_from", "init_from_d", "init_from_prefix")  # what another training begins from
 # Options that may change: paths, duration, what is measured and logged. Any other makes it another training run.
 # The batch size counts together with the number of processes.
 FREE = (
     "callbacks", "ckpt_path", "data._target_", "data.batch_size", "data.cache", "data.cache_gb", "data.check",
-    "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size", "data.val_images",
-    "discriminator_prefix", "generator_prefix", "init_from", "init_from_d", "logger", "model.compile", "on_nan",
+    "data.max_megapixels", "data.num_workers", "data.on_error", "data.root", "data.url", "data.val_batch_size",
+    "data.val_images", "discriminator_prefix", "generator_prefix", *BEGINNING, "logger", "model.compile", "on_nan",
     "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
-FIXED = ("trainer.precision",)
+LIMITS = ("trainer.limit_train_batches", "trainer.overfit_batches")
+FIXED = ("trainer.precision", *LIMITS)  # which batches there are, and what is computed of them
 MOST = 8  # differences that an error lists
 PROGRESS = {
     "epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
@@ -83,24 +88,71 @@ def read_resumable(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def is_over(progress: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Return whether the training that `config` describes has no batches left."""
-    epochs, steps = (config.get("trainer", {}).get(key) for key in ("max_epochs", "max_steps"))
+def is_over(progress: Mapping[str, Any], trainer: Mapping[str, Any]) -> bool:
+    """Return whether a training run has no batches left with the options `trainer`."""
+    epochs, steps = (trainer.get(key) for key in ("max_epochs", "max_steps"))
     return 0 <= (-1 if epochs is None else epochs) <= progress["epoch"] or 0 <= (steps or -1) <= progress["steps"]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the options whose change makes it another training run, as `key then → now`.
 
-    An option that only one of the two configurations has, as after an update of genstab, is not a change.
+    An argument of a class or function (`_target_`) that one of the two configurations leaves out has its default there.
+    Any other key that only one of them has, as after an update of genstab, is not a change.
     """
-    old, new = dict(_flat(before)), dict(_flat(now))
-    for flat in (old, new):
-        if (offset := flat.pop("data.twin_reach", None)) is not None:  # its name in version 0.1
-            flat["data.overlap_offset"] = offset
-    free = tuple(f"{group}." for group in FREE)
-    keys = (key for key in sorted(old.keys() & new.keys()) if not f"{key}.".startswith(free) or key in FIXED)
-    return [f"{key} {old[key]} → {new[key]}" for key in keys if old[key] != new[key]]
+    return list(_differences(_renamed(before), _renamed(now), ""))
+
+
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = config.get("data")
+    if not isinstance(data, Mapping) or data.get("twin_reach") is None:
+        return dict(config)
+    rest = {key: value for key, value in data.items() if key != "twin_reach"}  # its name in version 0.1
+    return {**config, "data": {**rest, "overlap_offset": data["twin_reach"]}}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    # Nothing is imported that only a checkpoint names.
+    target = new.get("_target_")
+    defaults = _defaults(target) if target == old.get("_target_", target) else {}
+    for name in sorted(old.keys() | new.keys()):
+        key = f"{prefix}.{name}".lstrip(".")
+        if name not in defaults and not (name in old and name in new):
+            continue
+        then, value = (_plain(each[name] if name in each else defaults[name]) for each in (old, new))
+        if isinstance(then, Mapping) and isinstance(value, Mapping):
+            yield from _differences(then, value, key)
+            continue
+        # a limit of 1 is one batch, one of 1.0 all of them
+        same = then == value and not (key in LIMITS and then and type(then) is not type(value))
+        if not same and (key in FIXED or not f"{key}.".startswith(tuple(f"{group}." for group in FREE))):
+            yield f"{key} {then} → {value}"
+
+
+def _defaults(target: Any) -> dict[str, Any]:
+    """Return the defaults of the arguments of a class or function, also of those that it hands to its parents."""
+    if not isinstance(target, str):
+        return {}
+    try:
+        found = resolve_name(target)
+        kinds = [kind for kind in found.__mro__ if "__init__" in vars(kind)] if isinstance(found, type) else [found]
+        defaults: dict[str, Any] = {}
+        for kind in kinds:
+            parameters = signature(vars(kind)["__init__"] if isinstance(kind, type) else kind).parameters.values()
+            given = {each.name: each.default for each in parameters if each.default is not each.empty}
+            defaults = {**given, **defaults}
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+                break
+    except (ImportError, AttributeError, TypeError, ValueError):  # not there any more, or built in
+        return {}
+    return defaults
+
+
+def _plain(value: Any) -> Any:
+    """Return a default as a config would have it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    return list(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def check_begun(path: Path, checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +161,7 @@ def check_begun(path: Path, checkpoint: Mapping[str, Any], config: Mapping[str, 
     Raises:
         InputError: `config` has others; with none, it resumes whatever that training began from.
     """
-    before = {key: checkpoint.get("config", {}).get(key) for key in ("init_from", "init_from_d")}
+    before = {key: checkpoint.get("config", {}).get(key) for key in BEGINNING}
     for key, then in before.items():
         now = config.get(key)
         if now is not None and now != then:
@@ -127,6 +179,7 @@ def check_fit(
     images: int,
     images_per_step: int,
     config: Mapping[str, Any],
+    max_epochs: int | None,
 ) -> None:
     """Raise an `InputError` that lists, as `key then → now`, why a training run cannot resume from a checkpoint."""
     progress, before, now = checkpoint[RESUME], checkpoint["state_dict"], model.state_dict()
@@ -144,17 +197,8 @@ def check_fit(
     for (name, count), then in zip(counts.items(), (progress["images"], progress["images_per_step"]), strict=True):
         if then is not None and then != count:
             differences.append(f"{name} {then} → {count}")
-    epochs = config.get("trainer", {}).get("max_epochs", -1)
-    if epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > epochs:
-        differences.append(f"trainer.max_epochs={epochs}: it is already in epoch {progress['epoch'] + 1}")
+    if max_epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > max_epochs:
+        differences.append(f"trainer.max_epochs={max_epochs}: it is already in epoch {progress['epoch'] + 1}")
     if differences:
         more = f"; and {len(differences) - MOST} more" if len(differences) > MOST else ""
         raise InputError(f"{path} does not fit this training run: {'; '.join(differences[:MOST])}{more}")
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

@@ -1,5 +1,6 @@
-"""A run folder belongs to one training run: a second one is refused, at the same time and afterwards."""
+"""A run folder belongs to one training run or one measurement: others are refused, before anything is written."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,11 @@ from genstab.errors import InputError
 from genstab.runtime.lock import lock
 
 LOCK = ".lock"
+MEASURED = (
+    "measurements.json", "summary.json", "report.html", "samples.png", "shift_map.png", "features.png",
+    "corruptions.png", "shift.gif", "slide_source.webp", "slide_output.webp",
+)  # fmt: skip
+"""What a measurement leaves in its folder; a second one there replaces all of it."""
 
 
 def fresh(folder: str) -> str:
@@ -42,6 +48,28 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
             f"{folder} already holds a training run ({found}): resume it with ckpt_path=last, or choose another folder "
             "with hydra.run.dir or hydra.sweep.dir"
         )
+
+
+def check_measurable(folder: str | Path) -> None:
+    """Raise an `InputError` unless a measurement in `folder` replaces nothing but an earlier measurement."""
+    folder = Path(folder)
+    signs = (*(folder / name for name in ("checkpoints", LOCK)), *_training_summary(folder))
+    if any(sign.exists() for sign in signs):
+        raise InputError(f"{folder} holds a training run: hydra.run.dir=DIR names a folder of its own")
+    found = [name for name in MEASURED if (folder / name).exists()]
+    if found and MEASURED[0] not in found:
+        raise InputError(
+            f"{folder} holds {', '.join(found)} that no measurement wrote ({MEASURED[0]} is missing): "
+            "hydra.run.dir=DIR names a folder of its own"
+        )
+
+
+def _training_summary(folder: Path) -> list[Path]:
+    """Return the summary of a training run; a training may keep no checkpoint."""
+    with suppress(OSError, ValueError, RecursionError):
+        if "steps" in json.loads((folder / "summary.json").read_bytes()):
+            return [folder / "summary.json"]
+    return []
 
 
 @contextmanager

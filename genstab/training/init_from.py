@@ -6,27 +6,27 @@ but weights: optimizers, schedule, epochs and random numbers are new, and the ne
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from genstab.errors import InputError
-from genstab.inference.cyclegan_checkpoints import cyclegan_generator
+from genstab.inference.cyclegan_checkpoints import cyclegan_generator, generators_in
 from genstab.inference.load_model import CHECKPOINT as TORCH_FILE
-from genstab.inference.load_model import LAST, SAFETENSORS, file_kind
-from genstab.inference.weights import _shape, state_dicts
+from genstab.inference.load_model import LAST, SAFETENSORS, file_kind, read_content
+from genstab.inference.weights import Weights, same, shape_text, state_dicts
 from genstab.networks.patchgan import PatchGAN
+from genstab.networks.pixelgan import PixelGAN
 from genstab.networks.unet import UNet
-from genstab.runtime.checkpoint_file import read_weights
 
+OURS = (PatchGAN, PixelGAN)
 LISTED = 3  # keys of each kind that a line names
 # How files of several networks name the discriminator: discriminator., netD, D_A, model.D.
+_LAYERS = re.compile(r"(^|\.)(?:model|net)\.(?=\d+\.\w+$)")
 _DISCRIMINATOR = re.compile(r"discriminator|netD|(?<![A-Za-z])D(?![A-Za-z])")
 
 
@@ -61,7 +61,13 @@ class Begun:
         return "; ".join([f"loaded {self.loaded} of {self.tensors} tensors from {self.file}", *said])
 
 
-def begin_from(model: nn.Module, file: str | Path, file_d: str | Path | None = None) -> dict[str, dict[str, Any]]:
+def begin_from(
+    model: nn.Module,
+    file: str | Path,
+    file_d: str | Path | None = None,
+    prefix: str | None = None,
+    notes: list[str] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Load the weights that fit into the `generator` and `discriminator` of a model; return a `Begun` as dict for each.
 
     Nothing in the files is executed.
@@ -72,40 +78,46 @@ def begin_from(model: nn.Module, file: str | Path, file_d: str | Path | None = N
             repository; or a state dict (safetensors or `torch.save`), nested in dicts and with a prefix or not. The
             networks may differ in filter, depth, head, norm and so on: tensors of the same name and shape are loaded.
         file_d: a file with the discriminator, a `*_net_D.pth` for example.
+        prefix: of several generators in `file`, the one under this key or prefix, `netG_A` or `params_ema` for example.
+        notes: gets a line for each network.
 
     Raises:
-        InputError: a file does not exist, is no file of weights, or none of its tensors fits; a weight is not finite.
+        InputError: a file does not exist, is no file of weights, or none of its tensors fits; it holds several networks
+            that fit; a weight is not finite.
     """
-    networks = {name: getattr(model, name, None) for name in ("generator", "discriminator")}
-    if not isinstance(generator := networks["generator"], nn.Module):
+    notes = [] if notes is None else notes
+    generator, discriminator = (getattr(model, name, None) for name in ("generator", "discriminator"))
+    if not isinstance(generator, nn.Module):
         raise InputError(f"init_from needs a model with a generator, which {type(model).__name__} does not have")
-    path, content = _read("init_from", file)
-    fitting = _generator_weights(path, content, generator)
-    begun = {"generator": _load("init_from", path, fitting, generator)}
-    if isinstance(discriminator := networks["discriminator"], nn.Module):
-        if file_d is not None:
-            path, content = _read("init_from_d", file_d)
-            fitting = _best(path, _named_as_ours(_found(content, discriminator), discriminator), discriminator)
-            begun["discriminator"] = _load("init_from_d", path, fitting, discriminator)
+    path, content = _read("init_from", file, notes)
+    found = _load("init_from", path, _generator_weights(path, content, generator, prefix), generator)
+    begun = {"generator": found}
+    notes.append(f"generator: {found.line()}")
+    if not isinstance(discriminator, nn.Module):
+        pass
+    elif file_d is not None:
+        path, content = _read("init_from_d", file_d, notes)
+        sets = dict(_found(content, discriminator))
+        found = begun["discriminator"] = _load("init_from_d", path, _best(path, sets, discriminator), discriminator)
+        notes.append(f"discriminator: {found.line()}")
+    else:
+        sets = {place: each for place, each in _found(content, discriminator) if _DISCRIMINATOR.search(place)}
+        why = ""
+        try:
+            fitting = _best(path, sets, discriminator)
+        except InputError as error:
+            fitting, why = {}, f", since {error}"
+        if fitting:
+            found = begun["discriminator"] = _load("init_from", path, fitting, discriminator)
+            notes.append(f"discriminator: {found.line()}")
         else:
-            named = (each for each in _found(content, discriminator) if _DISCRIMINATOR.search(each[0]))
-            if fitting := _best(path, _named_as_ours(named, discriminator), discriminator):
-                begun["discriminator"] = _load("init_from", path, fitting, discriminator)
+            beside = path.with_name(path.name.replace("net_G", "net_D"))
+            hint = f"; init_from_d={beside} loads it" if beside != path and beside.is_file() else ""
+            notes.append(f"discriminator: begins anew{why}{hint}")
     return {name: asdict(each) for name, each in begun.items()}
 
 
-def lines(begun: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield what to print about `begin_from`: a line for each network."""
-    for name, each in begun.items():
-        yield f"{name}: {Begun(**each).line()}"
-    if "discriminator" not in begun:
-        path = Path(begun["generator"]["file"])
-        beside = path.with_name(path.name.replace("net_G", "net_D"))
-        found = beside != path and beside.is_file()
-        yield "discriminator: begins anew" + (f"; init_from_d={beside} loads it" if found else "")
-
-
-def _read(name: str, file: str | Path) -> tuple[Path, object]:
+def _read(name: str, file: str | Path, notes: list[str]) -> tuple[Path, object]:
     path = Path(file).expanduser()
     if path.is_dir():
         if not (path / LAST).is_file():
@@ -114,87 +126,80 @@ def _read(name: str, file: str | Path) -> tuple[Path, object]:
     if not path.is_file():
         raise InputError(f"{name}={file} does not exist")
     kind = file_kind(path)
-    if kind == TORCH_FILE:
-        return path, read_weights(path)
-    if kind != SAFETENSORS:
+    if kind not in (TORCH_FILE, SAFETENSORS):
         raise InputError(f"{name}={file} is {kind}, a program: begin from a checkpoint, a state dict or safetensors")
-    try:
-        return path, load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as {kind}: {error}") from error
-
-
-Weights = dict[str, Tensor]
+    return path, read_content(path, kind, notes)
 
 
 def _found(content: object, network: nn.Module) -> Iterator[tuple[str, Weights]]:
-    """Yield the state dicts in a file's content, with and without each prefix of keys, and what they are called."""
-    expected = network.state_dict().keys() | set(_repository_keys(network))
+    """Yield the state dicts in a file's content, with and without each prefix of keys, by their places."""
+    expected = network.state_dict().keys()
     for place, weights in state_dicts(content):
-        prefixes = {""} | {
-            key[: dot.end()] for key in weights for dot in re.finditer(r"\.", key) if key[dot.end() :] in expected
-        }
-        for prefix in sorted(prefixes):
+        if isinstance(network, OURS):  # whose layers have another name in the CycleGAN/pix2pix repository
+            weights = {_LAYERS.sub(r"\1layers.", key): value for key, value in weights.items()}
+        dots = ((key, dot.end()) for key in weights for dot in re.finditer(r"\.", key))
+        for prefix in sorted({"", *(key[:end] for key, end in dots if key[end:] in expected)}):
             inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            for i, layer in enumerate([*network.layers][1:] if isinstance(network, OURS) else ()):
+                if isinstance(layer, nn.InstanceNorm2d):
+                    inside.pop(f"layers.{i}.bias", None)  # it has no effect
             yield f"{place}{prefix}", inside
 
 
-def _repository_keys(network: nn.Module) -> list[str]:
-    """Return the names of a PatchGAN's tensors in the CycleGAN/pix2pix repository, where its layers are a `model`."""
-    if not isinstance(network, PatchGAN):
-        return []
-    return [key.replace("layers.", "model.", 1) for key in network.state_dict()]
-
-
-def _named_as_ours(found: Iterable[tuple[str, Weights]], network: nn.Module) -> Iterator[tuple[str, Weights]]:
-    """Yield state dicts with our own PatchGAN's names, without biases before an instance norm, which have no effect."""
-    for place, weights in found:
-        if isinstance(network, PatchGAN):
-            weights = {re.sub(r"^model\.(?=\d+\.)", "layers.", key): value for key, value in weights.items()}
-            before = zip(network.layers, [*network.layers][1:], strict=False)
-            for i, (_, layer) in enumerate(before):
-                if isinstance(layer, nn.InstanceNorm2d):
-                    weights.pop(f"layers.{i}.bias", None)
-        yield place, weights
-
-
-def _generator_weights(path: Path, content: object, generator: nn.Module) -> Weights:
+def _generator_weights(path: Path, content: object, generator: nn.Module, prefix: str | None) -> Weights:
     """Return the weights of a file that fit a generator best, under its names."""
-    candidates = [
-        (place, _from_the_outermost(weights, generator))
+    sets = {
+        place: _from_the_outermost(weights, generator)
         for place, weights in _found(content, generator)
         if not _DISCRIMINATOR.search(place)
-    ]
-    if fitting := _best(path, candidates, generator):
+    }
+    named = sets if prefix is None else {place: each for place, each in sets.items() if _ends_with(place, prefix)}
+    if fitting := _best(path, named, generator, "init_from_prefix"):
         return fitting
-    theirs = cyclegan_generator(path, content)  # or the error that says what the file is
+    published = generators_in(content)
+    if prefix is not None and not any(_ends_with(place, prefix) for place in published):
+        places = ", ".join(place.rstrip(".") for place in sets if place)
+        raise InputError(f"init_from_prefix={prefix} names no weights in {path} that fit; it has {places or 'none'}")
+    if not published:
+        keys = [key for weights in sets.values() for key in weights]
+        what = f"its first keys are {', '.join(keys[:LISTED])}" if keys else "it holds no tensors"
+        raise InputError(
+            f"init_from={path}: nothing in it has the name and the shape of a tensor of {_name(generator)}; {what}"
+        )
+    theirs = cyclegan_generator(path, content, prefix=prefix)
     if theirs.config["norm"] == "instance" and getattr(generator, "config", {}).get("norm") == "none":
-        theirs = cyclegan_generator(path, content, "none")  # with the biases
+        theirs = cyclegan_generator(path, content, "none", prefix=prefix)  # with the biases
     return _from_the_outermost(theirs.state_dict(), generator)
 
 
-def _best(path: Path, candidates: Iterable[tuple[str, Weights]], network: nn.Module) -> Weights:
+def _name(network: nn.Module) -> str:
+    return f"this {type(network).__name__}"
+
+
+def _ends_with(place: str, prefix: str) -> bool:
+    return f".{place}".rstrip(".").endswith(f".{prefix.strip('.')}")
+
+
+def _best(path: Path, sets: Mapping[str, Weights], network: nn.Module, option: str | None = None) -> Weights:
     """Return the state dict of which most tensors fit a network; an empty one if none of any does.
 
     Raises:
-        InputError: two of them fit equally well, with different values.
+        InputError: two of them fit equally well, with different values; `option` chooses one.
     """
-    own = network.state_dict()
-    best: dict[str, Weights] = {}
-    most = 1
-    for place, weights in candidates:
-        count = sum(key in weights and weights[key].shape == value.shape for key, value in own.items())
-        if count > most:
-            best, most = {}, count
-        if count == most:
-            best[place] = weights
-    found, *others = best.values() or [{}]
-    for other in others:
-        if any(key not in other or not torch.equal(other[key], value) for key, value in found.items() if key in own):
-            raise InputError(
-                f"{path} holds {len(best)} different sets of weights that fit {type(network).__name__}: "
-                f"{', '.join(best)}; save the one that you want in a file of its own"
-            )
+    own = list(network.named_parameters())  # every file fits the count of batches of a norm
+    counts = {
+        place: sum(key in weights and weights[key].shape == value.shape for key, value in own)
+        for place, weights in sets.items()
+    }
+    most = max(counts.values(), default=0)
+    best = {place: sets[place] for place, count in counts.items() if count == most > 0}
+    found, *others = [*best.values()] or [{}]
+    if not all(same(found, other) for other in others):
+        cure = f"{option}={next(iter(best)).rstrip('.')} chooses one" if option else "save one in a file of its own"
+        raise InputError(
+            f"{path} holds {len(best)} different sets of weights that fit {_name(network)}: "
+            f"{', '.join(place.rstrip('.') for place in best)}; {cure}"
+        )
     return found
 
 
@@ -217,9 +222,9 @@ def _picture(key: str, tensor: Tensor, network: nn.Module) -> Tensor | None:
     if not (isinstance(network, UNet) and network.head is not None):
         return None
     channels, last = network.config["out_channels"], f"decoder.{network.levels - 1}.conv"
-    return {f"{last}.weight": tensor[:, :channels] if tensor.ndim > 1 else None, f"{last}.bias": tensor[:channels]}.get(
-        key
-    )
+    if key == f"{last}.weight":
+        return tensor[:, :channels]
+    return tensor[:channels] if key == f"{last}.bias" else None
 
 
 @torch.no_grad()
@@ -239,13 +244,13 @@ def _load(name: str, path: Path, weights: Weights, network: nn.Module) -> Begun:
             mine.copy_(value)
         elif (picture := _picture(key, mine, network)) is not None and picture.shape == value.shape:
             picture.copy_(value)
-            begun.partly.append(f"{key} ({_shape(value)} of {_shape(mine)})")
+            begun.partly.append(f"{key} ({shape_text(value)} of {shape_text(mine)})")
         else:
-            begun.mismatched.append(f"{key} ({_shape(value)}, not {_shape(mine)})")
+            begun.mismatched.append(f"{key} ({shape_text(value)}, not {shape_text(mine)})")
             continue
         begun.loaded += 1
     if not begun.loaded:
-        raise InputError(f"{name}={path} does not fit {type(network).__name__}: {begun.line()}")
+        raise InputError(f"{name}={path} does not fit {_name(network)}: {begun.line()}")
     with path.open("rb") as file:
         begun.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return begun

@@ -227,6 +227,8 @@ class Pix2Pix(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the configuration of the generator, for `genstab.load_generator`."""
         checkpoint["generator"] = getattr(self.generator, "config", None)
+        # how the files were read, for `genstab predict` and `genstab measure`
+        checkpoint["data"] = getattr(getattr(self.trainer, "datamodule", None), "described", {})
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def float_tiff(dtype, value=math.nan) -> Callable[[Path], object]:
     return lambda path: tifffile.imwrite(path, np.full((32, 40, 3), value, dtype), photometric="rgb")
 
 
-NONE = "not a PNG, JPEG, BMP, WebP or TIFF image"
+NONE = "not an image in a format that genstab reads"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 # What becomes of trainA/2.png, and what is said of it.
 MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -186,9 +186,13 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "PSD": (write(b"8BPS\0\1" + bytes(99)), NONE),
     "EXR": (write(b"v/1\1" + bytes(99)), NONE),
     "EPS": (write(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 32\n"), NONE),
-    "PPM": (save(noise, "PPM"), NONE),
     "TGA": (save(noise, "TGA"), NONE),
-    "animated GIF": (save(noise, "GIF", save_all=True, append_images=[noise()]), NONE),
+    "animated GIF": (save(noise, "GIF", save_all=True, append_images=[noise()]), "it holds several images, not one"),
+    "half a GIF": (write(content(noise(), "GIF")[:-300]), "truncated"),
+    "half a JPEG 2000": (write(content(noise(), "JPEG2000")[:700]), "broken data stream"),
+    "most of an AVIF": (write(content(noise(), "AVIF")[:-20]), "Truncated data"),
+    "a float in a PPM": (save(lambda: noise("F"), "PPM"), "pixels of 32 bits are not uint8 or uint16"),
+    "a bomb in a PPM": (write(b"P6 60000 60000 255\n" + bytes(99)), "exceeds limit"),
     "JPEG without a picture": (write(b"\xff\xd8\xff\xd9"), NONE),
     "sound in RIFF": (write(b"RIFF\x24\0\0\0WAVEfmt "), NONE),
     "half a progressive JPEG": (write(content(noise(), "JPEG", progressive=True)[:700]), "truncated"),
@@ -363,7 +367,6 @@ NAMES = {
     "a dash": ("-rf.png", "-rf.png"),
     "spaces": (" a  b .png", " a  b .png"),
     "quotes": ('it\'s "2".png', 'it\'s "2".png'),
-    "a resource fork of a Mac": ("._2.png", "._2.png"),
     "a hidden file": (".DS_Store.png", ".DS_Store.png"),
     "a percent sign": ("%s%n{x}.png", "%s%n{x}.png"),
     "the longest": ("x" * 251 + ".png", "x" * 251 + ".png"),
@@ -380,8 +383,8 @@ def test_a_bad_file_of_any_name_is_named(root, said, name, shown):
     if len(shown) > len(name):  # written otherwise than it is
         assert said(*TRAIN) == f"genstab: cannot read data/trainA/{shown}: {NONE}, or damaged"
     if name.endswith("lines.png"):
-        noise(size=(8, 8)).save(root / "trainA" / name)
-        assert said(*TRAIN).startswith(f"genstab: data/trainA/{shown} is 8×8 but data/trainB/{shown} is 32×40: A and B")
+        noise(size=(32, 40)).save(root / "trainA" / name)
+        assert said(*TRAIN).startswith(f"genstab: data/trainA/{shown} is 40×32 but data/trainB/{shown} is 32×40: A and")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -467,7 +470,7 @@ MORE_WORKS = {
     "a capital suffix on one side": lambda root: (root / "trainA" / "2.png").rename(root / "trainA" / "2.PNG"),
     "a loop of folders": lambda root: (root / "trainA" / "loop").symlink_to("."),
     "files that are no pictures": lambda root: [
-        (root / "trainA" / name).write_bytes(b"x") for name in (".DS_Store", "Thumbs.db", "README", "2.txt")
+        (root / "trainA" / name).write_bytes(b"x") for name in (".DS_Store", "Thumbs.db", "README", "2.txt", "._2.png")
     ],
 }
 
@@ -512,7 +515,7 @@ def looped(root: Path) -> None:
 
 
 MORE_FOLDERS = {
-    "one folder deeper": (nested, "trainA has no images .*found old/"),
+    "one folder deeper on one side": (nested, "without a partner: 3 in trainA .old/1.png, .* and 3 in trainB .1.png"),
     "links to itself": (looped, "data.root=data does not exist"),
     "names that differ in case": (
         lambda root: noise().save(root / "trainA" / "2.PNG"),

@@ -1,6 +1,7 @@
 """The commands beside `train`: a run is measured, compared and read back; bad input is one line."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch
         assert plot.size == (1200, 520)
     with Image.open("film.gif") as film:
         assert film.n_frames == 16
+    genstab(monkeypatch, "report", str(trained), "it's a run, lr=1", *outputs, "title=Two runs: a, b [c]")  # again
+    for output in outputs:  # but never what somebody else made
+        path = Path(output.partition("=")[2])
+        kept = path.read_bytes()
+        path.write_bytes(b"mine")
+        with pytest.raises(SystemExit, match=rf"{output} exists and was not written by genstab report: "):
+            genstab(monkeypatch, "report", str(trained), *outputs)
+        assert path.read_bytes() == b"mine"
+        path.write_bytes(kept)
+    with pytest.raises(SystemExit, match=r"table=both\.html is output, too: give each a file of its own"):
+        genstab(monkeypatch, "report", str(trained), "output=both.html", "table=both.html")
     page = Path("both.html").read_text()
     assert "<title>Two runs: a, b [c]" in page
     assert "tiny" in page
@@ -170,7 +182,7 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "nowhere", "costs=none.json"], "cannot read none.json: "),
-        (["workspace"], "Missing mandatory value: entity"),
+        (["workspace"], "entity is missing: add entity=NAME"),
         (["mesure"], "'mesure' is not one of train, measure, predict, report, shard, workspace; did you mean measure"),
     ],
 )
@@ -209,11 +221,27 @@ def test_help_has_examples_and_options(monkeypatch, capsys, command):
         genstab(monkeypatch, command, "--help")
     printed = capsys.readouterr().out
     assert f"usage: genstab {command}" in printed
+    assert "experiment" not in printed  # groups that only genstab train has
+    if command == "measure":
+        for group in ("data", "logger"):
+            assert f"{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).glob('*.yaml')))}\n" in printed
 
 
-def test_a_measurement_does_not_replace_the_results_of_a_training(monkeypatch):
-    Path("run/checkpoints").mkdir(parents=True)
-    monkeypatch.setattr(sys, "argv", ["genstab", "measure", *NETWORK, "hydra.run.dir=run"])
-    with pytest.raises(SystemExit, match=r"run holds a training run: hydra\.run\.dir=DIR names a folder of its own"):
-        cli.main()
-    assert not Path("run/summary.json").exists()
+@pytest.mark.parametrize(
+    ("left", "arguments", "message"),
+    [
+        ("checkpoints/last.ckpt", ["measure", "hydra.run.dir=runs/0"], "holds a training run: hydra.run.dir=DIR"),
+        (".lock", ["measure", "-m", "hydra.sweep.dir=runs", "seed=1,2"], "holds a training run: hydra.run.dir=DIR"),
+        ("samples.png", ["measure", "hydra.run.dir=runs/0"], "holds samples.png that no measurement wrote"),
+        ("checkpoints/last.ckpt", ["train", "hydra.run.dir=runs/0"], "already holds a training run (checkpoints"),
+    ],
+)
+def test_a_folder_of_other_results_is_refused_before_anything_in_it_is_replaced(monkeypatch, left, arguments, message):
+    files = [Path("runs/0", name) for name in (left, ".hydra/config.yaml")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    with pytest.raises(SystemExit, match=re.escape(f"genstab: runs/0 {message}")):
+        genstab(monkeypatch, *arguments)
+    assert {file.read_text() for file in files} == {"mine"}
+    assert not [*Path("runs").glob("**/overrides.yaml"), *Path("runs").glob("**/summary.json")]

@@ -15,6 +15,7 @@ from genstab import AntiAlias, Pix2Pix, ResNetGenerator, load_generator
 from genstab.cli import main as cli
 from genstab.cli.main import CONF
 from genstab.cli.train import run_train as run
+from tests.helpers.wandb_file import finish
 
 TINY = [
     "model.generator.channels=2",
@@ -224,13 +225,30 @@ def test_the_sweep_file_names_options_that_exist():
     assert Path(CONF.parent / sweep["program"]).is_file()
 
 
-@pytest.mark.parametrize(("project", "name"), [(None, None), ("mine", "first")])
-def test_wandbs_own_variables_name_project_and_run(tmp_path, monkeypatch, project, name):
-    for key, value in (("WANDB_PROJECT", project), ("WANDB_NAME", name)):
-        if value:
-            monkeypatch.setenv(key, value)
-        else:
-            monkeypatch.delenv(key, raising=False)
-    config = composed(tmp_path, "logger=wandb")
-    assert config.logger.project == (project or "genstab")
-    assert config.logger.name == (name or config.run_name)
+@pytest.mark.parametrize("source", ["default", "environment", "command line"])
+def test_wandbs_own_variables_come_after_the_command_line_and_before_the_defaults(tmp_path, monkeypatch, source):
+    keys = {"PROJECT": "project", "NAME": "name", "ENTITY": "entity", "RUN_GROUP": "group", "TAGS": "tags"}
+    for variable in keys:
+        monkeypatch.setenv(f"WANDB_{variable}", "" if source == "default" else f"env-{variable}".lower())
+    options = [f"logger.{key}={'[mine]' if key == 'tags' else 'mine'}" for key in keys.values()]
+    options = options if source == "command line" else [f"++logger.{key}=null" for key in ("entity", "group", "tags")]
+    run = instantiate(composed(tmp_path, "logger=wandb", *options).logger).experiment
+    found = [run.project, run.name, run.settings.entity, run.group, *run.tags]
+    finish()
+    if source == "command line":
+        assert found == ["mine"] * 5
+    elif source == "environment":
+        assert found == [f"env-{variable}".lower() for variable in keys]
+    else:
+        assert found[:1] == ["genstab"]
+        assert not any(found[2:])
+
+
+@pytest.mark.parametrize(("words", "name"), [([], "env"), (["run_name=mine"], "mine"), (["logger.name=it"], "it")])
+def test_the_command_line_names_a_run_before_the_environment(tmp_path, monkeypatch, words, name):
+    found = []
+    monkeypatch.setenv("WANDB_NAME", "env")
+    monkeypatch.setattr("genstab.cli.submitit.run_train", lambda config, processes: found.append(config.logger.name))
+    monkeypatch.setattr(sys, "argv", ["genstab", "train", f"hydra.run.dir={tmp_path / 'run'}", *words])
+    cli.main()
+    assert found == [name]

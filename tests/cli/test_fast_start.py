@@ -28,7 +28,7 @@ ASKED = [
     (["train", "batch_size=4"], "did you mean data.batch_size?"),
     (["train", "+trainer.max_epoch=3"], "trainer.max_epoch is not known: did you mean max_epochs"),
     (["train", "antialias=tri9"], "Available options in 'antialias': bin4 bin5"),
-    (["train", "data=paired"], "Missing mandatory value: data.root"),
+    (["train", "data=paired"], "data.root is missing: add data.root=DIR"),
     (["train", "+antilias=tri3"], "antilias is not known: did you mean antialias?"),
     (["train", "~data"], "~data leaves out what this command needs: data=NAME chooses another one"),
     (["measure", "~data", "model.checkpoint=a"], "~data leaves out what this command needs"),
@@ -40,7 +40,7 @@ ASKED = [
     (["measure", "batch_size=abc"], "batch_size='abc' is not an integer"),
     (["measure", "model._target_=genstab.UNet", "model.chanels=3"], "model.chanels is not known"),
     (["predict", "input=a", "output=b", "recursive=maybe"], "recursive='maybe' is not true or false"),
-    (["shard", "input=a"], "Missing mandatory value: output"),
+    (["shard", "input=a"], "output is missing: add output=DIR"),
 ]
 PROGRAM = """
 import contextlib, io, json, sys

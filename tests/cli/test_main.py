@@ -25,15 +25,21 @@ def genstab(monkeypatch, *arguments):
     [
         (
             ["antialias.filter=tri9"],
-            "genstab: .*filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7, kaiser, ideal",
+            r"genstab: antialias\.filter='tri9' is not one of none, rect2, tri3, bin4, bin5, bin6, bin7, kaiser, ideal",
         ),
         (
-            ["antialias=tri9"],
-            "genstab: .*Could not find 'antialias/tri9'.*bin4 bin5 bin6 bin7 ideal kaiser none polyphase "
-            "polyphase_tri3 rect2 stable tri3",
+            ["antialias=tri4"],
+            r"genstab: .*Could not find 'antialias/tri4': did you mean tri3\? Available .* bin4 bin5 bin6 bin7 ideal "
+            "kaiser none polyphase polyphase_tri3 rect2 stable tri3",
         ),
         (["+antialias.foo=1"], r"genstab: .*antialias\.foo is not known; genstab.AntiAlias takes filter, placement, "),
         (["data.sise=32"], r"genstab: data\.sise is not known: did you mean size\?"),
+        (["~loger"], r"genstab: .*'loger' does not exist: did you mean ~logger\?"),
+        (["~trainer.max_epoch"], r"genstab: .*does not exist: did you mean ~trainer\.max_epochs\?"),
+        (["~antialias"], "genstab: ~antialias leaves out what this command needs"),
+        (["trainer.max_steps=0"], r"genstab: trainer\.max_steps=0 trains nothing"),
+        (["trainer.limit_train_batches=0.0"], r"genstab: trainer\.limit_train_batches=0\.0 trains nothing"),
+        (["data.crop_size=0"], r"genstab: data\.crop_size=0 is neither"),
         (["trainer.max_epochs=["], "genstab: no viable alternative at input"),
         (["ckpt_path=nowhere.ckpt"], "genstab: ckpt_path=nowhere.ckpt does not exist"),
         (["antialias.placement=mid"], "genstab: .*placement='mid' is not one of pre, post"),
@@ -83,7 +89,7 @@ def test_a_bad_data_root_is_one_line(monkeypatch, tmp_path, make, message):
 
 def test_a_missing_data_root_is_one_line(monkeypatch):
     overrides = [option for option in PLAIN if "data." not in option]
-    with pytest.raises(SystemExit, match=r"genstab: .*Missing mandatory value: data\.root") as error:
+    with pytest.raises(SystemExit, match=r"genstab: .*data\.root is missing: add data\.root=DIR") as error:
         genstab(monkeypatch, "train", *overrides, "data=paired")
     assert "\n" not in str(error.value)
 
@@ -100,6 +106,16 @@ def test_unknown_command_and_usage(monkeypatch, capsys):
         genstab(monkeypatch, "trian")
     genstab(monkeypatch)
     assert "usage: genstab COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["-h"], ["train", "--help"]])
+def test_a_reader_that_has_read_enough_is_no_error(monkeypatch, words):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as output:
+        os.close(reading)
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit, match="141"):
+            genstab(monkeypatch, *words)
 
 
 def test_help_has_examples_and_every_group(monkeypatch, capsys):

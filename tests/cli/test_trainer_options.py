@@ -29,10 +29,10 @@ def trained(monkeypatch):
     def train(*options):
         monkeypatch.setattr(sys, "argv", ["genstab", *FOUR_BATCHES, *options])
         cli.main()
-        rows = []
-        if (table := Path("run/csv/metrics.csv")).is_file():
+        rows, run = [], next((each[14:] for each in options if each.startswith("hydra.run.dir=")), "run")
+        if (table := Path(run, "csv/metrics.csv")).is_file():
             rows = list(csv.DictReader(table.read_text().splitlines()))
-        return json.loads(Path("run/summary.json").read_text()), sum(bool(row.get("val/l1")) for row in rows)
+        return json.loads(Path(run, "summary.json").read_text()), sum(bool(row.get("val/l1")) for row in rows)
 
     return train
 
@@ -74,9 +74,11 @@ def test_one_by_one(trained, options, steps, validations):
 
 
 def test_overfitting_sees_the_same_batches_in_every_epoch(trained):
-    with pytest.warns(UserWarning, match="You requested to overfit but enabled train dataloader shuffling"):
-        found, _ = trained("trainer.overfit_batches=2", "trainer.max_epochs=2")
-    assert found["steps"] == 4
+    found, validations = trained("trainer.overfit_batches=2", "trainer.max_epochs=2")
+    assert (found["steps"], validations) == (4, 2)
+    # half of four training batches; Lightning would refuse half of a single validation batch
+    found, validations = trained("trainer.overfit_batches=0.5", "trainer.max_epochs=1", "hydra.run.dir=half")
+    assert (found["steps"], validations) == (2, 1)
     order = EpochSampler(range(7), batch_size=2)
     again = ResumableLoader(range(7), order, sampler=SequentialSampler(range(7)))  # as Lightning makes it again
     for epoch in range(2):

@@ -8,6 +8,7 @@ from torch.utils.data import default_collate
 
 from genstab import InputError
 from genstab.data.augment import PairAugment
+from genstab.data.channels import converted
 from genstab.data.datamodules import FacadesData, PairedData, SyntheticData
 from genstab.data.overlapping_crops import equivariance_loss
 from tests.conftest import tiny_pix2pix
@@ -116,6 +117,7 @@ def test_facades_without_a_network_say_what_to_do(tmp_path):
         ({"crop_size": [8, 8, 8]}, r"crop_size=\[8, 8, 8\] is neither"),
         ({"source_channels": 1}, r"1_A.png.* 3 channels.*data.source_channels"),
         ({"target_channels": 4}, r"1_B.jpg.* 3 channels.*data.target_channels"),
+        ({"val_share": 1.5}, "val_share=1.5 is not a number from 0 to 1"),
         ({"check": "half"}, "check='half' is not one of fast, full, off"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
@@ -126,14 +128,96 @@ def test_bad_options_are_named(folder, options, message):
         paired(options.pop("root", folder), **options).setup("fit")
 
 
-def test_images_of_several_sizes_need_a_load_size(folder):
+def test_images_of_several_sizes_are_cropped_one_by_one_and_validated_one_by_one(folder):
     for side in "AB":
-        picture(folder / f"train{side}" / "9.png", size=(64, 64))
-    with pytest.raises(InputError, match=r"images for train are of several sizes: set data.load_size"):
-        paired(folder, load_size=None).setup("fit")
+        picture(folder / f"train{side}" / "9.png", size=(64, 50), colour=(0, 255, 0))
+        picture(folder / f"val{side}" / "4.png", size=(64, 50))
+    data = paired(folder, load_size=None, batch_size=3)
+    data.setup("fit")
+    assert [tuple(batch["target"].shape) for batch in data.val_dataloader()] == [(1, 3, 32, 40), (1, 3, 50, 64)]
+    (batch,) = data.train_dataloader()
+    data.trainer = SimpleNamespace(training=True)
+    batch = data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
+    assert batch["source"].shape == batch["target"].shape == (3, 3, 24, 24)
+    green = batch["name"].index("9")
+    assert torch.equal(batch["source"][green], batch["target"][green])  # every pair is still a pair
     data = paired(folder)
     data.setup("fit")
     assert {data.train_set[i]["source"].shape for i in range(3)} == {(3, 28, 28)}
+
+
+def test_a_and_b_of_two_sizes_are_resized_to_one(folder):
+    picture(folder / "trainB" / "2_B.jpg", size=(20, 16), colour=(255, 0, 0))
+    for load_size in (28, 64):  # smaller than the files, and larger, where pairs of one size are resized on the device
+        data = paired(folder, load_size=load_size)
+        data.setup("fit")
+        item = data.train_set[1]
+        assert item["source"].shape == item["target"].shape == (3, load_size, load_size)
+    with pytest.raises(InputError, match=r"2_A.png is 32×40 but .*2_B.jpg is 16×20: .*or set data.load_size to resize"):
+        paired(folder, load_size=None).setup("fit")
+    picture(folder / "trainB" / "2_B.jpg", size=(32, 40))
+    with pytest.raises(InputError, match=r"2_A.png is 32×40 but .*2_B.jpg is 40×32: .* must have the same size$"):
+        paired(folder).setup("fit")
+
+
+def test_other_channels_are_converted_when_asked(folder):
+    # grey is repeated; alpha is dropped, and a palette is RGB anyway; RGB becomes 0.299 R + 0.587 G + 0.114 B
+    Image.new("LA", (40, 32), (51, 7)).save(folder / "trainA" / "1_A.png")
+    Image.new("RGB", (40, 32), (0, 0, 255)).convert("P").save(folder / "trainA" / "2_A.png")
+    with pytest.raises(
+        InputError, match=r"2 channels, but side A needs 3: .*, or data.convert=true to convert it to 3"
+    ):
+        paired(folder).setup("fit")
+    data = paired(folder, convert=True, target_channels=1)
+    data.setup("fit")
+    first, second = (data.train_set[i] for i in range(2))
+    assert first["source"][:, 0, 0].tolist() == pytest.approx([-0.6] * 3)
+    assert second["source"][:, 0, 0].tolist() == pytest.approx([-1, -1, 1])
+    assert first["target"].shape == (1, 28, 28)
+    assert first["target"][0, 0, 0].item() == pytest.approx(2 * 0.299 * 254 / 255 - 1, abs=1e-6)  # JPEG's red is 254
+    pixels = torch.rand(4, 1, 1)
+    assert torch.equal(converted(pixels, 2)[1], pixels[3])
+    assert converted(pixels[:1], 4).flatten().tolist() == [*pixels[:1].flatten().tolist() * 3, 1]
+    with pytest.raises(InputError, match="cannot convert 7 channels to 3"):
+        converted(torch.zeros(7, 1, 1), 3)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.1, 1), (0.3, 3), (0.25, 2)])
+def test_without_a_validation_split_a_share_is_held_out_and_said(tmp_path, capsys, share, count):
+    for i in range(10):
+        for side in "AB":
+            picture(tmp_path / "train" / side / f"{i}.png")
+    splits = []
+    for options in ({}, {}, {"val_seed": 1}):
+        data = paired(tmp_path, val_share=share, **options)
+        data.setup("fit")
+        data.setup("fit")  # Lightning sets up what the command has set up
+        measured = paired(tmp_path, val_share=share, **options)
+        measured.setup("validate")
+        train, val, again = (
+            {pair.name for pair in each.pairs} for each in (data.train_set, data.val_set, measured.val_set)
+        )
+        assert len(val) == count
+        assert train | val == set("0123456789")
+        assert not train & val
+        assert val == again
+        splits.append(val)
+    assert splits[0] == splits[1]
+    assert len(set(map(frozenset, splits))) == 2 or count == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 6
+    held = f"{count} of the 10 training pairs are held out for it (val_share={share}, val_seed=0)"
+    assert said[0] == f"{tmp_path} has no folder for validation: {held}"
+    data = paired(tmp_path, val_share=share)
+    data.trainer = SimpleNamespace(limit_val_batches=0)
+    data.setup("fit")
+    assert (len(data.train_set), len(data.val_set)) == (10, 0)
+    for options, reason in (
+        ({"val_share": 0}, "no pairs for split=val"),
+        ({"val_share": 1}, "leaves none for training"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            paired(tmp_path, **options).setup("fit")
 
 
 def test_an_unreadable_image_is_named(folder):

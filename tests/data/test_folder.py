@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -21,18 +23,23 @@ from tests.data.test_pairs import paint, touch
 
 def test_images_are_found_in_natural_order(tmp_path):
     touch(tmp_path, "10.png", "9.jpeg", "b/2.TIF", "b/1.webp", "c.png/x.bmp")
-    touch(tmp_path, "notes.txt", ".git/x.png", "b/.cache/x.png")
+    touch(tmp_path, "notes.txt", ".git/x.png", "b/.ipynb_checkpoints/x.png", "._9.png", "__MACOSX/9.png", "Thumbs.db")
+    touch(tmp_path, "b/.2.png", "d.HEIC")  # a picture, and one that cannot be read, which must not go without a word
     (tmp_path / "b/dangling.png").symlink_to("nowhere")
     names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert names == ["9.jpeg", "10.png", "b/1.webp", "b/2.TIF", "b/dangling.png", "c.png/x.bmp"]
-    assert [path.name for path in find_images(str(tmp_path), recursive=False)] == ["9.jpeg", "10.png"]
+    assert names == [
+        "9.jpeg", "10.png", "b/1.webp", "b/2.TIF", "b/.2.png", "b/dangling.png", "c.png/x.bmp", "d.HEIC",
+    ]  # fmt: skip
+    assert [path.name for path in find_images(str(tmp_path), recursive=False)] == ["9.jpeg", "10.png", "d.HEIC"]
 
 
-def test_links_to_folders_are_followed_once(tmp_path):
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path, "elsewhere/1.png", "root/2.png")
-    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
+    for name in ("day", "night"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "root")
-    assert [path.name for path in find_images(tmp_path / "root")] == ["2.png", "1.png"]
+    names = [path.relative_to(tmp_path / "root").as_posix() for path in find_images(tmp_path / "root")]
+    assert names == ["2.png", "day/1.png", "night/1.png"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
         ([], "nowhere", "data.root=.*nowhere does not exist"),
         (["a.png"], "a.png", "data.root=.*a.png is not a folder"),
         ([], ".", "data.root=.* has no images .*: found nothing"),
-        (["a.txt", "b/c.gif"], ".", r"data.root=.* has no images \(.bmp, .*\): found a.txt, b/$"),
+        (["a.txt", "b/c.pdf"], ".", r"data.root=.* has no images \(PNG, .*\): found a.txt, b/$"),
     ],
 )
 def test_a_folder_without_images(tmp_path, files, root, message):
@@ -89,8 +96,13 @@ def test_images_that_make_no_batch_are_named(tmp_path):
         folder_data(tmp_path).val_dataloader()
     assert len(folder_data(tmp_path, size=[4, 4]).val_dataloader()) == 1
     paint(tmp_path / "3.png", (4, 6), 1, 2, 3)
-    with pytest.raises(InputError, match=r"3.png has 3 channels but .*1.png has 1: all images must have the same"):
+    with pytest.raises(InputError, match=r"3.png has 3 channels but .*1.png has 1: .* or set data.convert=true"):
         folder_data(tmp_path, size=4).val_dataloader()
+    (batch,) = folder_data(tmp_path, size=4, convert=True).val_dataloader()
+    assert batch["source"].shape == (3, 3, 4, 4)
+    tifffile.imwrite(tmp_path / "4.tif", np.zeros((4, 6, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(InputError, match=r"4.tif has 5 channels, which cannot be converted to 3"):
+        folder_data(tmp_path, convert=True).val_set[3]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
+from genstab.data.formats import EXTENSIONS, UNREAD
 from genstab.data.image_io import (
-    EXTENSIONS,
-    depth_of_format,
     image_depth,
     image_shape,
     read_image,
     to_uint8,
+    type_of_format,
     write_image,
 )
 from genstab.errors import InputError
@@ -70,7 +70,24 @@ def exif(orientation: int) -> bytes:
 
 
 def test_extensions() -> None:
-    assert {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"} == EXTENSIONS
+    usual = {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".jfif",
+        ".jpe",
+        ".ppm",
+        ".gif",
+        ".jp2",
+        ".avif",
+    }
+    assert usual <= EXTENSIONS
+    assert not EXTENSIONS & UNREAD
+    assert not EXTENSIONS & {".pdf", ".eps", ".mpg", ".h5"}  # documents, films, data and what needs another program
 
 
 @pytest.mark.parametrize(
@@ -274,6 +291,26 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     check(tmp_path / "a.jpg", expected, tolerance=0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("a.jfif", 0.3), ("a.JPE", 0.3), ("a.ppm", 0), ("a.gif", 0.6), ("a.jp2", 0), ("a.avif", 0.3), ("a.tga", 0),
+        ("a.ico", 0), ("a.dib", 0), ("a.qoi", 0), ("a.sgi", 0), ("a.pcx", 0),
+    ],
+)  # fmt: skip
+def test_what_else_pillow_reads(tmp_path: Path, name: str, tolerance: float) -> None:
+    pixels = np.broadcast_to(np.linspace(0, 255, 24, dtype=np.uint8)[:, None, None], (24, 20, 3)).copy()
+    Image.fromarray(pixels).save(tmp_path / name, **({"sizes": [(20, 24)]} if name == "a.ico" else {}))
+    check(tmp_path / name, scaled(pixels), tolerance or 1e-7)
+
+
+def test_ppm_of_16_bits(tmp_path: Path) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + DEEP[..., 0].astype(">u2").tobytes() + bytes(4))
+    assert image_depth(tmp_path / "a.pgm") == 16
+    (tmp_path / "b.pgm").write_bytes(b"P5 3 1 1000\n" + np.array([0, 500, 1000], ">u2").tobytes())
+    check(tmp_path / "b.pgm", torch.tensor([[[-1, 0, 1]]], dtype=torch.float64), 2e-5)  # a half is 32767.5 of 65535
+
+
 def test_content_not_suffix_decides(tmp_path: Path) -> None:
     pixels = random(4, 6, 3)
     Image.fromarray(pixels).save(tmp_path / "a.jpg", "PNG")
@@ -285,11 +322,15 @@ def test_no_image(tmp_path: Path, function) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("I am no picture")
     (tmp_path / "folder.png").mkdir()
-    Image.new("L", (4, 4)).save(tmp_path / "gif.png", "GIF")
+    Image.new("L", (4, 4)).save(tmp_path / "targa.png", "TGA")  # which has no signature, so that the name must tell
+    Image.new("L", (4, 4)).save(tmp_path / "heic.HEIC", "PNG")
+    Image.new("F", (4, 4)).save(tmp_path / "float.pfm")
     for name, reason in [
         ("empty.png", "the file is empty"),
-        ("text.png", "not a PNG, JPEG, BMP, WebP or TIFF image"),
-        ("gif.png", "not a PNG, JPEG, BMP, WebP or TIFF image"),
+        ("text.png", "not an image in a format that genstab reads, or damaged"),
+        ("targa.png", "not an image in a format that genstab reads, or damaged"),
+        ("heic.HEIC", "genstab does not read .HEIC: convert it to PNG or TIFF"),
+        ("float.pfm", "pixels of float32 are not uint8 or uint16"),
         ("folder.png", "Is a directory"),
         ("absent.png", "No such file"),
     ]:
@@ -319,7 +360,10 @@ def test_several_pictures(tmp_path: Path, function) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int16", "uint32"])
 def test_other_depths(tmp_path: Path, function, dtype: str) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.ones((3, 4), dtype=dtype))
-    with pytest.raises(InputError, match=rf"a\.tif: pixels of {dtype}, \d+ bits, are not uint8 or uint16"):
+    with pytest.raises(
+        InputError,
+        match=rf"a\.tif: pixels of {dtype} are not uint8 or uint16, so it needs a range of values: data.value_range",
+    ):
         function(tmp_path / "a.tif")
 
 
@@ -496,9 +540,11 @@ def test_jpeg_of_quality_95(tmp_path, channels):
 
 
 def test_depths_of_formats():
-    found = {suffix: depth_of_format(f"x{suffix}", 16) for suffix in (".png", ".TIF", ".tiff", ".jpg", ".webp", ".bmp")}
-    assert found == {".png": 16, ".TIF": 16, ".tiff": 16, ".jpg": 8, ".webp": 8, ".bmp": 8}
-    assert depth_of_format("x.png", 8) == 8
+    deep = (".png", ".TIF", ".tiff")
+    for suffix in (*deep, ".jpg", ".webp", ".bmp"):
+        assert type_of_format(f"x{suffix}", "uint16") == ("uint16" if suffix in deep else "uint8")
+    assert type_of_format("x.tif", "float32") == "float32"
+    assert type_of_format("x.png", "int16") == type_of_format("x.png", "uint8") == "uint8"
 
 
 def test_depth_of_what_others_write(tmp_path):
@@ -537,7 +583,8 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def interrupt(*arguments):
-        assert (tmp_path / "x.png.part").stat().st_size > 50  # whole, and not yet in place
+        (part,) = tmp_path.glob("*.part")
+        assert part.stat().st_size > 50  # whole, and not yet in place
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)

@@ -31,6 +31,10 @@ def test_side_by_side(tmp_path: Path) -> None:
         "train/notes.txt",
         "train/.DS_Store",
         "train/sub.png/x",
+        "train/ulm/2.png",
+        "train/._2.JPG",
+        "train/__MACOSX/2.png",
+        "train/.ipynb_checkpoints/2-checkpoint.jpg",
     ]
     touch(tmp_path, *names)
     train = tmp_path / "train"
@@ -38,6 +42,7 @@ def test_side_by_side(tmp_path: Path) -> None:
         Pair("2", train / "2.JPG", None),
         Pair("10", train / "10.jpg", None),
         Pair("a1", train / "a1.png", None),
+        Pair("ulm/2", train / "ulm" / "2.png", None),
     ]
 
 
@@ -59,6 +64,31 @@ def test_two_folders(tmp_path: Path) -> None:
     ]
 
 
+def test_pairs_match_by_whole_names_below_their_folders_first(tmp_path: Path) -> None:
+    a = ["0", "ulm/0", "ulm/1_A", "x", "x_A", "y_A", "z_B"]
+    b = ["0", "ulm/0", "ulm/1_B", "x", "x_B", "y_A", "z_B"]
+    touch(tmp_path, *(f"trainA/{name}.png" for name in a), *(f"trainB/{name}.jpg" for name in b))
+    assert [(pair.name, pair.a.stem, pair.b.stem) for pair in find_pairs(tmp_path, "train")] == [
+        ("0", "0", "0"), ("ulm/0", "0", "0"), ("ulm/1", "1_A", "1_B"), ("x", "x", "x"), ("x_A", "x_A", "x_B"),
+        ("y_A", "y_A", "y_A"), ("z_B", "z_B", "z_B"),
+    ]  # fmt: skip
+    (tmp_path / "trainB/ulm").rename(tmp_path / "trainB/bonn")
+    with pytest.raises(
+        InputError, match=r"2 in trainA \(ulm/0.png, ulm/1_A.png\) and 2 in trainB \(bonn/0.jpg, bonn/1"
+    ):
+        find_pairs(tmp_path, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "valid", "validation", "test"])
+@pytest.mark.parametrize("layout", ["{}A {}B", "{}_A {}_B", "{}/A {}/B", "A/{} B/{}", "{} "])
+def test_layouts(tmp_path: Path, layout: str, split: str) -> None:
+    folders = layout.replace("{}", split).split(" ")
+    touch(tmp_path, *(f"{folder}/ulm/{name}.png" for folder in folders if folder for name in "12"))
+    pairs = find_pairs(tmp_path, "train" if split == "train" else "val")
+    files = [tuple(path and path.relative_to(tmp_path).as_posix() for path in (pair.a, pair.b)) for pair in pairs]
+    assert files == [tuple(f"{folder}/ulm/{name}.png" if folder else None for folder in folders) for name in "12"]
+
+
 @pytest.mark.parametrize(
     ("files", "first"),
     [
@@ -66,11 +96,13 @@ def test_two_folders(tmp_path: Path) -> None:
         (["test/2.png"], "test/2.png"),
         (["valA/1.png", "valB/1.png", "testA/2.png", "testB/2.png"], "valA/1.png"),
         (["testA/2.png", "testB/2.png"], "testA/2.png"),
+        (["val/1.png", "testA/1.png", "testB/1.png"], "val/1.png"),
+        (["val/A/1.png", "val/C/1.png"], "val/A/1.png"),  # side by side, by chance in a folder that is called A
     ],
 )
 def test_val_before_test(tmp_path: Path, files: list[str], first: str) -> None:
     touch(tmp_path, *files)
-    assert [pair.a for pair in find_pairs(tmp_path, "val")] == [tmp_path / first]
+    assert [pair.a for pair in find_pairs(tmp_path, "val")][:1] == [tmp_path / first]
 
 
 def test_natural_order(tmp_path: Path) -> None:
@@ -86,20 +118,27 @@ def test_natural_order(tmp_path: Path) -> None:
     [
         (
             [],
-            r"no pairs for split=train: looked for train \(side by side\) or trainA \+ trainB; found nothing",
+            r"no pairs for split=train: looked for train \(side by side\), trainA \+ trainB, train_A \+ train_B, "
+            r"train/A \+ train/B or A/train \+ B/train; found nothing",
         ),
         (
             ["1/x", "2/x", "3.png", "4.png", "5.png", "6.png", "7.png"],
             r"found 1/, 2/, 3\.png, 4\.png, 5\.png and 2 more",
         ),
-        (["train/inner/1.png"], r"train has no images \(.*\.jpg.*\): found inner/$"),
+        (["train/__MACOSX/1.png"], r"train has no images \(PNG, .*\): found __MACOSX/$"),
+        (["train/A/1.png"], r"train/A exists but .*train/B is missing"),
+        (
+            ["train/A/1.png", "train/B/1.png", "train/1.png"],
+            r"it has train \(side by side\) and train/A \+ train/B; keep",
+        ),
+        (["B/train/1.png"], r"B/train exists but .*A/train is missing"),
         (["train/x.txt"], r"train has no images .*: found x\.txt"),
         (["trainA/1.png", "trainB/x.txt"], r"trainB has no images"),
         (["trainA/1.png"], r"trainA exists but .*trainB is missing"),
         (["trainB/1.png"], r"trainB exists but .*trainA is missing"),
         (
             ["train/1.png", "trainA/1.png", "trainB/1.png"],
-            r"ambiguous for split=train: it has both train .* trainA/trainB",
+            r"ambiguous for split=train: it has train \(side by side\) and trainA \+ trainB; keep one",
         ),
         (
             ["trainA/1.jpg", "trainA/1.png", "trainB/1.png"],
@@ -107,7 +146,7 @@ def test_natural_order(tmp_path: Path) -> None:
         ),
         (
             ["trainA/1.jpg", "trainB/1.jpg", "trainB/1_B.jpg"],
-            r"trainB has two images named '1': 1\.jpg and 1_B\.jpg",
+            r"without a partner: 1 in trainB \(1_B\.jpg\)",
         ),
         (["train/1.jpg", "train/1.png"], r"train has two images named '1': 1\.jpg and 1\.png"),
         (["trainA/1.png", "trainB/1.png", "trainB/.2.png"], r"without a partner: 1 in trainB \(\.2\.png\)"),
@@ -135,19 +174,19 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.root=.*file is not a folder"):
         find_pairs(tmp_path / "file", "train")
     with pytest.raises(
-        InputError, match=r"looked for val \(side by side\) or valA \+ valB or test .* or testA \+ testB"
+        InputError, match=r"looked for val \(side by side\), valA .*; or valid, validation, test in place of val; found"
     ):
         find_pairs(tmp_path, "val")
-    touch(tmp_path, "val/1.png", "testA/1.png", "testB/1.png")
-    with pytest.raises(InputError, match=r"ambiguous for split=val: it has both val .* and testA/testB"):
+    touch(tmp_path, "val/1.png", "validation/1.png")
+    with pytest.raises(InputError, match=r"ambiguous for split=val: it has val .* and validation \(side by side\)"):
         find_pairs(tmp_path, "val")
 
 
 def test_check_pairs(tmp_path: Path) -> None:
     a, b = paint(tmp_path / "1_A.png", (4, 6), 0), paint(tmp_path / "1_B.png", (4, 6), 0, 0, 0)
     both = paint(tmp_path / "2.png", (5, 8), 0, 0, 0)
-    assert check_pairs([Pair("1", a, b)], Wanted(1, 3, (4, 6))) == [(4, 6)]
-    assert check_pairs([Pair("2", both, None)], Wanted(3, 3)) == [(5, 4)]
+    assert check_pairs([Pair("1", a, b)], Wanted(1, 3, (4, 6))) == [((4, 6), (4, 6))]
+    assert check_pairs([Pair("2", both, None)], Wanted(3, 3)) == [((5, 4), (5, 4))]
 
 
 def test_what_check_pairs_refuses(tmp_path: Path) -> None:

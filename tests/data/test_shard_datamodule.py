@@ -1,6 +1,7 @@
 """Training on shards: the order, workers and processes, going on, fetching into a bounded folder, faults."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -9,6 +10,7 @@ import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from pytorch_lightning import Trainer
 from genstab import InputError
 from genstab.cli import main as cli
 from genstab.data.shards import cache as shard_files
-from genstab.data.shards.cache import ShardCache
+from genstab.data.shards.cache import OWN, ShardCache
 from genstab.data.shards.datamodule import ShardData
 from genstab.data.shards.format import INDEX, Shard
 from genstab.data.shards.sampler import ShardSampler, mixed
@@ -276,7 +278,7 @@ def test_what_is_fetched_takes_no_more_than_it_may_and_only_what_is_needed_is_fe
             found[-1].append(batch)
             if data.ahead:  # or how often a shard is fetched would depend on which thread is faster
                 data.ahead.join()
-            most = max(most, sum(path.stat().st_size for path in cache.glob("*.tar")))
+            most = max(most, sum(path.stat().st_size for path in cache.glob(f"{OWN}/*.tar")))
         assert same(found[-1], batches(expected, epoch))
     assert 3 * largest < most <= 4.5 * largest
     asked = {name: count for name, count in server.asked.items() if name.startswith("train")}
@@ -315,7 +317,7 @@ def test_what_cannot_be_fetched_ends_it_with_one_line(server, tmp_path, fault, s
     assert time.monotonic() - began < 10
     if data.ahead:
         data.ahead.join()
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix in (".tar", ".part")]
+    assert not [path for path in (tmp_path / "cache" / OWN).iterdir() if path.suffix in (".tar", ".part")]
 
 
 @pytest.mark.usefixtures("_hasty")
@@ -365,7 +367,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_fetched(shards, server,
     assert set(server.asked) == {INDEX}
     blocked = tmp_path / "file"
     blocked.touch()
-    with pytest.raises(InputError, match=rf"^data\.cache={blocked} cannot keep \S+: File exists$"):
+    with pytest.raises(InputError, match=rf"^data\.cache={blocked} cannot keep \S+: Not a directory$"):
         batches(on(server.url, cache=str(blocked)))
 
 
@@ -422,14 +424,25 @@ def test_check_full_decodes_every_image_wherever_it_is(tmp_path, shards, server)
     assert len(on(tmp_path / "shards", check="fast").train_set) == 3
 
 
-def test_pairs_of_several_sizes_want_a_size_to_load(tmp_path):
+def test_pairs_of_several_sizes_and_channels(tmp_path):
     root = pairs_in(tmp_path / "pairs", TRAIN[:3], VAL)
     for side in "AB":
         Image.new("RGB", (40, 30)).save(root / f"train{side}" / "1.png")
     write_shards(root, tmp_path / "shards")
-    with pytest.raises(InputError, match=r"the images for train are of several sizes: set data\.load_size"):
-        on(tmp_path / "shards", load_size=None)
     assert {tuple(batch["source"].shape[2:]) for batch in batches(on(tmp_path / "shards"))} == {(28, 28)}
+    native = on(tmp_path / "shards", load_size=None, batch_size=3)
+    ((batch,), native.trainer) = (batches(native), SimpleNamespace(training=True))
+    assert sorted(tuple(image.shape) for image in batch["source"]) == [(3, 26, 26), (3, 26, 26), (3, 30, 40)]
+    assert native.on_after_batch_transfer(batch, 0)["source"].shape == (3, 3, 24, 24)
+    Image.new("L", (80, 60)).save(root / "trainA" / "1.png")
+    write_shards(root, tmp_path / "more", convert=True)
+    with pytest.raises(InputError, match=r"images for train have several numbers of channels: set data.convert=true"):
+        on(tmp_path / "more")
+    with pytest.raises(InputError, match=r"pairs for train have an A and a B of two sizes: set data.load_size"):
+        on(tmp_path / "more", convert=True, load_size=None)
+    assert {tuple(batch["source"].shape[1:]) for batch in batches(on(tmp_path / "more", convert=True))} == {(3, 28, 28)}
+    with pytest.raises(InputError, match=r"data.val_share holds out no pairs of shards: genstab shard val_share="):
+        on(tmp_path / "more", val_share=0.2)
 
 
 def test_names_reach_the_guard(shards):
@@ -449,14 +462,21 @@ def test_names_reach_the_guard(shards):
     assert f"at step 0 ({', '.join(names)})" in str(error.value)
 
 
-def test_a_shard_that_made_room_stays_readable_to_whoever_has_it_open(shards, server, tmp_path):
+def test_only_shards_of_the_cache_make_room_and_they_stay_readable_to_whoever_has_them_open(shards, server, tmp_path):
+    folder = tmp_path / "cache"
+    (folder / OWN).mkdir(parents=True)
+    others = [folder / "mine.tar", folder / "mine.part", folder / OWN / "mine.tar", folder / OWN / "mine.part"]
+    for path in others:  # large ones, and the least recently used
+        path.write_bytes(bytes(10**6))
+        os.utime(path, (0, 0))
     content = json.loads((shards / INDEX).read_text())["splits"]["train"]["shards"]
     found = [
         Shard(f"{server.url}/{each['name']}", each["pairs"], each["bytes"], each["sha256"]) for each in content[:2]
     ]
-    cache = ShardCache(tmp_path / "cache", max_bytes=found[0].bytes + 10)
+    cache = ShardCache(folder, max_bytes=found[0].bytes + 10)
     file = cache.open(found[0])
     before = file.read(file.pairs[0][1])
     cache.open(found[1])
-    assert [path.name[-16:] for path in (tmp_path / "cache").glob("*.tar")] == ["train-000001.tar"]
+    assert [path.name[-16:] for path in folder.glob(f"{OWN}/*-*.tar")] == ["train-000001.tar"]
+    assert all(path.stat().st_size == 10**6 for path in others)
     assert file.read(file.pairs[0][1]) == before

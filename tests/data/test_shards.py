@@ -13,6 +13,7 @@ from PIL import Image
 
 from genstab import InputError
 from genstab.cli import main as cli
+from genstab.data.datamodules import PairedData
 from genstab.data.pairs import PairedImages, Wanted, find_pairs
 from genstab.data.shards.cache import ShardCache, basename, is_local
 from genstab.data.shards.dataset import ShardPairs
@@ -213,6 +214,12 @@ def test_bad_pairs_are_named_and_skipped_as_in_folders(tmp_path):
         ShardPairs(shards[1:], ShardCache(), on_error="skip")[0]
 
 
+ONE_SHARD = (
+    '{{"kind": "genstab-shards-1", "splits": {{"train": {{"shards": [{{"name": "0.tar", "pairs": {}, "bytes": {}, '
+    '"sha256": ""}}], "size": null, "least": {}, "channels": [3, 3]}}}}}}'
+)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -225,6 +232,12 @@ def test_bad_pairs_are_named_and_skipped_as_in_folders(tmp_path):
             r"'\.\./x\.tar' is no",
         ),
         ('{"kind": "genstab-shards-1", "splits": {"train": {"shards": []}}}', "'least'"),
+        (ONE_SHARD.format(-1, 9999, "[8, 8]"), "-1 is not a whole number of at least 1"),
+        (ONE_SHARD.format("1e999", 9999, "[8, 8]"), "None is not a whole number"),
+        (ONE_SHARD.format(10, 9999, "[8, 8]"), r"0\.tar cannot hold 10 pairs in 9999 bytes"),
+        (ONE_SHARD.format(1, 9999, '[8, "8"]'), "'8' is not a whole number"),
+        (ONE_SHARD.format(1, 9999, "[8]"), "not enough values"),
+        ("[" * 100_000, "nested more than 64 deep"),
     ],
 )
 def test_another_index_is_refused(text, said):
@@ -266,7 +279,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["input=pairs", "on_error=stop"], "on_error='stop' is not one of raise, skip"),
         (["input=bad"], r"cannot read bad/trainA/1\.png: truncated"),
         (["input=grey"], r"grey/trainA/2\.png: A and B have \(3, 3\) channels, the pairs before have \(1, 1\)"),
-        ([], "Missing mandatory value: input"),
+        ([], "input is missing: add input=DIR"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line_and_leaves_nothing(monkeypatch, options, said):
@@ -286,18 +299,37 @@ def test_what_the_command_cannot_do_is_one_line_and_leaves_nothing(monkeypatch, 
     assert {path.name for path in Path().iterdir()} == {"pairs", "bad", "grey"}
 
 
+def test_without_a_validation_split_shards_hold_out_what_training_does(tmp_path, capsys, monkeypatch):
+    root = pairs_in(tmp_path / "pairs", val=())
+    for side in "AB":
+        (root / f"train{side}" / "ulm").mkdir()
+        (root / f"train{side}" / "1.png").rename(root / f"train{side}" / "ulm" / "1.png")
+    shard(monkeypatch, f"input={root}", "output=out", "val_share=0.25")
+    held = "2 of the 8 training pairs are held out for it (val_share=0.25, val_seed=0)"
+    assert capsys.readouterr().out.startswith(f"{root} has no folder for validation: {held}\n")
+    data = PairedData(str(root), val_share=0.25, crop_size=24, load_size=28)
+    data.setup("fit")
+    names = [item["name"] for item in ShardPairs(splits(Path("out"))["val"].shards, ShardCache())]
+    assert names == [item["name"] for item in data.val_set]
+    names += [item["name"] for item in ShardPairs(splits(Path("out"))["train"].shards, ShardCache())]
+    assert sorted(names) == sorted(["ulm/1", *NAMES[1:]])
+    assert write_shards(root, tmp_path / "alone", val_share=0).pairs == {"train": 8}
+
+
 def test_bad_pairs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
     root = pairs_in(tmp_path / "pairs")
     (root / "trainA" / "10.png").write_bytes(b"")
-    Image.new("RGB", (9, 9)).save(root / "trainB" / "-.png")
+    Image.new("RGB", (9, 9)).save(root / "trainB" / "7.PNG")  # is resized when it is read
+    (root / "trainA" / "-.png").rename(root / "trainA" / "-.heic")
     with pytest.raises(SystemExit, match=r"^genstab: 2 pairs were left out$"):
         shard(monkeypatch, f"input={root}", "output=out", "on_error=skip")
     printed = capsys.readouterr()
     assert printed.out == "out: 6 pairs for train in 1 shards, 2 pairs for val in 1 shards; 2 left out\n"
     assert sorted(line.split()[2:5] for line in printed.err.splitlines()) == [
-        [f"{root}/trainA/-.png", "is", "26×26"],
+        ["cannot", "read", f"{root}/trainA/-.heic:"],
         ["cannot", "read", f"{root}/trainA/10.png:"],
     ]
+    assert not index(Path("out"))["train"]["same_size"]
     assert sum(each["pairs"] for each in index(Path("out"))["train"]["shards"]) == 6
 
 

@@ -1,5 +1,8 @@
 """`torch.export` and ONNX: one program for every batch size, height and width."""
 
+import io
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,8 @@ from genstab import (
     BlurConv2d,
     BlurConvTranspose2d,
     BlurPool2d,
+    BlurUnpool2d,
+    InputError,
     MaxBlurPool2d,
     PolyphaseDown2d,
     ResNetGenerator,
@@ -164,6 +169,50 @@ def test_an_exported_unet_pads_and_gathers_as_little_as_it_can():
     targets = [str(node.target) for node in program.graph.nodes]
     assert targets.count("aten.index_select.default") == 2
     assert targets.count("aten.pad.default") >= 6
+
+
+def everything():
+    """Every way of padding, pooling and sampling: few layers each, since the older exporter takes its time."""
+    polyphase = AntiAlias("tri3", "pre", "circular", True)
+    layers = [UNet(2, 1, 2, 1, antialias=each, head=2 * (each == "bin4")) for each in ("bin4", polyphase)]
+    layers += [ResNetGenerator(2, 1, channels=1, blocks=1), BlurUnpool2d("bin5", 3, "zeros")]
+    settings = {"ceil_mode": True, "padding_mode": "circular", "filter": "ideal"}
+    layers += [MaxBlurPool2d(3, 2, 1, **settings), BlurAvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False)]
+    return [*layers, nn.Sequential(nn.Conv2d(2, 3, 1), antialias(autoencoder(), "tri3", "post"))]
+
+
+def test_traced_networks_fit_other_sizes():
+    """`torch.jit.trace` and the exporter of ONNX that builds on it: the same outputs at sizes that it has not seen."""
+    bank, example = with_lively_weights(Bank(everything())), torch.randn(2, 2, 16, 20)
+    file, axes = io.BytesIO(), {"x": {0: "n", 2: "h", 3: "w"}}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.onnx.export(bank, (example,), file, dynamo=False, input_names=["x"], dynamic_axes=axes)
+        traced = torch.jit.trace(bank, example)
+    ours = {f"{each.filename}:{each.lineno} {each.message}" for each in caught if "/genstab/" in each.filename}
+    assert not ours  # torch warns of its own layers
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for size in ((1, 2, 24, 14), (3, 2, 12, 36)):
+        x = torch.randn(size)
+        with torch.no_grad():
+            expected = bank(x)
+            runs = traced(x), [torch.from_numpy(y) for y in session.run(None, {"x": x.numpy()})]
+        flat = [part for y in expected for part in (y if isinstance(y, tuple) else (y,))]
+        for actual in runs:
+            actual = [part for y in actual for part in (y if isinstance(y, tuple) else (y,))]
+            for layer, y, z in zip(range(len(flat)), flat, actual, strict=True):
+                assert z.shape == y.shape, layer
+                assert (z - y).abs().max() < 1e-4, layer
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_what_cannot_be_traced_or_scripted_says_so():
+    traced = torch.jit.trace(BlurPool2d("bin7"), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(RuntimeError, match="Padding size should be less than the corresponding input dimension"):
+        traced(torch.zeros(1, 1, 2, 9))
+    for network in (antialias(nn.Sequential(nn.MaxPool2d(2))), ResNetGenerator(channels=1, blocks=1)):
+        with pytest.raises(InputError, match=r"torch\.jit\.script cannot compile \w+: use torch\.jit\.trace"):
+            torch.jit.script(network)
 
 
 class Pad(nn.Module):

@@ -127,7 +127,7 @@ def test_what_changed_since_is_done_again_and_no_other_is_read(images, tmp_path,
     predict(nn.Identity(), images, out)
     paint(images, "2.png", size=(5, 6))
     read = []
-    monkeypatch.setattr(predict_module, "read_image", lambda path: read.append(path.name) or read_image(path))
+    monkeypatch.setattr(predict_module, "read_image", lambda path, reading: read.append(path.name) or read_image(path))
     result = predict(nn.Identity(), images, out)
     assert (result.written, len(result.present), read) == (["2.png"], 9, ["2.png"])
     assert read_image(out / "2.png").equal(read_image(images / "2.png"))
@@ -288,6 +288,24 @@ class Nans(nn.Module):
         return images / 0 * 0
 
 
+def test_formats_that_are_read_alone_become_png_and_those_that_are_not_read_are_left_out(tmp_path):
+    for name in ("ulm/1.GIF", "2.JPE", "3.ppm", "._3.ppm", "__MACOSX/3.ppm", ".4.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (0, 255, 0)).save(tmp_path / "in" / name)
+    (tmp_path / "in/5.heic").write_bytes(b"\0\0\0 ftypheic")
+    done = predict(nn.Identity(), tmp_path / "in", tmp_path / "out", on_error="skip")
+    assert names(tmp_path / "out") == [".4.png", "2.JPE", "3.png", "ulm/1.png"]
+    assert read_image(tmp_path / "out/3.png").equal(read_image(tmp_path / "in/3.ppm"))
+    assert list(done.failed) == ["5.heic"]
+    assert "genstab does not read .heic: convert it to PNG or TIFF" in done.failed["5.heic"]
+    with pytest.raises(InputError, match=r"5.heic: genstab does not read .heic"):
+        predict(nn.Identity(), tmp_path / "in", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    Image.new("RGB", (8, 6)).save(tmp_path / "in/3.png")
+    with pytest.raises(InputError, match=r"the results of .*in/3.png and .*in/3.ppm would both be a 3.png: rename one"):
+        predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
+
+
 def test_nan_is_no_image(tmp_path):
     paint(tmp_path / "in", "1.png")
     with pytest.raises(InputError, match=r"cannot write .*1.png: the image contains NaN"):
@@ -391,8 +409,8 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "Missing mandatory value: input"),
-        (["input=in"], "Missing mandatory value: output"),
+        ([], "input and output are missing: add input=DIR output=DIR"),
+        (["input=in"], "output is missing: add output=DIR"),
         (["input=in", "output=out"], "no model: set model.checkpoint to a checkpoint or run folder of genstab"),
         (["input=in", "output=out", "model.checkpoint=no.pt"], "checkpoint no.pt does not exist"),
         (["input=in", "output=out", "model.chekpoint=x"], "model.chekpoint is an argument of a network"),

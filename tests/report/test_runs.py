@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -43,6 +44,11 @@ def test_a_run_given_twice_is_read_once(tmp_path, monkeypatch):
     assert len(read_runs(["sweep", "sweep/0", tmp_path / "sweep/../sweep/0"])) == 1
 
 
+PER_SHIFT = (
+    '{"shift_psnr": {"crop": {"shifts": [[0, 1], [0, 2]], "images": ["a", "b"], "decibels": [[20, 21], [30, 31]]}}}'
+)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -70,6 +76,41 @@ def test_what_is_no_run_is_named(tmp_path, make, message):
         read_runs([tmp_path / "run"])
 
 
+def shift_map(text):
+    return f'{{"shift_map": {{"decibels": {text}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("summary", "[" * 65 + "]" * 65, "nested more than 64 deep"),
+        ("summary", '{"a":' * 100_000, "nested more than 64 deep"),
+        ("summary", '{"verdict": "Steady."}', "verdict is not a list of texts"),
+        ("summary", '{"notes": [1e999]}', "notes is not a list of texts"),
+        ("summary", '{"config": [1]}', "config is a list, not an object of keys and values"),
+        ("summary", '{"versions": 3}', "versions is a int, not an object of keys and values"),
+        ("measurements", '{"shift_psnr": {"crop": []}}', "shift_psnr.crop is a list, not an object"),
+        ("measurements", '{"shift_psnr": {"crop": {}}}', "shift_psnr.crop.shifts is not a list"),
+        ("measurements", PER_SHIFT.replace("[0, 2]", '["up", 2]'), "crop.shifts[1] holds 'up', not a number"),
+        ("measurements", PER_SHIFT.replace("[0, 2]", "[]"), "crop.shifts[1] is not a list of numbers"),
+        ("measurements", PER_SHIFT.replace("[30, 31]", "[30]"), "crop.decibels[1] is not a list of 2 numbers"),
+        ("measurements", PER_SHIFT.replace("31]", "true]"), "crop.decibels[1] holds True, not a number"),
+        ("measurements", PER_SHIFT.replace(", [30, 31]", ""), "crop.decibels is not a list of 2"),
+        ("measurements", PER_SHIFT.replace('"b"', "7"), "crop.images is not a list of texts"),
+        ("measurements", shift_map("[[1, 2]]"), "shift_map.decibels[0] is not a list of 1 numbers"),
+        ("measurements", shift_map("[]"), "shift_map.decibels has 0 rows, and so none in the middle"),
+        ("measurements", '{"features": {"layers": {"a": [[[]]]}}}', "features.layers.a[0] holds [], not a number"),
+        ("measurements", '{"corruptions": {"severities": [], "decibels": {"fog": [1]}}}', "fog is not a list of 0"),
+        ("measurements", '{"quality": {"images": ["a"], "l1": [1, 2]}}', "quality.l1 is not a list of 1 numbers"),
+    ],
+)
+def test_broken_json_is_one_line_that_names_the_key(tmp_path, file, text, message):
+    path = bare(tmp_path / "run") / f"{file}.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"cannot read {re.escape(str(path))}: .*{re.escape(message)}"):
+        read_runs([tmp_path / "run"])
+
+
 def test_no_path_is_an_error():
     with pytest.raises(InputError, match="no run to compare: give a folder with a summary"):
         read_runs([])
@@ -84,10 +125,10 @@ def test_names_come_from_the_config_else_the_folder_and_are_unique(tmp_path):
 
 def test_nan_is_none(tmp_path):
     folder = bare(tmp_path / "run", **{"val/l1": math.nan, "val/psnr": math.inf, "val/ssim": 0.5})
-    (folder / "measurements.json").write_text('{"shift_map": {"decibels": [[NaN, -Infinity]]}}')
+    (folder / "measurements.json").write_text('{"quality": {"images": ["a", "b", "c"], "l1": [NaN, -Infinity, 1e999]}}')
     (run,) = read_runs([folder])
     assert run.summary == {"val/l1": None, "val/psnr": None, "val/ssim": 0.5}
-    assert run.measurements["shift_map"]["decibels"] == [[None, None]]
+    assert run.measurements["quality"]["l1"] == [None] * 3
 
 
 def test_what_a_folder_lacks_is_said(tmp_path):
@@ -103,7 +144,7 @@ def test_what_a_folder_lacks_is_said(tmp_path):
     ]
 
     part = make_run(tmp_path / "part")
-    (part / "measurements.json").write_text('{"shift_psnr": {"circular": {}}, "features": null}')
+    (part / "measurements.json").write_text(PER_SHIFT.replace("}}}", '}}, "features": null}'))
     (part / "slide_source.webp").unlink()
     (run,) = read_runs([part])
     assert run.missing == [

@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from genstab import InputError
 from genstab.cli import main as cli
+from genstab.cli.main import CONF
 from genstab.runtime import signals as stopping
-from genstab.runtime.resume import find_checkpoint
+from genstab.runtime.resume import changes, find_checkpoint
 from tests.helpers.commands import HELPERS, ROOT, program, start
 from tests.helpers.commands import finish as finish_program
-from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, differing, left, run, stop_signals
+from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, Killer, differing, left, run, stop_signals
 from tests.helpers.wandb_file import finish, read_history
 
 
@@ -77,6 +80,19 @@ def test_an_epoch_that_max_steps_ended_goes_on_also_if_it_is_the_last(tmp_path):
     assert float(measured[-1]["val/l1"]) == pytest.approx(found["metrics"]["val/l1"])
 
 
+def test_a_training_that_max_time_ended_goes_on(tmp_path, whole, monkeypatch):
+    def stop_at_ten(self, trainer, place):  # as Lightning's Timer does
+        trainer.should_stop = trainer.should_stop or trainer.global_step == 10
+
+    monkeypatch.setattr(Killer, "hit", stop_at_ten)
+    run(tmp_path / "run", kill=(0, "end", 0))
+    assert (place(tmp_path / "run")["epoch"], place(tmp_path / "run")["batch"]) == (1, 2)
+    monkeypatch.undo()
+    run(tmp_path / "run")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "resume", "metrics"):  # one validation more
+        assert differing(left(tmp_path / "run")[part], left(whole)[part]) == []
+
+
 @pytest.mark.slow
 def test_a_dozen_kills(tmp_path):
     printed = program(HELPERS / "killed.py", tmp_path, 12, 0)
@@ -99,13 +115,13 @@ def compared(tmp_path, *options, **base):
     "option",
     [
         "trainer.max_steps=21",  # in an epoch
-        "trainer.check_val_every_n_epoch=2",
-        "+trainer.val_check_interval=3",  # validations within an epoch
+        "trainer.check_val_every_n_epoch=2 +trainer.limit_train_batches=5 trainer.max_epochs=4",
+        "+trainer.val_check_interval=3 +trainer.overfit_batches=5 trainer.max_epochs=4",  # validations within an epoch
         "data.num_workers=2",
     ],
 )
 def test_whatever_ends_an_epoch_and_whoever_loads(tmp_path, option):
-    assert compared(tmp_path, option) == []
+    assert compared(tmp_path, *option.split()) == []
 
 
 def test_pairs_on_disk(tmp_path):
@@ -283,6 +299,8 @@ def stopped(tmp_path_factory):
         (["data.train_images=14"], ["data.train_images 15 → 14", "training images 15 → 14"]),
         (["data.batch_size=4"], [r"images per step \(batch size × processes\) 2 → 4"]),
         (["trainer.precision=bf16-mixed"], ["trainer.precision 32-true → bf16-mixed"]),
+        (["+trainer.limit_train_batches=6"], ["trainer.limit_train_batches None → 6"]),
+        (["+trainer.overfit_batches=6"], [r"trainer.overfit_batches 0\.0 → 6"]),
         (["trainer.max_epochs=1"], ["trainer.max_epochs=1: it is already in epoch 2"]),
     ],
 )
@@ -293,6 +311,29 @@ def test_what_does_not_fit_is_listed_in_one_line(tmp_path, stopped, options, nam
         assert re.search(each, str(error.value)), each
     assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()  # nothing was begun
+
+
+def plain(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", ["output_dir=x", *overrides]), resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        (["antialias=polyphase"], ["antialias=none", "antialias.padding_mode=circular"], "antialias.polyphase"),
+        (["antialias=none", "antialias.padding_mode=circular"], ["antialias=polyphase"], "antialias.polyphase"),
+        (["model.lr=0.1"], ["~model.lr"], "model.lr"),
+        ([], ["~model.generator.antialias"], "model.generator.antialias"),
+        (["++data.flip=false"], ["~data.flip"], "data.flip"),  # an argument of a parent of the class
+        (["+trainer.limit_train_batches=1"], ["+trainer.limit_train_batches=1.0"], "trainer.limit_train_batches"),
+        ([], ["~model.lr", "~model.betas", "+model.generator.padding=3", "~data.overlap_offset"], None),
+        (["data.twin_reach=8"], ["data.overlap_offset=8"], None),
+    ],
+)
+def test_a_key_that_is_left_out_has_its_default(before, now, named):
+    found = [line.partition(" ")[0] for line in changes(plain(*before), plain(*now))]
+    assert found[:1] == ([named] if named else [])
 
 
 def test_what_fits_is_not(tmp_path, stopped):

@@ -11,7 +11,7 @@ from torch import nn
 
 from genstab import AntiAlias, InputError, PatchGAN, Pix2Pix, ResNetGenerator, UNet
 from genstab.cli.check_config import check_training
-from genstab.training.init_from import begin_from, lines
+from genstab.training.init_from import begin_from
 from tests.helpers.killed import run
 from tests.inference.test_cyclegan_checkpoints import Unet, published_resnet, randomised
 
@@ -48,7 +48,8 @@ def test_both_files_of_the_cyclegan_repository(tmp_path, norm):
     torch.save(discriminator.state_dict(), tmp_path / "latest_net_D.pth")
 
     blurred = model_of(norm)
-    assert [*lines(begin_from(blurred, tmp_path / "latest_net_G.pth"))][1].endswith("latest_net_D.pth loads it")
+    begin_from(blurred, tmp_path / "latest_net_G.pth", notes=(notes := []))
+    assert notes[1] == f"discriminator: begins anew; init_from_d={tmp_path}/latest_net_D.pth loads it"
     plain = model_of(norm, antialias=None).eval()
     begun = begin_from(plain, tmp_path / "latest_net_G.pth", tmp_path / "latest_net_D.pth")
     assert differing(blurred.generator, plain.generator) == []  # a blur has no weights
@@ -104,7 +105,7 @@ def test_files_of_any_kind_give_the_networks_that_they_have(tmp_path, kind):
 def test_what_does_not_fit_is_listed(tmp_path):
     old, new = model_of(levels=3, antialias=None).eval(), model_of(levels=4, head=2, seed=5)
     torch.save(old.generator.state_dict() | {"odd": torch.zeros(1)}, tmp_path / "old.pth")
-    line = next(lines(begun := begin_from(new, tmp_path / "old.pth")))
+    begun = begin_from(new, tmp_path / "old.pth", notes=(notes := []))
     # a U-Net of three levels is the outermost three of four: its innermost layers have other widths or no norm
     assert begun["generator"]["missing"] == [
         "encoder.2.norm.weight", "encoder.2.norm.bias", "encoder.2.norm.running_mean", "encoder.2.norm.running_var",
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
         "head.noise.filters", "head.draw.weight", "head.draw.bias",
     ]  # fmt: skip
     assert begun["generator"]["mismatched"] == ["decoder.1.conv.weight (8×4×4×4, not 16×4×4×4)"]
-    assert "missing encoder.2.norm.weight, encoder.2.norm.bias, encoder.2.norm.running_mean and 11 more; " in line
+    assert "missing encoder.2.norm.weight, encoder.2.norm.bias, encoder.2.norm.running_mean and 11 more; " in notes[0]
     assert torch.equal(new.generator.decoder[2].conv.weight, old.generator.decoder[1].conv.weight)
     # the head begins with the picture that was drawn without it
     head = model_of(levels=3, antialias=None, head=2).eval()
@@ -126,10 +127,14 @@ def test_what_does_not_fit_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": torch.zeros(1)}, "is not a checkpoint of .* its first keys: a"),
+        (
+            {"a": torch.zeros(1)},
+            r"nothing in it has the name and the shape of a tensor of this UNet; its first keys are a$",
+        ),
+        ("counts", "nothing in it has the name and the shape"),
         (None, "init_from=.* does not exist"),
         ("nan", r"encoder\.0\.conv\.bias is not finite"),
-        ("two", "2 different sets of weights that fit UNet: a: , b: "),
+        ("two", "2 different sets of weights that fit this UNet: a, b; init_from_prefix=a chooses one"),
     ],
 )
 def test_what_gives_nothing_is_refused(tmp_path, content, message):
@@ -137,12 +142,19 @@ def test_what_gives_nothing_is_refused(tmp_path, content, message):
     weights = {key: value.clone() for key, value in model.generator.state_dict().items()}
     if content == "nan":
         content = weights | {"encoder.0.conv.bias": torch.tensor([0.0, torch.nan])}
+    elif content == "counts":
+        content = {key: value if key.endswith("tracked") else value[..., None] for key, value in weights.items()}
     elif content == "two":
         content = {"a": weights, "b": model_of(seed=7).generator.state_dict()}
     if content is not None:
         torch.save(content, path)
     with pytest.raises(InputError, match=message):
         begin_from(model, path)
+    if message.startswith("2 different"):
+        begin_from(model, path, prefix="b")
+        assert all(torch.equal(value, content["b"][key]) for key, value in model.generator.state_dict().items())
+        with pytest.raises(InputError, match=r"init_from_prefix=c names no weights in .* that fit; it has a, b"):
+            begin_from(model, path, prefix="c")
 
 
 def test_a_run_begins_and_resumes_by_two_words(tmp_path, capsys):

@@ -19,7 +19,9 @@ from genstab.errors import InputError
 
 TIMEOUT = 60.0  # seconds without a byte after which a download fails
 ATTEMPTS = 4  # how often a download is tried, with pauses of 1, 2 and 4 seconds
-CACHE = "~/.cache/genstab/shards"
+CACHE = "~/.cache/genstab"
+OWN = "genstab-shards"  # the folder in the cache that nobody else writes to
+_FETCHED = re.compile(r"[0-9a-f]{16}-.+\.tar(\.part)?")  # as `ShardCache._path` names them
 # Exit codes of curl, with which WebDataset opens http and https.
 _CURL = {
     6: "the host is unknown", 7: "the connection was refused", 18: "the connection was lost",
@@ -53,6 +55,8 @@ def read_bytes(url: str) -> bytes:
 class ShardCache:
     """Open shards; remote ones are fetched into a folder, from which the least recently used ones are removed.
 
+    They lie in a folder of their own, `genstab-shards`, below the given one; no other file is counted or removed.
+
     Any number of processes may share the folder: a shard is fetched once, and a shard that is removed while a process
     reads it stays readable to that process.
 
@@ -60,7 +64,7 @@ class ShardCache:
     """
 
     def __init__(self, folder: str | Path = CACHE, max_bytes: float = 2e10) -> None:
-        self.folder, self.max_bytes = Path(folder).expanduser(), max_bytes
+        self.folder, self.max_bytes = Path(folder).expanduser() / OWN, max_bytes
 
     def open(self, shard: Shard) -> ShardFile:
         """Open a shard; a remote one is fetched, unless it is in the cache.
@@ -79,7 +83,7 @@ class ShardCache:
             with suppress(FileNotFoundError):  # other processes have removed it since, to make room
                 os.utime(self._path(shard))  # the time of its last use
                 return ShardFile(self._path(shard), shard)
-        raise OSError(f"data.cache={self.folder} removes shards before they are read: set data.cache_gb higher")
+        raise OSError(f"data.cache={self.folder.parent} removes shards before they are read: set data.cache_gb higher")
 
     def fetch(self, shard: Shard) -> None:
         """Fetch a remote shard, unless it is in the cache.
@@ -98,7 +102,9 @@ class ShardCache:
         except ConnectionError:
             raise
         except OSError as error:
-            raise OSError(f"data.cache={self.folder} cannot keep {path.name}: {error.strerror or error}") from error
+            raise OSError(
+                f"data.cache={self.folder.parent} cannot keep {path.name}: {error.strerror or error}"
+            ) from error
 
     def _path(self, shard: Shard) -> Path:
         """Return a path that differs for shards of the same name at two URLs, or with two contents."""
@@ -127,7 +133,7 @@ class ShardCache:
         """Remove the least recently used shards until another one fits, and reserve its size."""
         part.unlink(missing_ok=True)
         found = []
-        for path in (*self.folder.glob("*.tar"), *self.folder.glob("*.part")):
+        for path in filter(lambda path: _FETCHED.fullmatch(path.name), self.folder.iterdir()):
             with suppress(FileNotFoundError):  # another process finished or removed it
                 found.append((path.stat().st_mtime, path.stat().st_size, path))
         size = sum(each for _, each, _ in found) + wanted
@@ -136,7 +142,7 @@ class ShardCache:
                 break
             path.unlink(missing_ok=True)
             size -= each
-        with part.open("wb") as file:
+        with part.open("xb") as file:  # not through a link
             file.truncate(wanted)
 
 

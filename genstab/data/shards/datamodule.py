@@ -28,7 +28,7 @@ class ShardData(PairedData):
         root: where `index.json` and its shards are: a folder, a URL, or a command with `%s` for the name of a file
             (`pipe:aws s3 cp s3://bucket/pairs/%s -`).
         window: number of shards that are mixed.
-        cache: folder for fetched shards, on a local disk; None is `~/.cache/genstab/shards`.
+        cache: folder on a local disk; fetched shards lie in its folder `genstab-shards`. None is `~/.cache/genstab`.
         cache_gb: size of the cache in GB; at least two windows.
         check: before training, `fast` checks that local shards exist and have the right size, `full` reads every shard
             and decodes every image, `off` does nothing. (An argument of `PairedData`.)
@@ -85,6 +85,8 @@ class ShardData(PairedData):
         if self.check != "off":
             least = Pair("", Path(f"the smallest pair for {split}"), Path(f"the smallest pair for {split}"))
             channels_a, channels_b = found.channels or self._channels_ab()
+            if self.readings["source"].labels:  # of which the index does not know
+                channels_a, channels_b = self._ab(self.channels[0], self._ab(channels_a, channels_b)[1])
             wanted.check(least, (channels_a, *found.least), (channels_b, *found.least))
             if found.channels is None and not self.convert:
                 raise InputError(
@@ -98,6 +100,10 @@ class ShardData(PairedData):
             found.shards, self.cache, 2 if split == "val" else self.window + 1, direction=self.direction, size=size,
             wanted=wanted, on_error=self.on_error,
         )  # fmt: skip
+
+    def _find_ranges(self) -> None:
+        if self.auto:
+            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
 
     def _dataset(self, split: str) -> ShardPairs:
         data = self._pairs(split)

@@ -12,6 +12,7 @@ from torch import Tensor
 from genstab.data.image_io import decode_image
 from genstab.data.pairs import Pair, PairDataset
 from genstab.data.paths import printable
+from genstab.data.reading import Reading
 from genstab.data.shards.cache import ShardCache, basename, is_local
 from genstab.data.shards.format import Member, Shard, ShardFile
 from genstab.errors import InputError
@@ -53,8 +54,8 @@ class ShardPairs(PairDataset):
         number = bisect_right(self.ends, index)
         file = self._open(number)
         name, member_a, member_b = file.pairs[index - self.ends[number]]  # counted from the end of the shard
-        path_a, a = _decoded(file, member_a)
-        path_b, b = (None, None) if member_b is None else _decoded(file, member_b)
+        path_a, a = _decoded(file, member_a, self.reading_a)
+        path_b, b = (None, None) if member_b is None else _decoded(file, member_b, self.reading_b)
         return Pair(name, path_a, path_b), a, b
 
     def _open(self, number: int) -> ShardFile:
@@ -72,7 +73,7 @@ class ShardPairs(PairDataset):
         return file
 
 
-def _decoded(file: ShardFile, member: Member) -> tuple[Path, Tensor]:
+def _decoded(file: ShardFile, member: Member, reading: Reading) -> tuple[Path, Tensor]:
     """Return the path of an image, for messages, and the image."""
     path = Path(file.name if is_local(file.name) else basename(file.name), printable(member.name))
-    return path, decode_image(file.read(member), str(path))
+    return path, decode_image(file.read(member), str(path), reading)

@@ -1,6 +1,5 @@
 """The format of shards: tar files of pairs, as WebDataset writes them, with random access; and their index."""
 
-import json
 import os
 import re
 import tarfile
@@ -14,9 +13,11 @@ from urllib.parse import unquote
 from genstab.data.formats import EXTENSIONS
 from genstab.data.paths import printable
 from genstab.errors import InputError
+from genstab.runtime.files import parse_json
 
 INDEX = "index.json"
 KIND = "genstab-shards-1"
+SMALLEST_PAIR = 1024  # bytes: the header of one member of a tar file, and its content in blocks of 512
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _paired(name: str, members: Iterable[Member]) -> list[tuple[str, Member, Mem
 def parse_index(text: bytes, where: str, url_of: Callable[[str], str]) -> Mapping[str, Split]:
     """Return the splits of an index; `url_of` maps the name of a shard to its URL, `where` is for messages."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if content["kind"] != KIND:
             raise ValueError(f"its kind is {content['kind']!r}, not {KIND!r}")
         return {name: _split(split, url_of) for name, split in content["splits"].items()}
@@ -129,16 +130,25 @@ def parse_index(text: bytes, where: str, url_of: Callable[[str], str]) -> Mappin
         raise InputError(f"{where} is not an index of shards: {' '.join(str(error).split())}") from error
 
 
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{value!r} is not a whole number of at least 1")
+    return value
+
+
 def _split(split: Mapping[str, Any], url_of: Callable[[str], str]) -> Split:
     shards = []
     for shard in split["shards"]:
         if not re.fullmatch(r"[\w-]+\.tar", shard["name"]):  # one that leaves the folder, or a command
             raise ValueError(f"{shard['name']!r} is not the name of a shard")
-        shards.append(Shard(url_of(shard["name"]), int(shard["pairs"]), int(shard["bytes"]), str(shard["sha256"])))
-    height, width = split["least"]
+        pairs, length = _count(shard["pairs"]), _count(shard["bytes"])
+        if pairs * SMALLEST_PAIR > length:
+            raise ValueError(f"{shard['name']} cannot hold {pairs} pairs in {length} bytes")
+        shards.append(Shard(url_of(shard["name"]), pairs, length, str(shard["sha256"])))
+    height, width = map(_count, split["least"])
     size = (height, width) if split["size"] else None  # where all images have one size, it is the least
     channels = None
     if split["channels"] is not None:
-        channels_a, channels_b = split["channels"]
+        channels_a, channels_b = map(_count, split["channels"])
         channels = channels_a, channels_b
     return Split(shards, size, (height, width), channels, bool(split.get("same_size", True)))

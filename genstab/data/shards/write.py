@@ -17,12 +17,14 @@ from genstab.data.channels import is_convertible
 from genstab.data.image_io import decode_image, image_shape
 from genstab.data.pairs import Pair, Wanted, check_share, find_pairs, has_pairs, split_pairs
 from genstab.data.paths import listing
+from genstab.data.reading import Reading
 from genstab.data.shards.cache import webdataset
 from genstab.data.shards.format import INDEX, KIND, key_of
 from genstab.errors import ON_ERROR, InputError, check_choice
 from genstab.runtime.files import write_json
 
 CHECKS = ("fast", "full")
+ANY_TYPE = (0.0, 1.0)  # a range of values, without which only images of 8 and 16 bits are read; files stay as they are
 
 
 @dataclass
@@ -50,6 +52,7 @@ def write_shards(
     convert: bool = False,
     val_share: float = 0.1,
     val_seed: int = 0,
+    max_megapixels: float | None = None,
 ) -> Written:
     """Write the pairs in a folder to shards with an index; `output` appears when everything is written.
 
@@ -66,6 +69,7 @@ def write_shards(
         convert: pairs may have other channels than the first one, where `data.convert=true` can convert them.
         val_share: without a folder for validation, hold out this share of the training pairs; 0: training pairs alone.
         val_seed: another seed holds out other pairs.
+        max_megapixels: the most pixels of an image, in millions; None: 179.
 
     Raises:
         InputError: there are no pairs, `output` is not empty or cannot be written, WebDataset is not installed, or a
@@ -76,6 +80,7 @@ def write_shards(
     if not isinstance(size, int | float) or not size > 0:
         raise InputError(f"size={size} is not a positive number of megabytes")
     check_share(val_share, val_seed)
+    reading = Reading(ANY_TYPE, max_megapixels=max_megapixels)
     output = Path(output)
     webdataset()
     try:
@@ -90,7 +95,7 @@ def write_shards(
         with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
             folder = Path(scratch, "shards")  # a temporary folder is private
             folder.mkdir()
-            written = _write(pairs, folder, 1e6 * size, seed, check == "full", on_error == "skip", convert)
+            written = _write(pairs, folder, 1e6 * size, seed, check == "full", on_error == "skip", convert, reading)
             os.replace(folder, output)
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error}") from error
@@ -116,7 +121,14 @@ class _Read(NamedTuple):
 
 
 def _write(
-    pairs: dict[str, list[Pair]], folder: Path, most: float, seed: int | None, full: bool, skip: bool, convert: bool
+    pairs: dict[str, list[Pair]],
+    folder: Path,
+    most: float,
+    seed: int | None,
+    full: bool,
+    skip: bool,
+    convert: bool,
+    reading: Reading,
 ) -> Written:
     written, splits = Written(), {}
     channels: tuple[int, int] | None = None
@@ -128,9 +140,9 @@ def _write(
         alike = True
         with closing(_Writer(folder, split, most)) as writer:
             bar = tqdm(each, f"writing {split}", unit="pair", leave=False, disable=None)
-            for pair, reading in zip(bar, _submitted(each, full), strict=True):
+            for pair, future in zip(bar, _submitted(each, full, reading), strict=True):
                 try:
-                    read = reading.result()
+                    read = future.result()
                     channels = channels or read.channels
                     if read.channels != channels:
                         if not (convert and all(map(is_convertible, read.channels, channels))):
@@ -166,22 +178,22 @@ def _advice(channels: tuple[int, int], wanted: tuple[int, int]) -> str:
     return " (convert=true keeps them, for data.convert=true)" if all(map(is_convertible, channels, wanted)) else ""
 
 
-def _submitted(pairs: Sequence[Pair], full: bool) -> Iterator[Future[_Read]]:
+def _submitted(pairs: Sequence[Pair], full: bool, reading: Reading) -> Iterator[Future[_Read]]:
     """Read pairs in order with a thread pool, a few at a time: together they would fill the memory."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(pairs), 32):
-            yield from [pool.submit(_read, pair, full) for pair in pairs[start : start + 32]]
+            yield from [pool.submit(_read, pair, full, reading) for pair in pairs[start : start + 32]]
 
 
-def _read(pair: Pair, full: bool) -> _Read:
-    shapes = [image_shape(path) for path in (pair.a, pair.b) if path is not None]
+def _read(pair: Pair, full: bool, reading: Reading) -> _Read:
+    shapes = [image_shape(path, reading) for path in (pair.a, pair.b) if path is not None]
     channels = shapes[0][0], shapes[-1][0]
     sizes = Wanted(*channels, same_size=False).check(pair, shapes[0], None if pair.b is None else shapes[1])
     files = {}
     for side, path in {"ab": pair.a}.items() if pair.b is None else {"a": pair.a, "b": pair.b}.items():
         files[f"{side}{path.suffix.lower()}"] = data = path.read_bytes()
         if full:
-            decode_image(data, str(path))
+            decode_image(data, str(path), reading)
     return _Read(pair, files, sizes, channels)
 
 
