@@ -39,10 +39,10 @@ class Values:
     std: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
-        taken = f"value_range={_listed(self.inputs)}"
+        taken, usual = f"value_range={_listed(self.inputs)}", self.inputs
         if self.mean is not None and self.std is not None:
-            taken = f"mean={_listed(self.mean)} std={_listed(self.std)}"
-        return taken if self.outputs == self.inputs else f"{taken} output_range={_listed(self.outputs)}"
+            taken, usual = f"mean={_listed(self.mean)} std={_listed(self.std)}", Values.outputs
+        return taken if self.outputs == usual else f"{taken} output_range={_listed(self.outputs)}"
 
 
 def parse_values(
@@ -139,6 +139,7 @@ def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[st
 
     Shape: two (N, C, H, W), converted to [−1, 1]. An empty line: there is no reason.
 
+    >>> import torch
     >>> doubt(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2), torch.tensor([90.0, 200.0]).view(1, 1, 1, 2))
     ('outputs lie in [90,200], 100 % of them outside of [-1,1]', True)
     """
@@ -177,10 +178,10 @@ def tried(
 
     The outputs of the right one fill its range, without going beyond. Of several that do, the one with outputs nearest
     to the targets wins, without targets the one whose outputs are most like the sources in light and dark, by a clear
-    margin, else the first. For logits it is the one that is most confident.
+    margin, else the first.
 
     Raises:
-        InputError: the model fails with each of them.
+        InputError: the model fails with each of them, or does not return images.
     """
     if len(meanings) == 1:
         return meanings[0], ""
@@ -194,9 +195,10 @@ def tried(
             failure = error
             continue
         if output.ndim != 4:
-            confidence = output.float().softmax(1).amax(1).mean().item() if output.ndim == 2 else 0.0
-            scores.append((confidence, values, f"mean confidence {confidence:.2f}"))
-            continue
+            raise InputError(
+                f"value_range=auto looks at images, but the model returns {tuple(output.shape)}: set "
+                "value_range=[min,max], normalize=imagenet, or mean and std"
+            )
         why, lost = doubt(source, output, values)
         spread = output.float().std().item()
         if target is not None and target.shape == output.shape:
