@@ -145,8 +145,7 @@ class PairData(LightningDataModule):
         """Remove the notes on skipped pairs from a batch, and warn once of each, and of sources without content."""
         if not self.looked and self.trainer is not None and self.trainer.training:
             self.looked = True
-            values = torch.cat([source.flatten() for source in batch["source"]])  # which may be of several sizes
-            if line := almost_constant(values):
+            if line := almost_constant(batch["source"]):
                 rank_zero_warn(f"data: in the first batch, {line}")
         self._skip("\n".join(batch.pop("skipped", ())), warnings.warn)
         return batch
