@@ -1,4 +1,4 @@
-"""The jobs of `genstab measure`, `predict`, `report`, `shard` and `workspace`."""
+"""The jobs of `genstab measure`, `predict`, `export`, `report`, `shard` and `workspace`."""
 
 import os
 import sys
@@ -25,6 +25,7 @@ from genstab.errors import InputError
 from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
+from genstab.inference.export import export
 from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
 from genstab.inference.trained_on import read_alike
@@ -126,6 +127,19 @@ def run_predict(config: DictConfig) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     if result.failed:
         raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+
+
+def run_export(config: DictConfig) -> None:
+    """Export a model as `config` says; print a summary."""
+    quieten()
+    with input_errors():
+        size = as_size("size", config.size)
+        notes: list[str] = []
+        model = model_of(config.model, notes)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        options = {key: config[key] for key in ("format", "channels", "dynamic")}
+        print(export(model, config.output, size=size, **options))
 
 
 def run_report(config: DictConfig) -> None:

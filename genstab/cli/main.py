@@ -22,6 +22,7 @@ from genstab.cli.arguments import (
     MULTIRUN,
     check_launcher,
     check_words,
+    name_model,
     name_networks,
     name_runs,
     to_overrides,
@@ -56,6 +57,7 @@ usage: genstab COMMAND [key=value …]
   train      train an anti-aliased pix2pix and measure its shift PSNR
   measure    measure how stable any image-to-image model is
   predict    apply a checkpoint, or any other model, to a folder of images
+  export     write a model as an ONNX, TorchScript or torch.export file, and check it
   report     one page that compares runs
   shard      pack pairs into shards, for data sets that do not fit on one disk
   workspace  make a W&B workspace that compares runs (needs an account)
@@ -98,6 +100,7 @@ COMMANDS = {
     "train": Command("genstab.cli.submitit:run_wherever", overrides=name_networks),
     "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions", True),
     "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict", True),
+    "export": Command("genstab.cli.jobs:run_export", "genstab.inference.export.export", True, name_model),
     "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),
     "shard": Command("genstab.cli.jobs:run_shard", "genstab.data.shards.write.write_shards"),
     "workspace": Command("genstab.cli.jobs:run_workspace"),
