@@ -264,6 +264,7 @@ def test_training_ends_with_a_line_that_names_the_file(root, said, name):
     assert not Path("run/checkpoints").exists()
 
 
+@pytest.mark.filterwarnings("ignore:in the first batch, the sources are almost constant:UserWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_prediction_names_the_file_or_does_it(tmp_path, trained, name):
     (tmp_path / "in").mkdir()
@@ -475,6 +476,7 @@ MORE_WORKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:an ICC profile, .* changes the colours:UserWarning")
 @pytest.mark.parametrize("make", MORE_WORKS.values(), ids=MORE_WORKS)
 def test_what_is_unusual_is_read(root, make):
     make(root)
@@ -485,6 +487,8 @@ def test_what_is_unusual_is_read(root, make):
     assert data.skipped == []
 
 
+@pytest.mark.filterwarnings("ignore:an ICC profile, .* changes the colours:UserWarning")
+@pytest.mark.filterwarnings("ignore:data. in the first batch, the sources are almost constant:UserWarning")
 @pytest.mark.parametrize("name", ["LAB", "both turned", "one row of 4000", "a loop of folders"])
 def test_what_is_unusual_is_trained_on(root, said, name):
     MORE_WORKS[name](root)
