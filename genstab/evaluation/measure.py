@@ -13,6 +13,7 @@ from torch.utils import benchmark
 from torch.utils.data import Dataset
 
 from genstab.data.paths import hxw
+from genstab.data.reading import almost_constant
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
 from genstab.evaluation.dataset_batches import Batch, batches
@@ -147,6 +148,8 @@ class _Measurement:
         options = self.options
         skip = options.on_error == "skip"
         for batch in batches(dataset, options.images, options.batch_size, skip, self.results.notes):
+            if not self.names and (line := almost_constant(batch.source)):
+                self.results.notes.append(f"in the first batch, {line}")
             batch.source = batch.source.to(self.device)
             if not self.size.is_any:
                 self._cut(batch)
