@@ -15,6 +15,7 @@ from torch.utils import benchmark
 from torch.utils.data import Dataset
 
 from genstab.data.paths import hxw
+from genstab.data.reading import almost_constant
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
 from genstab.evaluation.dataset_batches import Batch, batches, number_of_images
@@ -177,6 +178,8 @@ class _Measurement:
         skip = options.on_error == "skip"
         notes = self.results.notes
         for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
+            if not self.names and (line := almost_constant(batch.source)):
+                notes.append(f"in the first batch, {line}")
             batch.source = batch.source.to(self.device)
             if not self.size.is_any:
                 self._cut(batch)
