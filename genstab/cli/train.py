@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
-from genstab.cli.recorded import recorded
+from genstab.cli.recorded import recorded, without_values
 from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
@@ -64,7 +64,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     with input_errors():
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
-            config.update(check_begun(path, checkpoint, config))
+            config.update(check_begun(path, checkpoint, recorded(config)))
         record = recorded(config)
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, config.trainer)
@@ -91,6 +91,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             notes: list[str] = []
             file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
             begun = begin_from(model, str(file), file_d, prefix, notes)
+            for each in begun.values():
+                each["file"] = without_values(each["file"], config)
             for line in notes:
                 say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]

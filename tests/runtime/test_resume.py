@@ -126,7 +126,7 @@ def test_whatever_ends_an_epoch_and_whoever_loads(tmp_path, option):
 
 def test_batches_that_made_no_step_yet_are_repeated(tmp_path):
     # three batches a step, the last two of an epoch make one; validations after four and eight batches
-    options = ["+trainer.accumulate_grad_batches=3", "+trainer.val_check_interval=4", "+trainer.gradient_clip_val=0.1"]
+    options = ["trainer.accumulate_grad_batches=3", "+trainer.val_check_interval=4", "trainer.gradient_clip_val=0.1"]
     run(tmp_path / "one", *options)
     strikes = [  # step, place, signal; the batches in the checkpoint, and whether a validation is to come
         (1, "validation", signal.SIGTERM, 3, False),  # of four batches
@@ -320,7 +320,7 @@ def stopped(tmp_path_factory):
         (["trainer.precision=bf16-mixed"], ["trainer.precision 32-true → bf16-mixed"]),
         (["+trainer.limit_train_batches=6"], ["trainer.limit_train_batches None → 6"]),
         (
-            ["+trainer.accumulate_grad_batches=2", "+trainer.gradient_clip_val=1.0"],
+            ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0"],
             ["trainer.accumulate_grad_batches 1 → 2", r"trainer.gradient_clip_val None → 1\.0"],
         ),
         (["+trainer.overfit_batches=6"], [r"trainer.overfit_batches 0\.0 → 6"]),

@@ -14,6 +14,7 @@ from torch import Tensor
 from genstab.data.paths import shortened
 from genstab.errors import InputError, check_choice
 from genstab.runtime.gather import all_gathered
+from genstab.runtime.loop_state import takes_step
 from genstab.training.gradients import gradient_norm
 
 ON_NAN = ("stop", "skip")
@@ -70,6 +71,7 @@ class FiniteGuard(Callback):
         self._finite: Tensor | None = None
         self._recent: list[tuple[int, list[str], dict[str, Tensor]]] = []
         self._before: list[Tensor] = []
+        self._names: list[str] = []  # of the images of the next update
 
     def state_dict(self) -> dict[str, Any]:
         """Return the skipped updates, for the checkpoint."""
@@ -78,6 +80,10 @@ class FiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the skipped updates of a checkpoint."""
         self.left_out = list(state_dict["left_out"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the names of batches that an earlier training held back."""
+        self._names = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """With `skip`, save the BatchNorm statistics."""
@@ -115,7 +121,11 @@ class FiniteGuard(Callback):
         losses = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
         losses = {key: x.detach() for key, x in losses.items() if isinstance(x, Tensor) and x.numel() == 1}
         names = batch.get("name", ()) if isinstance(batch, Mapping) else ()
-        self._recent.append((step, [str(name) for name in names], losses))
+        self._names += [str(name) for name in names]
+        if not losses and not takes_step(trainer, batch_idx):
+            return  # an update of several batches is to come
+        self._recent.append((step, self._names, losses))
+        self._names = []
         if self.on_nan == "skip":
             self._count_skipped(trainer, pl_module)
         elif (step + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]  # set by a connector
