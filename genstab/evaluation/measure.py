@@ -15,6 +15,7 @@ from torch.utils import benchmark
 from torch.utils.data import Dataset
 
 from genstab.data.paths import hxw
+from genstab.data.reading import almost_constant
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
 from genstab.evaluation.dataset_batches import Batch, batches, number_of_images
@@ -177,6 +178,8 @@ class _Measurement:
         skip = options.on_error == "skip"
         notes = self.results.notes
         for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
+            if not self.names and (line := almost_constant(batch.source)):
+                notes.append(f"in the first batch, {line}")
             batch.source = batch.source.to(self.device)
             if not self.size.is_any:
                 self._cut(batch)
@@ -190,32 +193,41 @@ class _Measurement:
 
     def _first_output(self, batch: Batch) -> Tensor:
         """Call the model with the values and with a size of images that it takes, found by trying, and note them."""
-        notes = self.results.notes
+        said: list[str] = []
+        contexts: list[ExitStack] = []
 
         def first(images: Tensor) -> Tensor:
-            output, context = first_call(self.model, self.call, self.options.values, images, notes, batch.target)
-            self.stack.push(context)
+            output, context = first_call(self.model, self.call, self.options.values, images, said, batch.target)
+            contexts.append(context)
             return output
 
+        failure: InputError | None = None
         try:
             output = first_output(first, batch.source, batch.names)
-            if fits(output, batch.source) or output.ndim != 4:
-                return output
+            found = None if output.ndim != 4 or fits(output, batch.source) else self._other_size(batch)
         except InputError as error:
             if not isinstance(error.__cause__, ModelError):
                 raise
-            output = None
-            failure = error
-        found = find_input_size(self.model, self.call, batch.source)
-        if found is None:
-            if output is not None:
-                return output  # its size is explained where shifts need it
+            failure, found = error, self._other_size(batch)
+        if found is not None:
+            for context in contexts:
+                context.close()  # or values would be converted twice
+            said.clear()
+            self.size = found
+            self._cut(batch)
+            size = hxw(batch.source.shape[2:])
+            self.results.notes.append(
+                f"the model takes {found}: images are cut to their centre, {size} of {batch.names[0]}"
+            )
+            output = first_output(first, batch.source, batch.names)
+        elif failure is not None:
             raise InputError(f"{failure}{advice(self.model, self.call, batch.source)}") from failure
-        self.size = found
-        self._cut(batch)
-        size = hxw(batch.source.shape[2:])
-        notes.append(f"the model takes {found}: images are cut to their centre, {size} of {batch.names[0]}")
-        return first_output(first, batch.source, batch.names)
+        self.stack.push(contexts[-1])
+        self.results.notes += said
+        return output  # another size than the model's multiples is explained where shifts need it
+
+    def _other_size(self, batch: Batch) -> InputSize | None:
+        return find_input_size(self.model, self.call, batch.source)
 
     def _cut(self, batch: Batch) -> None:
         given = batch.source.shape[2:]

@@ -201,7 +201,8 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
         remove_parts(folder)
     replaced = {real[target.parent] / target.name for target in targets}
     for path in sources:
-        if (leads_to := path.resolve()) in replaced:
+        # Path.resolve() raises at a link to itself
+        if (leads_to := Path(os.path.realpath(path))) in replaced:
             raise InputError(
                 f"output={output}: the result {leads_to} would replace the input {path}, which links to it"
             )

@@ -18,6 +18,7 @@ PARTS = {
 }
 CONSISTENCY = ("val/consistency", "val/consistency_roll")
 OF_CLASSIFIERS = (*CONSISTENCY, "val/accuracy", "val/corruption_error")
+CORRUPTIONS = ("val/corruption_psnr", "val/corruption_error", "val/corruption_relative")
 OF_BOTH = ("val/feature_distance", "features", "images_per_second", "parameters", "seconds")
 OF_TARGETS = (
     "val/l1", "val/psnr", "val/ssim", "val/tv_target", "tv_ratio", "val/spectrum_error", "val/swd", "val/fid",
@@ -85,7 +86,7 @@ def _reason(run: Run, key: str, classifier: bool) -> str:
 def _noted(run: Run, key: str) -> bool:
     """Whether a note of the measurement gives the reason already, as "features: not measured, …"."""
     part = key.removeprefix("val/").replace("feature_distance", "features").replace("shift_map", "map")
-    part = "corruptions" if part.startswith("corruption_") else part
+    part = "corruptions" if key in CORRUPTIONS else part
     part = next((name for name, protocol in protocols().items() if key in protocol.keys().values()), part)
     return any(note.partition(": not measured")[0] == part for note in run.summary.get("notes") or ())
 
@@ -99,7 +100,7 @@ def _switched_off(config: Mapping[str, Any], key: str) -> bool:
         if key in protocol.keys().values() and isinstance(wanted, list):
             return name not in wanted
     part = {"shift_map": "map", "val/feature_distance": "features"}.get(key, key)
-    part = "corruptions" if key.startswith("val/corruption_") else part
+    part = "corruptions" if key in CORRUPTIONS else part
     if part in ("map", "features", "corruptions") and part in config:
         options = config[part]
         baseline = options.get("baseline") if isinstance(options, Mapping) else None

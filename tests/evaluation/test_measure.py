@@ -286,6 +286,22 @@ def test_what_the_author_of_a_network_asserts_is_heeded(tmp_path):
         measure(Asserting(), Items(noise(3, 15, 40)), tmp_path, Options(**SMALL))
 
 
+class Rounds(nn.Module):
+    """Of images in [0, 1]; returns sides of multiples of 4, without an error, as networks with a stride do."""
+
+    def forward(self, images):
+        assert images.min() >= 0
+        return nn.functional.pad(images, (0, -images.shape[-1] % 4, 0, -images.shape[-2] % 4))
+
+
+def test_values_are_converted_once_where_sizes_are_found_by_trying(tmp_path):
+    images = noise(2, 3, 34, 41)
+    options = Options(**{**SMALL, "protocols": ["circular"]}, value_range=[0, 1])
+    found = measure(Rounds(), Items(*images, targets=images), tmp_path, options)
+    assert found.summary["val/l1"] < 1e-6
+    assert found.notes == ["the model takes multiples of 4: images are cut to their centre, 32×40 of 0.png"]
+
+
 def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
     (tmp_path / "images").mkdir()
     for name in "ac":
