@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, reason
 from genstab.runtime.files import writing
 from genstab.runtime.lock import lock
 
@@ -45,7 +45,10 @@ class Record:
 
 def stamp(path: Path) -> Stamp:
     """Return the size and the time of the last change of a file, by which a changed one is noticed."""
-    state = os.stat(path)
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
     return [state.st_size, state.st_mtime_ns]
 
 

@@ -191,7 +191,7 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a GIF": (write(content(noise(), "GIF")[:-300]), "truncated"),
     "half a JPEG 2000": (write(content(noise(), "JPEG2000")[:700]), "broken data stream"),
     "most of an AVIF": (write(content(noise(), "AVIF")[:-20]), "Truncated data"),
-    "a float in a PPM": (save(lambda: noise("F"), "PPM"), "pixels of 32 bits are not uint8 or uint16"),
+    "a float in a PPM": (save(lambda: noise("F"), "PPM"), "32 bits, are not uint8 or uint16"),
     "a bomb in a PPM": (write(b"P6 60000 60000 255\n" + bytes(99)), "exceeds limit"),
     "JPEG without a picture": (write(b"\xff\xd8\xff\xd9"), NONE),
     "sound in RIFF": (write(b"RIFF\x24\0\0\0WAVEfmt "), NONE),
@@ -683,7 +683,7 @@ def test_a_bad_checkpoint_is_named(root, said, trained, name):
     line = said("predict", "model.checkpoint=bad.ckpt", "input=data/trainA", "output=out")
     if prediction is None:
         assert line is None
-        assert len(list(Path("out").iterdir())) == 3
+        assert len(list(Path("out").glob("*.png"))) == 3
     else:
         assert re.search(prediction, line)
         assert name == "NaN" or "bad.ckpt" in line
