@@ -314,6 +314,11 @@ class PairedImages(PairDataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def check_headers(self, images: int) -> None:
+        """Check the headers of the first pairs; raise the `InputError` of the first one that is not as wanted."""
+        if self.wanted is not None:
+            check_pairs(self.pairs[:images], self.wanted)
+
     def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
         pair = self.pairs[index]
         b = None if pair.b is None else read_image(pair.b, self.reading_b)

@@ -161,8 +161,8 @@ def padded_calls(model: nn.Module, call: Call, notes: list[str]) -> Iterator[Cal
         except ModelError as error:
             failure = error
         other = found
-        if found.is_any and declared_size(model) is None:
-            for multiple in MULTIPLES:
+        if declared_size(model) is None:
+            for multiple in (each for each in MULTIPLES if each > other.multiple):
                 found = InputSize(multiple)
                 if takes(padded, images[:1]):
                     notes.append(f"images are padded to multiples of {multiple}, which the model needs, and cropped")

@@ -208,10 +208,12 @@ def load_generator(
     config = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         return cyclegan_generator(path, checkpoint, norm, padding, prefix, weights, notes).eval()
-    for name, value in {"norm": norm, "padding": padding, "prefix": prefix, "weights": weights}.items():
-        has = config.get({"padding": "block_padding"}.get(name, name))
+    for name, value, has in (("norm", norm, config.get("norm")), ("padding", padding, config.get("block_padding"))):
         if value not in (None, has):
             raise InputError(f"{name}={value!r} does not fit {path}: its generator has {has}")
+    for name, value in {"prefix": prefix, "weights": weights}.items():
+        if value is not None:
+            raise InputError(f"{path} is a checkpoint of genstab, which holds one generator: leave out model.{name}")
     network = ResNetGenerator if "blocks" in config else UNet
     state = {
         key.removeprefix(PREFIX): value

@@ -39,10 +39,10 @@ class Values:
     std: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
-        taken = f"value_range={_listed(self.inputs)}"
+        taken, usual = f"value_range={_listed(self.inputs)}", self.inputs
         if self.mean is not None and self.std is not None:
-            taken = f"mean={_listed(self.mean)} std={_listed(self.std)}"
-        return taken if self.outputs == self.inputs else f"{taken} output_range={_listed(self.outputs)}"
+            taken, usual = f"mean={_listed(self.mean)} std={_listed(self.std)}", Values.outputs
+        return taken if self.outputs == usual else f"{taken} output_range={_listed(self.outputs)}"
 
 
 def parse_values(
@@ -139,19 +139,25 @@ def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[st
 
     Shape: two (N, C, H, W), converted to [−1, 1]. An empty line: there is no reason.
 
+    >>> import torch
     >>> doubt(torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2), torch.tensor([90.0, 200.0]).view(1, 1, 1, 2))
     ('outputs lie in [90,200], 100 % of them outside of [-1,1]', True)
     """
     if output.ndim != 4 or not output.isfinite().all():
         return "", False
     (least, greatest), low, high = values.outputs, output.min().item(), output.max().item()
-    outside = (output.abs() > 1 + 2 * OVER).float().mean().item()
+    outside = _outside(output)
     where = f"outputs lie in {_where(low, high, values)}"
     if outside > SOME_OUTSIDE:
         return f"{where}, {100 * outside:.0f} % of them outside of {_listed((least, greatest))}", outside > MOST_OUTSIDE
     if least < 0 and low >= -(least + greatest) / (greatest - least) and source.min() < DARK and output.std() > VARIES:
         return f"{where}, never below zero, where {_listed((least, greatest))} is expected", False
     return "", False
+
+
+def _outside(output: Tensor) -> float:
+    """Return the share of values that are not in [−1, 1], nor a little beyond."""
+    return (output.abs() > 1 + 2 * OVER).float().mean().item()
 
 
 def _where(low: float, high: float, values: Values) -> str:
@@ -172,10 +178,10 @@ def tried(
 
     The outputs of the right one fill its range, without going beyond. Of several that do, the one with outputs nearest
     to the targets wins, without targets the one whose outputs are most like the sources in light and dark, by a clear
-    margin, else the first. For logits it is the one that is most confident.
+    margin, else the first.
 
     Raises:
-        InputError: the model fails with each of them.
+        InputError: the model fails with each of them, or does not return images.
     """
     if len(meanings) == 1:
         return meanings[0], ""
@@ -189,21 +195,23 @@ def tried(
             failure = error
             continue
         if output.ndim != 4:
-            confidence = output.float().softmax(1).amax(1).mean().item() if output.ndim == 2 else 0.0
-            scores.append((confidence, values, f"mean confidence {confidence:.2f}"))
-            continue
+            raise InputError(
+                f"value_range=auto looks at images, but the model returns {tuple(output.shape)}: set "
+                "value_range=[min,max], normalize=imagenet, or mean and std"
+            )
         why, lost = doubt(source, output, values)
         spread = output.float().std().item()
         if target is not None and target.shape == output.shape:
             likeness = -(output - target).abs().mean().item()
         else:
             likeness = _likeness(source, output)
+        where = f"outputs lie in {_where(output.min().item(), output.max().item(), values)}"
         penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
         scores.append(
             (
-                likeness - penalty,
+                likeness - penalty - 5 * _outside(output),
                 values,
-                why or f"outputs lie in {_where(output.min().item(), output.max().item(), values)}",
+                why or where,
             )
         )
     if not scores:
@@ -212,19 +220,6 @@ def tried(
     (_, values, why), *others = [each for each in scores if each[0] >= best - _MARGIN]
     also = "".join(f"; {each} fits as well" for _, each, _ in others)
     return values, f"value_range=auto took {values}: {why}{also}"
-
-
-def refusal(why: str, values: Values) -> InputError:
-    """Return the error of a model most of whose values would be lost."""
-    return InputError(
-        f"with {values} the {why}: value_range=[0,1], value_range=[0,255], output_range=[min,max] or value_range=auto "
-        "sets what they mean"
-    )
-
-
-def hint(why: str, values: Values) -> str:
-    """Return the line about a model whose outputs may be of another range."""
-    return f"with {values} the {why}: if that is not meant, value_range=[0,1] or value_range=auto sets what they mean"
 
 
 def first_call(

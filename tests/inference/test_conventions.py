@@ -15,6 +15,7 @@ from genstab.inference.eval_mode import inference
 from genstab.inference.exported_programs import Program
 from genstab.inference.input_size import InputSize
 from genstab.inference.predict import predict
+from genstab.inference.value_range import Values, converted
 from tests.conftest import Items, noise
 
 SMALL = {"map": None, "features": None, "corruptions": None, "margin": 2, "shifts": [(0, 1), (2, 0)]}
@@ -120,6 +121,8 @@ def test_channels_last_by_an_option_that_the_error_names(tmp_path):
         measure(ChannelsLast(), Items(*x), tmp_path, MeasureOptions(**SMALL))
     model = load_model(None, ChannelsLast(), layout="nhwc")
     assert model(x).equal(x * torch.tensor([1.0, 0.5, 0.25]).view(3, 1, 1))
+    with converted(model, Values(mean=(0.5, 0.5, 0.0), std=(0.5, 0.25, 1.0))):  # of channels, before they are last
+        assert model(torch.ones(1, 3, 2, 2))[0, :, 0, 0].tolist() == [1, 1, 0.25]
     with pytest.raises(InputError, match=r"model.layout='hwc' is not one of nchw, nhwc"):
         load_model(None, ChannelsLast(), layout="hwc")
 
@@ -136,16 +139,16 @@ class Multiple(nn.Module):
 
 def test_predict_pads_to_what_a_model_needs_and_crops(tmp_path, capfd):
     (tmp_path / "in").mkdir()
-    sizes = [(16, 16), (13, 18), (13, 18), (7, 30)]
+    sizes = [(16, 16), (16, 15), (16, 15), (16, 17)]  # the second one is a multiple of 8 also when it is one of 2
     for index, size in enumerate(sizes):
         write_image(tmp_path / f"in/{index}.png", noise(3, *size))
     notes: list[str] = []
     predict(Multiple(), tmp_path / "in", tmp_path / "out", notes=notes)
-    assert notes == ["images are padded to multiples of 8, which the model needs, and cropped"]
+    assert notes == [f"images are padded to multiples of {n}, which the model needs, and cropped" for n in (2, 8)]
     for index in range(len(sizes)):
         source, output = (read_image(tmp_path / folder / f"{index}.png") for folder in ("in", "out"))
         assert output.equal(source.flip(0))
-    assert capfd.readouterr().err.count("no!") == 1  # of the call that was no trial
+    assert capfd.readouterr().err.count("no!") == 2  # of the calls that were no trials
 
 
 def fixed(size):

@@ -58,6 +58,15 @@ def test_tanh_and_sigmoid_tell_their_range():
         assert f"took value_range=[{found[0]},{found[1]}]" in notes[0]
 
 
+def test_logits_tell_no_range():
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with (
+        inference(model) as call,
+        pytest.raises(InputError, match=r"auto looks at images, .* returns \(2, 3\)"),
+    ):
+        first_call(model, call, parse_values("auto"), noise(2, 3, 4, 4), [])
+
+
 def test_what_is_no_image_in_the_range_is_refused_and_what_may_be_another_one_is_said(tmp_path):
     images = noise(2, 3, 16, 16)
     (tmp_path / "in").mkdir()
@@ -70,7 +79,7 @@ def test_what_is_no_image_in_the_range_is_refused_and_what_may_be_another_one_is
 
     options = MeasureOptions(**SMALL)
     refused = (
-        r"outputs lie in \[2.*,22.*\], 1?\d\d % of them outside of \[-1,1\]: value_range=auto tries .*, output_range="
+        r"outputs lie in \[2.*,22.*\], 1?\d\d % of them outside of \[-1,1\]: value_range=auto tries .* output_range="
     )
     with pytest.raises(InputError, match=refused):
         measure(Bright(), Items(*images), tmp_path, options)

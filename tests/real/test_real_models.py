@@ -58,7 +58,10 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     china, flower = datasets.load_sample_images().images
     photos = {"chelsea": data.chelsea(), "coffee": data.coffee(), "flower": flower, "china": china}
-    places = {"PHOTOS": "photos", "MOSAICS": "mosaics", "CLASSES": "classes"}
+    places = {"PHOTOS": "photos", "MOSAICS": "mosaics", "TEXTS": "texts", "CLASSES": "classes"}
+    (folder / "texts").mkdir()
+    for name in ("page", "text"):
+        Image.fromarray(getattr(data, name)()).convert("RGB").save(folder / "texts" / f"{name}.png")
     for name, photo in photos.items():
         bayer = np.zeros_like(photo)
         for channel, (row, column) in ((0, (0, 1)), (1, (0, 0)), (1, (1, 1)), (2, (1, 0))):
@@ -66,9 +69,7 @@ def pictures(tmp_path_factory):
         for kind, picture in (("photos", photo), ("mosaics", bayer[:128, :128])):
             (folder / kind).mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / kind / f"{name}.png")
-    # what the network calls them; the fourth is a palace or a bell cote
     classes = {"Egyptian cat": (285, "chelsea"), "espresso": (967, "coffee"), "daisy": (985, "flower")}
-    classes["palace"] = (698, "china")
     names = list(map(str, range(1000)))
     for name, (index, photo) in classes.items():
         names[index] = name
