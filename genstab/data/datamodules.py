@@ -42,6 +42,7 @@ T = TypeVar("T")
 CHECKS = ("fast", "full", "off")
 SSIM_WINDOW = 6  # pixels; SSIM reflects its window at the border, which a smaller image does not allow
 CACHE = "~/.cache/genstab"
+LOOKED_AT = 16  # training images after which a line says that the sources are almost constant
 TIMEOUT = 600  # seconds to wait for a batch of a loader's worker
 
 
@@ -108,7 +109,7 @@ class PairData(LightningDataModule):
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
         check_counts(least=0, num_workers=self.num_workers)
         self.skipped: list[str] = []
-        self.looked = False  # at the first batch
+        self.spans: list[Tensor] | None = []  # the least and the greatest value of the first sources
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -143,10 +144,12 @@ class PairData(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Remove the notes on skipped pairs from a batch, and warn once of each, and of sources without content."""
-        if not self.looked and self.trainer is not None and self.trainer.training:
-            self.looked = True
-            if line := almost_constant(batch["source"]):
-                rank_zero_warn(f"data: in the first batch, {line}")
+        if self.spans is not None and self.trainer is not None and self.trainer.training:
+            self.spans += [torch.stack(image.aminmax()) for image in batch["source"]]
+            if len(self.spans) >= LOOKED_AT:
+                if line := almost_constant(self.spans):
+                    rank_zero_warn(f"data: in the first {len(self.spans)} images, {line}")
+                self.spans = None
         self._skip("\n".join(batch.pop("skipped", ())), warnings.warn)
         return batch
 

@@ -110,7 +110,7 @@ def pillow_header(file: BinaryIO, formats: tuple[str, ...] | None = None, limit:
 
     return Header(
         (image.height, image.width, Image.getmodebands(mode)), orientation, decode, dtype,
-        indices if image.mode in ("P", "1") else None, image.info.get("icc_profile") or None,
+        indices if image.mode in ("P", "1") else None, None if image.mode == "LAB" else image.info.get("icc_profile"),
     )  # fmt: skip
 
 

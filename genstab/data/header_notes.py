@@ -69,6 +69,6 @@ def unlike_srgb(profile: bytes) -> str | None:
         colours = Image.fromarray(cube if space == "RGB" else cube[..., 0])
         shown = ImageCms.profileToProfile(colours, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (OSError, ImageCms.PyCMSError):
-        return "which is damaged"
+        return None  # damaged: nobody can follow it
     change = np.abs(np.asarray(shown, dtype=int) - np.asarray(colours.convert("RGB"), dtype=int)).max()
     return f"{name!r}" if change > _LEVELS else None

@@ -166,7 +166,7 @@ def predict(
     say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
     for line in headers.lines():
         say(line)
-    looked = False
+    spans: list[Tensor] = []
     with (
         recording(output, kept, [job.name for job in jobs], overwrite) as done,
         inference(generator) as native,
@@ -181,18 +181,19 @@ def predict(
                     image = read_image(job.source, reading)
                     images[job] = image if size is None else resized(image, size, reading.interpolation)
             if images:
-                if not looked and (empty := almost_constant(list(images.values()))):
-                    say(f"in the first batch, {empty}")
-                looked = True
+                spans += [torch.stack(image.aminmax()) for image in images.values()]
                 _generate(images, call, size is None, device, result, on_error, done)
             bar.update(len(batch))
+    if spans and (empty := almost_constant(spans)):
+        say(empty)
     return result
 
 
 def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path) -> None:
     """Raise an `InputError` if a result would leave the output folder by a link, or replace an image of the input."""
-    inside = output.resolve()
-    real = {folder: folder.resolve() for folder in {target.parent for target in targets}}
+    # not Path.resolve, which raises at a loop of links
+    inside = Path(os.path.realpath(output))
+    real = {folder: Path(os.path.realpath(folder)) for folder in {target.parent for target in targets}}
     for folder, leads_to in real.items():
         if not leads_to.is_relative_to(inside):
             raise InputError(
@@ -201,7 +202,6 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
         remove_parts(folder)
     replaced = {real[target.parent] / target.name for target in targets}
     for path in sources:
-        # Path.resolve() raises at a link to itself
         if (leads_to := Path(os.path.realpath(path))) in replaced:
             raise InputError(
                 f"output={output}: the result {leads_to} would replace the input {path}, which links to it"

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, reason
 from genstab.runtime.files import writing
 from genstab.runtime.lock import lock
 
@@ -48,7 +48,7 @@ def stamp(path: Path) -> Stamp:
     try:
         state = os.stat(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {reason(error)}") from error
     return [state.st_size, state.st_mtime_ns]
 
 

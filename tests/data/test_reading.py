@@ -211,9 +211,11 @@ def test_sources_that_are_almost_constant_are_said(tmp_path):
     paired(tmp_path, np.full((30, 30), 5, np.uint8), np.zeros((30, 30), np.uint8), suffix="png")
     found = data(tmp_path, source_channels=1, target_channels=1)
     found.trainer = type("Trainer", (), {"training": True})()
-    with pytest.warns(UserWarning, match="in the first batch, the sources are almost constant"):
-        found.on_before_batch_transfer({"source": found.train_set[0]["source"][None]}, 0)
-    found.on_before_batch_transfer({"source": found.train_set[0]["source"][None]}, 0)  # once: warnings are errors
+    batch = found.train_set[0]["source"].expand(10, -1, -1, -1)
+    found.on_before_batch_transfer({"source": batch}, 0)  # too few yet
+    with pytest.warns(UserWarning, match="in the first 20 images, the sources are almost constant"):
+        found.on_before_batch_transfer({"source": batch}, 0)
+    found.on_before_batch_transfer({"source": batch}, 0)  # once: warnings are errors
 
 
 # --- GeoTIFF and auxiliary pages
@@ -280,7 +282,7 @@ def test_a_profile_is_said_once_and_kept_by_predict(tmp_path):
     other, srgb = profile_like_adobe(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert unlike_srgb(srgb) is None
     assert unlike_srgb(other)
-    assert unlike_srgb(b"none") == "which is damaged"
+    assert unlike_srgb(b"none") is None
     (tmp_path / "in").mkdir()
     pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
     for name in ("a.png", "b.jpg", "c.webp", "d.tif"):
