@@ -51,6 +51,21 @@ def name_networks(words: Sequence[str]) -> list[str]:
     return to_overrides([choice.sub(r"model/\1=", word) if choice.match(word) else word for word in words])
 
 
+def name_model(words: Sequence[str]) -> list[str]:
+    """Let the one word that is not an override be `model.checkpoint`.
+
+    >>> name_model(["runs/a", "output=model.onnx"])
+    ['++model.checkpoint=runs/a', 'output=model.onnx']
+    """
+    pairs = zip(["", *words], words, strict=False)
+    named = [
+        word for before, word in pairs if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE
+    ]
+    if len(named) > 1:
+        raise InputError(f"{named[1]!r} is not key=value, and the model is {named[0]!r} already")
+    return to_overrides([f"model.checkpoint={word}" if word in named else word for word in words])
+
+
 def to_overrides(words: Sequence[str]) -> list[str]:
     """Quote paths, and let `GROUP.KEY=` add a key to a group that `check_options` compares with a signature.
 

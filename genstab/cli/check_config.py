@@ -11,13 +11,9 @@ from genstab.cli.signatures import Instance, signature_of
 from genstab.errors import InputError
 
 GREATEST_SEED = 2**32 - 1  # of NumPy
-_STEPS = "both optimizers take a step for every batch"
 _NO_TEST = "genstab train only trains and validates"
 # Arguments of Lightning's Trainer that do not work here: the values that change nothing, and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "accumulate_grad_batches": ((1,), f"{_STEPS}; data.batch_size sets how many images are in one"),
-    "gradient_clip_val": ((None, 0), f"{_STEPS}, with gradients as they are"),
-    "gradient_clip_algorithm": ((None,), f"{_STEPS}, with gradients as they are"),
     "limit_test_batches": ((None,), _NO_TEST),
     "limit_predict_batches": ((None,), _NO_TEST),
     "logger": ((None,), "logger=wandb, tensorboard or csv chooses one, ~logger leaves it out"),

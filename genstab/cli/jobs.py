@@ -1,10 +1,11 @@
-"""The jobs of `genstab measure`, `predict`, `report`, `shard` and `workspace`."""
+"""The jobs of `genstab measure`, `predict`, `export`, `report`, `shard` and `workspace`."""
 
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
 from genstab.errors import InputError
-from genstab.evaluation.measure import measure
+from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
+from genstab.inference.export import export
 from genstab.inference.load_model import load_model, place
 from genstab.inference.predict import predict as predict_folder
 from genstab.inference.trained_on import read_alike
@@ -69,7 +71,11 @@ def run_measure(config: DictConfig) -> float | None:
             record["antialias"] = dict(antialias)
         loggers = [instantiate(config.logger)] if config.get("logger") else []
         origin = provenance([device])
-        found = measure(model, data.val_set, config.output_dir, options, notes)
+        failure: PartlyMeasuredError | None = None
+        try:
+            found = measure(model, data.val_set, config.output_dir, options, notes, partial(print, flush=True))
+        except PartlyMeasuredError as error:
+            failure, found = error, error.found
         try:
             for each in loggers:
                 each.log_hyperparams({**record, **origin})
@@ -77,6 +83,8 @@ def run_measure(config: DictConfig) -> float | None:
         finally:
             for each in loggers:
                 close(each)
+        if failure is not None:
+            raise failure
     return summary.get("val/shift_psnr")
 
 
@@ -119,6 +127,19 @@ def run_predict(config: DictConfig) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     if result.failed:
         raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+
+
+def run_export(config: DictConfig) -> None:
+    """Export a model as `config` says; print a summary."""
+    quieten()
+    with input_errors():
+        size = as_size("size", config.size)
+        notes: list[str] = []
+        model = model_of(config.model, notes)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+        options = {key: config[key] for key in ("format", "channels", "dynamic")}
+        print(export(model, config.output, size=size, **options))
 
 
 def run_report(config: DictConfig) -> None:

@@ -22,6 +22,7 @@ from genstab.cli.arguments import (
     MULTIRUN,
     check_launcher,
     check_words,
+    name_model,
     name_networks,
     name_runs,
     to_overrides,
@@ -56,6 +57,7 @@ usage: genstab COMMAND [key=value …]
   train      train an anti-aliased pix2pix and measure its shift PSNR
   measure    measure how stable any image-to-image model is
   predict    apply a checkpoint, or any other model, to a folder of images
+  export     write a model as an ONNX, TorchScript or torch.export file, and check it
   report     one page that compares runs
   shard      pack pairs into shards, for data sets that do not fit on one disk
   workspace  make a W&B workspace that compares runs (needs an account)
@@ -98,17 +100,19 @@ COMMANDS = {
     "train": Command("genstab.cli.submitit:run_wherever", overrides=name_networks),
     "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions", True),
     "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict", True),
+    "export": Command("genstab.cli.jobs:run_export", "genstab.inference.export.export", True, name_model),
     "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),
     "shard": Command("genstab.cli.jobs:run_shard", "genstab.data.shards.write.write_shards"),
     "workspace": Command("genstab.cli.jobs:run_workspace"),
 }
 
 
-def main() -> None:
-    """Run the command that `sys.argv[1]` names; end without a word if whoever reads its output has read enough."""
+@contextmanager
+def _readers_may_leave() -> Iterator[None]:
+    """End without a word if whoever reads the output has read enough, as in `genstab --help | head -1`."""
     try:
         try:
-            _run()
+            yield
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -120,7 +124,9 @@ def main() -> None:
         sys.exit(SIGNALLED + signal.SIGPIPE)
 
 
-def _run() -> None:
+@_readers_may_leave()
+def main() -> None:
+    """Run the command that `sys.argv[1]` names."""
     if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
         train()  # Lightning starts the other processes without the name of the command
         return
@@ -138,6 +144,7 @@ def _run() -> None:
         sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}{meant}")
 
 
+@_readers_may_leave()
 @process_state_restored()
 def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""

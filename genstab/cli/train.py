@@ -20,7 +20,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
-from genstab.cli.recorded import recorded
+from genstab.cli.recorded import recorded, without_values
+from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
@@ -44,6 +45,9 @@ from genstab.runtime.run_folder import alone_in, check_unused
 from genstab.training.callbacks.summary import RunSummary, devices_of
 from genstab.training.init_from import begin_from
 
+# Arguments of the Trainer that a model may take in its place, and their values that change nothing.
+OFF: dict[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+
 
 def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float | None:
     """Train as `config` says, a composed `conf/train.yaml`; return the last `val/shift_psnr` in dB, None without one.
@@ -60,7 +64,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     with input_errors():
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
-            config.update(check_begun(path, checkpoint, config))
+            config.update(check_begun(path, checkpoint, recorded(config)))
         record = recorded(config)
         place = checkpoint[RESUME] if checkpoint else {}
         over = bool(place) and is_over(place, config.trainer)
@@ -77,12 +81,18 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
                 else f"Starting in {config.output_dir}: no checkpoint yet"
             )
         seed_everything(config.seed, workers=True, verbose=False)
-        data, model = instantiate(config.data), instantiate(config.model)
+        # Lightning's own do not work with two optimizers.
+        accepted = signature.types if (signature := signature_of(str(config.model.get("_target_")))) else {}
+        given = {name: config.trainer.get(name) for name in OFF if name in accepted}
+        given = {name: value for name, value in given.items() if value is not None}
+        data, model = instantiate(config.data), instantiate(config.model, **given)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
             notes: list[str] = []
             file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
             begun = begin_from(model, str(file), file_d, prefix, notes)
+            for each in begun.values():
+                each["file"] = without_values(each["file"], config)
             for line in notes:
                 say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
@@ -93,7 +103,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
         callbacks.append(ending := RunSummary(config.output_dir, record, begun))
-        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all")
+        off = {name: OFF[name] for name in given}
+        trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all", **off)
         if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
             limit = config.trainer.get("limit_val_batches")
             trainer.limit_val_batches = 1.0 if limit is None else limit
@@ -112,7 +123,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         with alone_in(config.output_dir) if trainer.is_global_zero else nullcontext():
             if wanted:
                 again = over or place.get("pending", False)
-                continue_logs(trainer.loggers, place.get("wandb"), place.get("batches", 0), again)
+                continue_logs(trainer.loggers, place.get("wandb"), place.get("logged", place.get("batches", 0)), again)
             if trainer.is_global_zero:  # the commit now, not at the end of the training
                 ending.provenance = provenance(devices_of(trainer))
             try:

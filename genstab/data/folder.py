@@ -39,6 +39,11 @@ class FolderImages(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def check_headers(self, images: int) -> None:
+        """Read the headers of the first images; raise the `InputError` of the first one that cannot be read."""
+        for path in tqdm(self.paths[:images], "checking images", leave=False, delay=1, disable=None):
+            image_shape(path, self.reading)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
         image = read_image(path, self.reading)

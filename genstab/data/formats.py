@@ -20,6 +20,7 @@ UNREAD = frozenset({
     ".xcf", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw",
 })  # fmt: skip
 """Suffixes of image files that are not read, in lower case: such a file is named, and counts as one that failed."""
+_IMAGES = EXTENSIONS | UNREAD
 
 
 def is_image(path: PurePath) -> bool:
@@ -27,7 +28,7 @@ def is_image(path: PurePath) -> bool:
 
     Files named `._…` are not: macOS writes them beside images on foreign disks.
     """
-    return path.suffix.lower() in EXTENSIONS | UNREAD and not path.name.startswith("._")
+    return path.suffix.lower() in _IMAGES and not path.name.startswith("._")
 
 
 def formats_of(name: str) -> tuple[str, ...]:

@@ -111,9 +111,10 @@ def _pixels(header: Header, name: str | Path) -> np.ndarray:
 
 def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
     if header.dtype not in ("uint8", "uint16", "bool") and reading.value_range is None and reading.labels is None:
+        bits = 8 * np.dtype(header.dtype).itemsize
         raise InputError(
-            f"cannot read {name}: pixels of {header.dtype} are not uint8 or uint16, so it needs a range of values: "
-            "data.value_range=[0,10000] or data.value_range=auto (genstab predict: source_range)"
+            f"cannot read {name}: pixels of {header.dtype}, {bits} bits, are not uint8 or uint16: set their range of "
+            "values, data.value_range=[0,10000] or data.value_range=auto (genstab predict: source_range)"
         )
 
 

@@ -59,13 +59,8 @@ class Wanted:
     reading_a: Reading = AS_STORED
     reading_b: Reading = AS_STORED
 
-    def check(
-        self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None, note: str = ""
-    ) -> tuple[_Size, _Size]:
-        """Check the (C, H, W) of the files of a pair, and return the (H, W) of A and B.
-
-        `note` is added where the sizes differ.
-        """
+    def check(self, pair: Pair, shape_a: Sequence[int], shape_b: Sequence[int] | None) -> tuple[_Size, _Size]:
+        """Check the (C, H, W) of the files of a pair, and return the (H, W) of A and B."""
         self._check_channels(pair.a, "A", shape_a[0], self.channels_a)
         size = size_b = shape_a[1], shape_a[2]
         if pair.b is None or shape_b is None:
@@ -85,7 +80,7 @@ class Wanted:
             if size != size_b and (self.same_size or turned):
                 advice = "" if turned else ", or set data.load_size to resize both"
                 raise InputError(
-                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(size_b)}{note}: "
+                    f"{pair.a} is {hxw(size)} but {pair.b} is {hxw(size_b)}{self._orientations(pair)}: "
                     f"A and B of a pair must have the same size{advice}"
                 )
         if self.least and (size[0] < self.least[0] or size[1] < self.least[1]):
@@ -94,6 +89,11 @@ class Wanted:
                 f"{'lower data.crop_size or ' if self.what == 'crop' else ''}set data.load_size"
             )
         return size, size_b
+
+    def _orientations(self, pair: Pair) -> str:
+        if pair.b is None or not (pair.a.is_file() and pair.b.is_file()):  # in a shard
+            return ""
+        return orientation_note(image_info(pair.a, self.reading_a), image_info(pair.b, self.reading_b))
 
     def _check_channels(self, path: Path, side: str, channels: int, wanted: int) -> None:
         if channels == wanted or (self.convert and is_convertible(channels, wanted)):
@@ -225,9 +225,8 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
         try:
             info_a = image_info(pair.a, wanted.reading_a)
             info_b = None if pair.b is None else image_info(pair.b, wanted.reading_b)
+            sizes.append(wanted.check(pair, info_a.shape, None if info_b is None else info_b.shape))
             notes.see(pair.a, info_a, info_b)
-            turned = orientation_note(info_a, info_b)
-            sizes.append(wanted.check(pair, info_a.shape, None if info_b is None else info_b.shape, turned))
         except InputError as error:
             if problems is None:
                 raise
@@ -314,6 +313,11 @@ class PairedImages(PairDataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def check_headers(self, images: int) -> None:
+        """Check the headers of the first pairs; raise the `InputError` of the first one that is not as wanted."""
+        if self.wanted is not None:
+            check_pairs(self.pairs[:images], self.wanted)
 
     def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
         pair = self.pairs[index]

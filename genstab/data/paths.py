@@ -37,8 +37,8 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
 
 
 def is_seen(folder: str) -> bool:
-    """Return whether a sub-folder of this name is searched: not if it is hidden, or what macOS packs beside files."""
-    return not folder.startswith(".") and folder != "__MACOSX"
+    """Return whether a sub-folder of this name is searched: not if it is hidden, or made by macOS or by Synology."""
+    return not folder.startswith(".") and folder not in ("__MACOSX", "@eaDir")
 
 
 def _refuse(error: OSError) -> None:

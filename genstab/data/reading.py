@@ -132,9 +132,9 @@ def parse_ranges(value: Any) -> dict[str, Any]:
     }
 
 
-def almost_constant(sources: Tensor) -> str | None:
+def almost_constant(sources: Tensor | Sequence[Tensor]) -> str | None:
     """Return a line if images in [−1, 1] differ by less than a tenth of the range, as class indices read as grey do."""
-    least, greatest = float(sources.amin()), float(sources.amax())
+    least, greatest = min(float(each.amin()) for each in sources), max(float(each.amax()) for each in sources)
     if greatest - least >= 0.2:
         return None
     highest = round((greatest + 1) * 127.5)

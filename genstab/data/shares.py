@@ -100,3 +100,13 @@ def _positions(loaders: Any, batch_idx: int, batch_length: int, world_size: int,
     if isinstance(sampler, EpochSampler) and sampler.few and sampler.even:
         return (rank * batch_length + mine) % sampler.few, sampler.few, images
     return torch.where(positions < left, positions, -1), left, left
+
+
+def images_in_batch(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1) -> int:
+    """Return how many images all processes together have in a training batch, each counted once; see `share`."""
+    loader = first_loader(loaders)
+    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    if batch_size is None or not isinstance(sampler, DistributedSampler):
+        return batch_length * world_size
+    left = len(sampler.dataset) - batch_idx * batch_size * world_size  # type: ignore[arg-type]  # a Sized dataset
+    return min(batch_size * world_size, left)

@@ -72,8 +72,17 @@ class Batch:
         return {key: each.shape[1:] for key, each in vars(self).items() if isinstance(each, Tensor)}
 
 
-def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str]) -> Iterator[Batch]:
+def number_of_images(dataset: Dataset, images: int | None) -> int:
+    """Return how many images of a dataset are measured."""
+    return int(min(len(dataset), images or math.inf))  # type: ignore[arg-type]  # a Sized dataset
+
+
+def batches(
+    dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str], failed: list[str] | None = None
+) -> Iterator[Batch]:
     """Read up to `images` images and yield them in batches of one size, with a progress bar.
+
+    The headers of all are checked first, if the dataset has a method `check_headers(images)`.
 
     Args:
         dataset: items are dicts of `source` (C, H, W) in [−1, 1], `name`, and maybe `target` likewise or `label`.
@@ -81,23 +90,35 @@ def batches(dataset: Dataset, images: int | None, batch_size: int, skip: bool, n
         batch_size: images in a batch.
         skip: leave out images that cannot be read.
         notes: gets a line for each of them.
+        failed: gets the error of each image that turns out to be unreadable after the first batch, and the others go
+            on: they are not to be lost.
 
     Raises:
-        InputError: an image cannot be read, unless `skip`; there is no image.
+        InputError: an image cannot be read, unless `skip` or after the first batch; there is no image.
     """
-    count = min(len(dataset), images or math.inf)  # type: ignore[arg-type]  # a Sized dataset
+    others = "(on_error=skip measures the others)"
+    count = number_of_images(dataset, images)
+    if not skip and (check := getattr(dataset, "check_headers", None)):
+        try:
+            check(count)
+        except InputError as error:
+            raise InputError(f"{error} {others}") from error
+    begun = False
     waiting: list[tuple[int, dict[str, Any]]] = []
     waiting_size: object = None
-    for position in tqdm(range(int(count)), "images", unit="image", leave=False, disable=None):
+    for position in tqdm(range(count), "images", unit="image", leave=False, disable=None):
         try:
             item = dataset[position]
         except InputError as error:
-            if not skip:
-                raise InputError(f"{error} (on_error=skip measures the others)") from error
+            if not skip and (failed is None or not begun):
+                raise InputError(f"{error} {others}") from error
+            if not skip and failed is not None:
+                failed.append(str(error))
             notes.append(f"skipped: {error}")
             continue
         size = item["source"].shape, item["target"].shape if "target" in item else None
         if waiting and (size != waiting_size or len(waiting) == batch_size):
+            begun = True
             yield _batch(waiting)
             waiting = []
         waiting_size = size

@@ -195,10 +195,11 @@ def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor
     """Call a model for the first time with images of their size; an error names the first image and its shape."""
     try:
         return generate(source)
-    except ModelError as error:
+    except InputError as error:  # also those of our own networks
+        reason = error.reason if isinstance(error, ModelError) else error
         # one of grey, alpha or palette among others is the usual reason
         convert = "" if source.shape[1] == 3 else " (data.convert=true converts grey and alpha)"
-        said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {error.reason}{convert}"
+        said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {reason}{convert}"
         raise InputError(said) from error
 
 

@@ -1,6 +1,8 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,9 +15,10 @@ from torch.utils import benchmark
 from torch.utils.data import Dataset
 
 from genstab.data.paths import hxw
+from genstab.data.reading import almost_constant
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
-from genstab.evaluation.dataset_batches import Batch, batches
+from genstab.evaluation.dataset_batches import Batch, batches, number_of_images
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
 from genstab.evaluation.robustness import corruption_errors, corruption_picture, relative_corruption_error
@@ -36,6 +39,7 @@ from genstab.runtime.run_folder import MEASURED, check_measurable
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
+QUIET = 10.0  # seconds between two lines on how far it is, in a log
 
 
 def measure(
@@ -44,6 +48,7 @@ def measure(
     folder: str | Path,
     options: MeasureOptions | None = None,
     notes: Sequence[str] = (),
+    say: Callable[[str], object] = lambda line: None,
 ) -> Measured:
     """Measure a generator: stability in every protocol, quality, map, features, corruptions, speed.
 
@@ -56,9 +61,11 @@ def measure(
         folder: gets `measurements.json` and the pictures; created if missing.
         options: what to measure.
         notes: first lines of its notes, such as those of `load_model`.
+        say: is called with a line on what is done next and how long it takes, such as `print`.
 
     Raises:
         InputError: images, options and generator do not fit together; an output is not finite.
+        PartlyMeasuredError: an image could not be read after others were measured, which `folder` and the error hold.
     """
     options = options or MeasureOptions()
     if options.corruptions and options.corruptions["baseline"]:
@@ -70,7 +77,20 @@ def measure(
     with ExitStack() as stack, _same_buffers(model), inference(model, options.dtype) as call:
         measurement = _Measurement(model, call, folder, options, stack)
         measurement.results.notes += notes
-        return measurement.run(dataset)
+        measurement.say = say
+        found = measurement.run(dataset)
+    if measurement.failed:
+        raise PartlyMeasuredError(measurement.failed, found)
+    return found
+
+
+class PartlyMeasuredError(InputError):
+    """Some images could not be read after the measurement had begun; `found` is that of the others."""
+
+    def __init__(self, failed: Sequence[str], found: Measured) -> None:
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        super().__init__(f"{failed[0]}{more}: the other {found.summary['images']} images were measured")
+        self.found = found
 
 
 @contextmanager
@@ -97,6 +117,9 @@ class _Measurement:
         self.first: Batch | None = None
         self.sizes: set[torch.Size] = set()
         self.size = InputSize()
+        self.failed: list[str] = []
+        self.say: Callable[[str], object] = lambda line: None
+        self.said = time.monotonic()
 
     def run(self, dataset: Dataset) -> Measured:
         options, results = self.options, self.results
@@ -108,6 +131,11 @@ class _Measurement:
         if options.features and options.features["layers"] is not None:
             # fail early if a name is misspelt
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
+        speed = results.summary["images_per_second"] = self._speed(batch.source[: min(number, options.batch_size)])
+        count = number_of_images(dataset, options.images)
+        passes = passes_of(options, count, output.ndim == 2, batch.source.shape[1])
+        time_left = duration(passes / speed)
+        self.say(f"Measuring {count} images: {passes:,} passes at {speed:.3g} per second, at least {time_left}")
         images = chain([batch], images)
         rolled: RolledOutputs | None = None
         if output.ndim == 2:
@@ -120,17 +148,19 @@ class _Measurement:
         assert first is not None  # there is at least one batch
         if rolled is not None and first.output is not None and len(first.names) > len(rolled.images):
             rolled = RolledOutputs(first.source, first.output)  # the first batch had too few images
-        results.summary["images_per_second"] = self._speed(first.source[: options.batch_size])
         results.summary["parameters"] = _parameters(self.model)
         if len(self.sizes) > 1:
             size = hxw(first.source.shape[2:])
             results.notes.append(f"map, features, corruptions, animation: on images of {size} alone")
+        self._say_next("feature distance", options.features)
         with self._noted("features"):
             self._features(first.source, rolled)
+        self._say_next("corruptions", options.corruptions)
         with self._noted("corruptions"):
             self._corruptions(first)
         decibels: dict[Shift, float] = {}
         if rolled is not None:
+            self._say_next("shift map", options.map)
             with self._noted("map"):
                 decibels = self._map(first, rolled)
         for name in MEASURED:
@@ -146,13 +176,19 @@ class _Measurement:
         """Yield the batches; keep the names, and up to `number` of the first images with what was added to them."""
         options = self.options
         skip = options.on_error == "skip"
-        for batch in batches(dataset, options.images, options.batch_size, skip, self.results.notes):
+        notes = self.results.notes
+        for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
+            if not self.names and (line := almost_constant(batch.source)):
+                notes.append(f"in the first batch, {line}")
             batch.source = batch.source.to(self.device)
             if not self.size.is_any:
                 self._cut(batch)
             yield batch
             self.sizes.add(batch.source.shape[1:])
             self.names += batch.names
+            if not sys.stderr.isatty() and time.monotonic() > self.said + QUIET:  # where no bar is drawn
+                self.said = time.monotonic()
+                self.say(f"{len(self.names)} images measured")
             self.first = self.first.extended(batch, number) if self.first else batch.first(number)
 
     def _first_output(self, batch: Batch) -> Tensor:
@@ -201,6 +237,11 @@ class _Measurement:
             cure = f"data.size=[{wanted[0]},{wanted[1]}] resizes images"
             raise InputError(f"{batch.names[0]} is {hxw(given)}, but the model takes {self.size}: {cure}")
         batch.cut(size)
+
+    def _say_next(self, part: str, options: Mapping[str, Any] | None) -> None:
+        if options:
+            images = min(options["images"], 0 if self.first is None else len(self.first.names))
+            self.say(f"Next: {part}, of {images} images")
 
     @contextmanager
     def _noted(self, part: str) -> Iterator[None]:
@@ -346,6 +387,39 @@ class _Measurement:
         samples = {key: images for key, images in columns.items() if images is not None}
         title = "" if part is None else f"{part['protocol']}, {len(first.names[: part['images']])} images"
         self.results.pictures |= write_exhibits(self.folder, self.call, samples, rolled, decibels, title, FRAMES)
+
+
+def passes_of(options: MeasureOptions, images: int, classifier: bool, channels: int) -> int:
+    """Return about how many images a measurement passes through the model.
+
+    >>> passes_of(MeasureOptions(features=None, corruptions=None, map=None), images=10, classifier=False, channels=3)
+    230
+    """
+    part = options.consistency or PARTS["consistency"]
+    per_image = 2 * (1 + 2 * part["pairs"])
+    if not classifier:
+        moving = [PROTOCOLS[name] for name in options.protocols]
+        shifts = (len(each.measured(options.shifts, options.fractional_shifts)) for each in moving)
+        per_image = 1 + options.noise_floor + sum(shifts) + sum(each.windows is not None for each in moving)
+    total = images * per_image
+    for name in ("features",) if classifier else ("map", "features"):
+        if each := getattr(options, name):
+            total += min(images, each["images"]) * ((2 * each["reach"] + 1) ** 2 - 1)
+    if each := options.corruptions:
+        names = each["names"] or corruptions_for(channels)
+        total += min(images, each["images"]) * len(names) * len(each["severities"])
+    return total
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> duration(41.6), duration(300), duration(9000)
+    ('42 s', '5 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _parameters(model: nn.Module) -> int | None:

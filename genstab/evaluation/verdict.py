@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from genstab.metrics.measurements import number
-from genstab.metrics.output_spread import SAME
+from genstab.metrics.measurements import SAME, number
 from genstab.metrics.registry import metrics as registered
 from genstab.metrics.registry import protocols
 
@@ -130,7 +129,7 @@ def _reasons(known: Mapping[str, float]) -> list[str]:
     """Why some shifts or some images are easier than others, in words."""
     reasons = []
     if (period := known.get(_PERIOD, 1)) > 1:
-        reasons.append(f"shifts by multiples of {period:.0f} pixels are easy, those between are not (aliasing)")
+        reasons.append(f"a period of {period:.0f} pixels (aliasing): its multiples change the output much less")
     if 0 < (share := known.get(_CONSTANT, 0)) < 1:
         total = known.get("images", 0)
         some = f"{share * total:.0f} of {total:.0f} images" if total else f"{100 * share:.2g} % of the images"

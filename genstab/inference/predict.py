@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -110,7 +111,8 @@ def predict(
         source_range: the values that become −1 and 1, of images that are not of 8 bits; None: what the generator was
             trained on, as its checkpoint says, or the range of the type.
         target_range: the values that −1 and 1 become in results of the type of such images, for example `int16`; None:
-            that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits.
+            that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits, and a
+            range of less than 255 is written as `float32` where the format holds it.
         source_labels, source_interpolation: see `genstab.data.reading.Reading`; None: as in the training.
         max_megapixels: the most pixels of an image, in millions; None: 179.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
@@ -179,7 +181,7 @@ def predict(
                     image = read_image(job.source, reading)
                     images[job] = image if size is None else resized(image, size, reading.interpolation)
             if images:
-                if not looked and (empty := almost_constant(torch.stack(list(images.values())))):
+                if not looked and (empty := almost_constant(list(images.values()))):
                     say(f"in the first batch, {empty}")
                 looked = True
                 _generate(images, call, size is None, device, result, on_error, done)
@@ -199,7 +201,8 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
         remove_parts(folder)
     replaced = {real[target.parent] / target.name for target in targets}
     for path in sources:
-        if (leads_to := path.resolve()) in replaced:
+        # Path.resolve() raises at a link to itself
+        if (leads_to := Path(os.path.realpath(path))) in replaced:
             raise InputError(
                 f"output={output}: the result {leads_to} would replace the input {path}, which links to it"
             )
@@ -229,10 +232,12 @@ def _reading(
 
 
 def _written(info: ImageInfo, target: Path, reading: Reading, ranges: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a result is written: in the type of its source, if that has a range of values or is unsigned."""
+    """Return how a result is written: in the type of its source, if that has a range of values or is `uint16`."""
     written = ranges["target_range"]
     own = info.dtype == "uint8" or (written is None and (reading.value_range or info.dtype != "uint16"))
     dtype = "uint8" if own or reading.labels else type_of_format(target, info.dtype)
+    if dtype != "uint8" and written and np.dtype(dtype).kind != "f" and written[1] - written[0] < 255:
+        dtype = type_of_format(target, "float32")  # so few whole numbers would be steps
     tags = info.tags if info.orientation == 1 and target.suffix.lower() in (".tif", ".tiff") else ()
     return {
         "dtype": dtype,

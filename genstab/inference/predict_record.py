@@ -45,7 +45,10 @@ class Record:
 
 def stamp(path: Path) -> Stamp:
     """Return the size and the time of the last change of a file, by which a changed one is noticed."""
-    state = os.stat(path)
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     return [state.st_size, state.st_mtime_ns]
 
 

@@ -62,7 +62,7 @@ class WholeCSVLogger(CSVLogger):
             return
         path = Path(self.log_dir, "metrics.csv")
         columns = sorted(set(self.columns).union(*new))
-        append = columns == self.columns and path.is_file()
+        append = columns == self.columns and path.is_file() and not path.is_symlink()
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         if not append:

@@ -77,11 +77,17 @@ def default_layers(model: nn.Module, usable: Collection[nn.Module]) -> list[nn.M
     These are the blocks at the first level of nesting that has at least four, such as the levels of a U-Net or the
     stages of a ResNet. If there are more than 24, as in the sequence of a VGG, convolutions, linear layers and norms
     are left out, except for the last layer; if there are still too many, every second, third, … counted from the last
-    is kept. `Identity` and dropout are never chosen.
+    is kept. `Identity` and dropout are never chosen. A list of blocks (`ModuleList`) is no level: its blocks are.
     """
 
     def parts_of(parent: nn.Module) -> list[nn.Module]:
-        return [child for child in parent.children() if any(part in usable for part in child.modules())]
+        parts: list[nn.Module] = []
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList | nn.ModuleDict):
+                parts += parts_of(child)
+            elif any(part in usable for part in child.modules()):
+                parts.append(child)
+        return parts
 
     level: list[nn.Module] = [model]
     found: list[nn.Module] = []

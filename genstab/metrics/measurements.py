@@ -17,6 +17,19 @@ def number(value: object) -> float | None:
     return value
 
 
+SAME = 0.01  # share of the value range, 2.6 grey levels: what differs less is the same
+
+
+def is_constant(summary: Mapping[str, Any]) -> bool:
+    """Return whether a generator draws the same picture for every input, or flat ones: any number of it is worthless.
+
+    >>> is_constant({"val/output_spread": 0.0, "val/output_std": 0.2}), is_constant({"val/l1": 0.1})
+    (True, False)
+    """
+    values = [number(summary.get(key)) for key in ("val/output_spread", "val/output_std")]
+    return any(value is not None and value < SAME for value in values)
+
+
 def known(values: Sequence[float | None]) -> list[float]:
     """Return the values that are numbers."""
     return [value for value in values if value is not None]

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
+from genstab.metrics.measurements import SAME
 from genstab.runtime.gather import all_gathered
-
-SAME = 0.01  # share of the value range, 2.6 grey levels: what differs less is the same
 
 
 class OutputSpread:

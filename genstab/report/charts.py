@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "
 STABILITY_COLOURS = "Viridis"
 # The paper's: from blue, no distance, to red.
 DISTANCE_COLOURS = ((0.0, "#2c4fa3"), (0.25, "#74add1"), (0.5, "#fbf5c4"), (0.75, "#f4804d"), (1.0, "#a50026"))
+PERFECT = "#e86ab5"  # in no part of either scale
 LABEL = 28  # letters of a run's name in a chart
 MOST_SHIFTS = 64  # along one axis; of more, only those along the axes and diagonals are drawn
 ARROWS = {(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑", (1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"}
@@ -67,17 +68,21 @@ def quality_scatter(
     quality: Metric,
     stability: Metric,
     notes: Mapping[str, str],
+    constant: Collection[str] = (),
 ) -> go.Figure:
     """Draw stability over quality with the Pareto front, a (quality, stability) point a run; better is right and up.
 
-    Where a value nearest to 1 is best, its distance from 1 is drawn. Hovering over a point shows its note.
+    Where a value nearest to 1 is best, its distance from 1 is drawn. Hovering over a point shows its note. Runs with a
+    `constant` output are drawn, but are no part of the front.
     """
     figure = _figure(height=440)
-    front = pareto_front([(quality.goodness(x), stability.goodness(y)) for x, y in points.values()])
+    judged = [name for name in points if name not in constant]
+    front = pareto_front([(quality.goodness(points[name][0]), stability.goodness(points[name][1])) for name in judged])
     drawn = {name: (_drawn(quality, x), _drawn(stability, y)) for name, (x, y) in points.items()}
     xs, ys = zip(*drawn.values(), strict=True)
+    ends = [drawn[judged[i]] for i in front]
     figure.add_scatter(
-        x=[xs[i] for i in front], y=[ys[i] for i in front], mode="lines", name="Pareto front", hoverinfo="skip",
+        x=[x for x, _ in ends], y=[y for _, y in ends], mode="lines", name="Pareto front", hoverinfo="skip",
         line={"shape": "vh", "dash": "dot", "width": 2, "color": "#8a8f98"},
     )  # fmt: skip
     for name, (x, y) in drawn.items():
@@ -120,14 +125,19 @@ def _label(motion: Motion) -> str:
 
 
 def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, Style]) -> go.Figure:
-    """Draw the mean PSNR over the shifts, a line a run and direction, with a band: the middle half of the images.
+    """Draw the PSNR over the shifts, a line a run and direction, and upright bars: the middle half of the images.
 
-    Of more than 64 shifts, only those along the axes and diagonals are drawn. A run has `shifts` [[dy, dx], …] and
-    `decibels` [[per image] per shift].
+    The line is the pooled PSNR of all images, or else their mean. Of more than 64 shifts, only those along the axes and
+    diagonals are drawn. A run has `shifts` [[dy, dx], …], `decibels` [[per image] per shift] and maybe `pooled`
+    [per shift].
     """
     figure = _figure(height=420)
     tables = {
         name: {tuple(shift): known(row) for shift, row in zip(part["shifts"], part["decibels"], strict=True)}
+        for name, part in measured.items()
+    }
+    together = {
+        name: dict(zip(map(tuple, part["shifts"]), part.get("pooled") or (), strict=False))
         for name, part in measured.items()
     }
     arrows = [*ARROWS.values(), ""]
@@ -146,16 +156,21 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         for i, shifts in enumerate(lines.values()):
             labels, rows = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
             low, high = np.transpose([np.quantile(row, (0.25, 0.75)) for row in rows]).tolist()
+            means = [sum(row) / len(row) for row in rows]
+            pooled = [together[name].get(shift) for shift in shifts]
+            # bars, not an area: those of several runs would cover the lines, and each other
             figure.add_scatter(
-                x=labels + labels[::-1], y=high + low[::-1], fill="toself", fillcolor=style.shade(0.16), mode="lines",
-                line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=name,
+                x=[x for label in labels for x in (label, label, None)],
+                y=[y for ends in zip(low, high, strict=True) for y in (*ends, None)], mode="lines", opacity=0.5,
+                line={"width": 5, "color": style.colour}, hoverinfo="skip", showlegend=False, legendgroup=name,
             )  # fmt: skip
             figure.add_scatter(
-                x=labels, y=[sum(row) / len(row) for row in rows], mode="lines+markers", **style.trace(7),
-                legendgroup=name, showlegend=i == 0,
-                customdata=[(a, b, min(row), len(row)) for a, b, row in zip(low, high, rows, strict=True)],
-                hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>middle half %{{customdata[0]:.1f}} to "
-                "%{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}<extra></extra>",
+                x=labels, y=[mean if each is None else each for each, mean in zip(pooled, means, strict=True)],
+                mode="lines+markers", **style.trace(7), legendgroup=name, showlegend=i == 0,
+                customdata=[(a, b, min(row), len(row), m) for a, b, row, m in zip(low, high, rows, means, strict=True)],
+                hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>mean %{{customdata[4]:.1f}}, middle half "
+                "%{customdata[0]:.1f} to %{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}"
+                "<extra></extra>",
             )  # fmt: skip
     _categories(figure, [_label(shift) for shift in order], "shift of the input, pixels")
     figure.update_yaxes(title="shift PSNR, dB")
@@ -166,8 +181,13 @@ def _categories(figure: go.Figure, names: Sequence[str], title: str) -> None:
     figure.update_xaxes(title=title, type="category", categoryorder="array", categoryarray=names)
 
 
-def heat_map(values: Grid, limits: tuple[float, float], colours: Any, unit: str) -> go.Figure:
-    """Draw values over (Δh, Δw), the zero shift in the middle; None is left open."""
+def heat_map(
+    values: Grid, limits: tuple[float, float], colours: Any, unit: str, perfect: float | None = None
+) -> go.Figure:
+    """Draw values over (Δh, Δw), the zero shift in the middle; None is left open.
+
+    Values from `perfect` on have a colour of their own, which `colour_bar` names.
+    """
     reach = len(values) // 2
     axis = list(range(-reach, reach + 1))
     figure = _figure(height=300, margin={"l": 44, "r": 8, "t": 8, "b": 40})
@@ -175,19 +195,37 @@ def heat_map(values: Grid, limits: tuple[float, float], colours: Any, unit: str)
         z=values, x=axis, y=axis, zmin=limits[0], zmax=limits[1], colorscale=colours, showscale=False,
         hoverongaps=False, hovertemplate=f"Δh %{{y}}, Δw %{{x}}: %{{z:.3g}} {unit}<extra></extra>",
     )  # fmt: skip
+    over = [
+        [1.0 if each is not None and perfect is not None and each >= perfect else None for each in row]
+        for row in values
+    ]
+    if any(each for row in over for each in row):
+        figure.add_heatmap(
+            z=over, x=axis, y=axis, colorscale=[[0, PERFECT], [1, PERFECT]], showscale=False, hoverongaps=False,
+            hovertemplate="Δh %{y}, Δw %{x}: no difference<extra></extra>",
+        )  # fmt: skip
     common = {"constrain": "domain", "showgrid": False, "zeroline": False}
     figure.update_xaxes(title="Δw, pixels", **common)
     figure.update_yaxes(title="Δh, pixels", autorange="reversed", scaleanchor="x", **common)
     return figure
 
 
-def colour_bar(limits: tuple[float, float], colours: Any, title: str) -> go.Figure:
-    """Draw the colours of heat maps that share them, from one limit to the other."""
-    steps = [limits[0] + (limits[1] - limits[0]) * i / 127 for i in range(128)]
-    figure = _figure(height=74, margin={"l": 12, "r": 12, "t": 4, "b": 44})
+def colour_bar(limits: tuple[float, float], colours: Any, title: str, perfect: str = "") -> go.Figure:
+    """Draw the colours of heat maps that share them, from one limit to the other, and beside them that of `perfect`."""
+    span = limits[1] - limits[0]
+    steps = [limits[0] + span * i / 127 for i in range(128)]
+    figure = _figure(height=74, margin={"l": 28, "r": 28, "t": 4, "b": 44})
     figure.add_heatmap(z=[steps], x=steps, y=[0], colorscale=colours, showscale=False, hoverinfo="skip")
+    ticks = [limits[0] + span * i / 4 for i in range(5)]
+    texts = [f"{tick:.3g}" for tick in ticks]
+    if perfect:
+        beside = [limits[1] + 0.06 * span, limits[1] + 0.12 * span, limits[1] + 0.18 * span]
+        figure.add_heatmap(
+            z=[[1.0] * 3], x=beside, y=[0], colorscale=[[0, PERFECT], [1, PERFECT]], showscale=False, hoverinfo="skip"
+        )
+        ticks, texts = [*ticks, beside[1]], [*texts, perfect]
     figure.update_yaxes(visible=False)
-    figure.update_xaxes(title=title, showgrid=False, nticks=6)
+    figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickvals=ticks, ticktext=texts)
     return figure
 
 

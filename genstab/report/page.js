@@ -33,8 +33,29 @@ function show(chart, figure) {
     Plotly.react(chart, figure.data, {...figure.layout, height}, config);
   } else {
     Plotly.purge(chart);
-    chart.textContent = "not measured";
+    chart.textContent = "No run has both: choose another pair.";
   }
+  const place = chart.closest("figure");  // a run without this layer has no map of it
+  if (place) place.hidden = !figure;
+}
+
+// A table that is wider than its place says so.
+for (const scroll of document.querySelectorAll(".scroll")) {
+  const note = document.createElement("p");
+  note.className = "wider";
+  scroll.before(note);
+  const update = () => {
+    const edge = scroll.getBoundingClientRect().right;
+    const headings = [...scroll.querySelector("thead tr:last-child").cells];
+    const beyond = headings.filter((cell) => cell.getBoundingClientRect().right > edge + 1).length;
+    note.hidden = scroll.scrollWidth <= scroll.clientWidth + 1;
+    note.textContent = beyond
+      ? `Wider than the window: ${beyond} more column${beyond > 1 ? "s" : ""} to the right, scroll the table sideways →`
+      : "← scroll the table back for its first columns";
+  };
+  scroll.addEventListener("scroll", update);
+  addEventListener("resize", update);
+  update();
 }
 
 // On paper a chart is as wide as its place there, which is known only before the paper's layout: 3 or 1 in a row.

@@ -12,12 +12,14 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from genstab.metrics.measurements import is_constant
 from genstab.metrics.registry import Metric, protocols
 from genstab.report.charts import run_styles
+from genstab.report.missing import is_classifier, missing_of
 from genstab.report.panels import PANELS, Panel
 from genstab.report.runs import Run
 from genstab.report.slider_frames import COLUMNS, FRAMES, Slide, data_uri, flicker_strip, middle, read_slide, sheet
-from genstab.report.table import best_of, columns_of, differences, flatten, options_of
+from genstab.report.table import best_of, columns_of, differences, flatten, in_short, options_of
 from genstab.runtime.files import SLIDE_OUTPUT, SLIDE_SOURCE, write_whole, writing
 
 SIDE = 128  # pixels of a moving picture, for so many runs; with more of them it shrinks, so that the page doesn't grow
@@ -45,7 +47,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
     slides = _slides(animations, side)
     versions = [flatten(run.summary.get("versions") or {}) for run in runs]
     said = [each for each in versions if each] or [{}]
-    differ = differences(
+    differ, left_out = differences(
         options_of(run) | {f"{package} (version)": kept for package, kept in each.items()}
         for run, each in zip(runs, versions, strict=True)
     )
@@ -70,6 +72,11 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         side=side,
         frames=FRAMES,
         options_differ=differ if len(runs) > 1 else {},
+        options_left_out=left_out,
+        in_short=in_short,
+        classifiers=any(is_classifier(run.summary) for run in runs),
+        generators=not all(is_classifier(run.summary) for run in runs),
+        constant=[run.name for run in runs if is_constant(run.summary)],
         versions_same={key: kept for key, kept in said[0].items() if all(each.get(key) == kept for each in said)},
         configs={run.name: json.dumps(run.config, indent=2, ensure_ascii=False) for run in runs},
         missing=[(run.name, lacks) for run in runs if (lacks := missing_of(run, columns))],
@@ -80,22 +87,19 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
 
 
 def table_rows(runs: Sequence[Run], columns: Sequence[Metric]) -> list[list[dict[str, Any]]]:
-    """Return the cells of the table of runs: the number, its text, and whether it is the best of its column."""
+    """Return the cells of the table of runs: the number, its text, and whether it is the best of its column.
+
+    A constant output is stable without merit: no number of it is the best.
+    """
     rows: list[list[dict[str, Any]]] = [[] for _ in runs]
+    constant = [i for i, run in enumerate(runs) if is_constant(run.summary)]
     for column in columns:
         values = [column.of(run.summary) for run in runs]
-        best = best_of(values, column)
+        best = best_of(values, column, constant)
         for i, value in enumerate(values):
             text = "–" if value is None else f"{value:.{column.digits}f}"
             rows[i].append({"value": value, "text": text, "best": i in best})
     return rows
-
-
-def missing_of(run: Run, columns: Sequence[Metric]) -> list[str]:
-    """Return what a run lacks: the notes of its measurement, files, parts of them, and what is – in the table."""
-    absent = [column.name for column in columns if column.of(run.summary) is None]
-    dashes = [f"– in the table: {', '.join(absent)}"] if absent else []
-    return [*(run.summary.get("notes") or ()), *run.missing, *dashes]
 
 
 def _figures(panel: Panel) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The sections of a page that are charts of numbers: which figures there are for each choice."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from genstab.metrics.measurements import image_means, known, mean
+from genstab.metrics.measurements import image_means, is_constant, known, mean
 from genstab.metrics.registry import metrics, protocols, quality_by_image
 from genstab.report.charts import (
     DISTANCE_COLOURS,
@@ -23,7 +23,8 @@ from genstab.report.charts import (
 from genstab.report.runs import Run
 
 WORST = 5
-CAP = 99.95  # dB from here on are a perfect score, which would leave no colours for the others
+JUDGED = "val/shift_psnr_crop_worst_shift"  # what a verdict is about, where runs have it
+CAP = 99.95  # dB from here on are a perfect score, with a colour of its own: it would leave none for the others
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Panel:
     selects: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
     bar: Mapping[str, Any] = field(default_factory=dict)  # colours for each choice, of cells beside each other
     table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None  # headings and rows of one below the charts
+    opens_on: Sequence[str] = ()  # the value of each select; empty: the first ones
 
 
 def _one_chart(id: str, figures: Mapping[str, Any], *selects: Any, table: Any = None) -> Panel:
@@ -52,25 +54,32 @@ def _one_chart(id: str, figures: Mapping[str, Any], *selects: Any, table: Any = 
 
 
 def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
-    """Quality against stability, for each pair of metrics that some run has."""
+    """Quality against stability, for each pair of metrics that some run has; it opens on one that most runs have."""
     judged = [metric for metric in metrics().values() if metric.better]
     qualities = [metric for metric in judged if metric.group == "quality"]
     stabilities = [metric for metric in judged if metric.group in ("shift PSNR", "stability")]
     ratio = metrics()["tv_ratio"]
     ratios = {run.name: ratio.of(run.summary) for run in runs}
     notes = {name: "" if value is None else f"{ratio.name} {ratio.text(value)}" for name, value in ratios.items()}
+    constant = {run.name: "constant output" for run in runs if is_constant(run.summary)}
+    notes |= constant
+    most: tuple[int, bool] = 0, False
+    opens_on: Sequence[str] = ()
     figures: dict[str, Any] = {}
     drawn: set[str] = set()
     for x, y in product(qualities, stabilities):
         pairs = {run.name: (x.of(run.summary), y.of(run.summary)) for run in runs}
         points = {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
         if points:
-            figures[f"{x.key}|{y.key}"] = quality_scatter(points, styles, x, y, notes)
+            figures[f"{x.key}|{y.key}"] = quality_scatter(points, styles, x, y, notes, constant)
             drawn |= {x.key, y.key}
+            if (size := (len(points), y.key == JUDGED)) > most:
+                most, opens_on = size, (x.key, y.key)
     xs, ys = (
         [(metric.key, title_of(metric)) for metric in side if metric.key in drawn] for side in (qualities, stabilities)
     )
-    return _one_chart("scatter", figures, ("quality", xs), ("stability", ys))
+    panel = _one_chart("scatter", figures, ("quality", xs), ("stability", ys))
+    return replace(panel, opens_on=opens_on)
 
 
 def _protocols(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
@@ -157,19 +166,19 @@ def map_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     """The shift maps, on one colour scale."""
     maps = {run.name: run.measurements["shift_map"] for run in runs if run.measurements.get("shift_map")}
     values = _values(part["decibels"] for part in maps.values())
-    below = [value for value in values if value < CAP] or values or [0.0]
+    below = [value for value in values if value < CAP] or [0.0]
     low, high = min(below), max(below)
     limits = (low, high) if high > low else (low - 1, high + 1)
-    perfect = " (100 dB, no difference at all, in the last colour)" if max(values, default=0) >= CAP else ""
+    perfect = "100" if max(values, default=0) >= CAP else ""
     cells = [
         Cell(
-            {"": heat_map(part["decibels"], limits, STABILITY_COLOURS, "dB")},
+            {"": heat_map(part["decibels"], limits, STABILITY_COLOURS, "dB", CAP)},
             name,
             f"{part.get('protocol', 'circular')}, images: {part.get('images', '?')}",
         )
         for name, part in maps.items()
     ]
-    bar = {"": colour_bar(limits, STABILITY_COLOURS, f"shift PSNR, dB{perfect}")} if cells else {}
+    bar = {"": colour_bar(limits, STABILITY_COLOURS, "shift PSNR, dB", perfect)} if cells else {}
     return Panel("maps", cells, bar=bar)
 
 

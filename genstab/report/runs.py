@@ -9,18 +9,10 @@ from typing import Any
 from genstab.data.paths import natural
 from genstab.errors import InputError
 from genstab.report.check_json import check_measurements, check_summary
-from genstab.runtime.files import MEASUREMENTS, SLIDE_OUTPUT, SLIDE_SOURCE, SUMMARY, read_json
+from genstab.runtime.files import MEASUREMENTS, SUMMARY, read_json
 
 # How far below a folder that is no run itself its runs may lie: multirun/DATE/TIME/0.
 DEPTH = 3
-# Each part of measurements.json, and what cannot be shown without it.
-PARTS = {
-    "shift_psnr": "shift PSNR per shift and per image",
-    "shift_map": "shift map",
-    "features": "feature distance",
-    "corruptions": "corruptions",
-    "quality": "quality per image",
-}
 
 
 @dataclass(frozen=True)
@@ -37,23 +29,6 @@ class Run:
         """The run's configuration, empty where the summary has none."""
         config = self.summary.get("config")
         return config if isinstance(config, Mapping) else {}
-
-    @property
-    def missing(self) -> list[str]:
-        """What the folder lacks, in words, and what cannot be shown without it."""
-        parts = [what for part, what in PARTS.items() if not self.measurements.get(part)]
-        missing = []
-        if not (self.folder / MEASUREMENTS).is_file():
-            missing.append(f"no {MEASUREMENTS}: no {', no '.join(parts)}")
-        elif parts:
-            missing.append(f"{MEASUREMENTS} has no {', no '.join(parts)}")
-        slides = [name for name in (SLIDE_SOURCE, SLIDE_OUTPUT) if not (self.folder / name).is_file()]
-        if slides:
-            missing.append(f"no {', no '.join(slides)}: no slider, no flicker strip")
-        absent = [key for key in ("verdict", "config", "versions") if not self.summary.get(key)]
-        if absent:
-            missing.append(f"{SUMMARY} has no {', no '.join(absent)}")
-        return missing
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:

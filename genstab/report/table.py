@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from genstab.metrics.registry import Metric, metric_of, metrics
 from genstab.report.runs import Run
+
+LONGEST = 32  # letters of a value among the options that differ
 
 
 def columns_of(runs: Sequence[Run]) -> list[Metric]:
@@ -40,9 +42,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], f"|{'---|' * len(header)}", *lines[1:]])
 
 
-def best_of(values: Sequence[float | None], metric: Metric) -> set[int]:
-    """Return the places of the best values; none where there is nothing to choose between."""
-    scores = {i: metric.goodness(value) for i, value in enumerate(values) if value is not None}
+def best_of(values: Sequence[float | None], metric: Metric, left_out: Collection[int] = ()) -> set[int]:
+    """Return the places of the best values, some left out; none where there is nothing to choose between."""
+    scores = {i: metric.goodness(value) for i, value in enumerate(values) if value is not None and i not in left_out}
     if len(set(scores.values())) < 2:
         return set()
     return {i for i, score in scores.items() if score == max(scores.values())}
@@ -79,16 +81,57 @@ def options_of(run: Run) -> dict[str, str]:
     return {key: value.replace(own, "…") for key, value in flatten(run.config).items() if key != "run_name"}
 
 
-def differences(options: Iterable[Mapping[str, str]]) -> dict[str, list[tuple[str | None, bool]]]:
-    """Return, for each key that is not the same in all, the value of each and whether it stands out.
+def differences(options: Iterable[Mapping[str, str]]) -> tuple[dict[str, list[tuple[str | None, bool]]], int]:
+    """Return, for each key that is not the same in all, the value of each and whether it stands out; and a number.
 
-    A value stands out when it is not the most frequent one; of two equally frequent values, the second does.
+    A value stands out when it is not the most frequent one; of two equally frequent values, the second does. The number
+    counts the keys left out, as the runs without them could not have them: a measurement has no learning rate, and no
+    other class has the arguments of this one. Those that have such a key agree on its value.
     """
     every = list(options)
-    found = {}
+    found, left_out = {}, 0
     for key in dict.fromkeys(key for each in every for key in each):
         values = [each.get(key) for each in every]
         if len(set(values)) > 1:
+            having = [each for each in every if key in each]
+            if len({*values} - {None}) == 1 and all(
+                key in each or not _could_have(key, each, having) for each in every
+            ):
+                left_out += 1
+                continue
             usual = Counter(values).most_common(1)[0][0]
             found[key] = [(value, value != usual) for value in values]
-    return found
+    return found, left_out
+
+
+def _could_have(key: str, options: Mapping[str, str], having: Sequence[Mapping[str, str]]) -> bool:
+    """Whether options without a key could have it: they have its group, and for the same class."""
+    group = key.rpartition(".")[0]
+    if group:
+        target = options.get(f"{group}._target_")
+        return any(other.startswith(f"{group}.") for other in options) and any(
+            each.get(f"{group}._target_") == target for each in having
+        )
+    return any(_is_training(each) == _is_training(options) for each in having)
+
+
+def _is_training(options: Mapping[str, str]) -> bool:
+    return any(key.startswith("trainer.") for key in options)
+
+
+def in_short(key: str, value: str | None) -> str:
+    """Write the value of an option in at most 32 letters: a class without its module, the end of a path, a few items.
+
+    >>> in_short("data._target_", "genstab.data.PairedData"), in_short("l", "[[0, 1], [0, 2], [0, 3], [0, 4], [0, 5]]")
+    ('PairedData', '[[0, 1], [0, 2], [0, 3], …')
+    """
+    if value is None:
+        return "–"
+    if key.endswith("_target_"):
+        return value.rpartition(".")[2]
+    if len(value) <= LONGEST:
+        return value
+    if value.startswith(("[", "{")):
+        end = "]," if value.startswith("[[") else ","
+        return f"{value[: value.rfind(end, 0, LONGEST - 2) + len(end)]} …"
+    return f"…{value[1 - LONGEST :]}"

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from genstab.errors import InputError, check_counts
 from genstab.runtime.files import WholeCheckpoints, unwritten_files, write_whole
 from genstab.runtime.gather import all_gathered
-from genstab.runtime.loop_state import restore_progress, training_progress, validate_now
+from genstab.runtime.loop_state import held_back, restore_progress, takes_step, training_progress, validate_now
 from genstab.runtime.random_state import random_states, set_random_states
 from genstab.runtime.signals import Stopped, StopSignals, by_submitit, requeue, requeue_signal
 
@@ -112,6 +112,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_at = 0.0
         self.pending = False  # whether a validation is due, or begun and not yet ended
         self.random: dict[str, Any] = {}  # the random states before it
+        self.after_step: dict[str, Any] = {}  # the random states before the batches that are held back
         self.resumed: dict[str, Any] | None = None
         self.limits: tuple[int | None, int] | None = None
         self.epochs: int | None = None
@@ -127,6 +128,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is due or a signal came; at the end of an epoch only after `on_train_epoch_end`."""
+        self._note_random(trainer, pl_module)
         # private: whether a validation follows this batch, for any `val_check_interval`; None: no dataloader_iter
         self.pending = trainer.fit_loop.epoch_loop._should_check_val_fx(None)  # type: ignore[arg-type]
         if self.pending:
@@ -135,7 +137,8 @@ class LastCheckpoint(Checkpoint):
             return  # the epoch ends: `on_train_epoch_end` saves
         steps = self.every_n_train_steps
         try:
-            self._save_or_stop(trainer, steps is not None and trainer.global_step % steps == 0)
+            due = steps is not None and takes_step(trainer, batch_idx) and trainer.global_step % steps == 0
+            self._save_or_stop(trainer, due)
         except Stopped:
             # private: log the metrics of this batch, as Lightning would after this hook
             trainer._logger_connector.update_train_step_metrics()
@@ -144,6 +147,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after the validation and everything else that belongs to the epoch."""
         fit = trainer.fit_loop
+        self._note_random(trainer, pl_module)
         if self.limits:  # the last epoch was only to be closed
             fit.max_epochs, fit.epoch_loop.max_steps = self.limits
             self.limits = None
@@ -161,8 +165,14 @@ class LastCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after a validation, on several processes: they can only leave it together."""
         if _fitting(trainer):
+            self._note_random(trainer, pl_module)
             self._save_or_stop(trainer, False, clock=False)
             self.pending = False
+
+    def _note_random(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the random states, from which the batches are repeated that a checkpoint after the next ones lacks."""
+        if trainer.accumulate_grad_batches > 1 and not held_back(trainer):
+            self.after_step = random_states(pl_module.device)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the signal handlers."""
@@ -204,9 +214,11 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the progress of the training and the random states of every process."""
         random = self.random if self.pending else random_states(pl_module.device)
+        if held := held_back(trainer):
+            random = self.after_step
         checkpoint[RESUME] = {
             **training_progress(trainer),
-            "pending": self.pending,
+            "pending": self.pending and not held,
             "metrics": {key: value.cpu() for key, value in trainer.callback_metrics.items()},
             "random": all_gathered(random),
             "optimizers": [type(optimizer).__name__ for optimizer in trainer.optimizers],
@@ -250,6 +262,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_at = time.monotonic()
         self.signals.start()
         if self.resumed is None:
+            self._note_random(trainer, pl_module)
             return
         progress, self.resumed = self.resumed, None
         restore_progress(trainer, progress)
@@ -265,6 +278,7 @@ class LastCheckpoint(Checkpoint):
                 f"the checkpoint is of {before} processes, this run has {trainer.world_size}: not bit for bit"
             )
         self.pending, self.random = progress["pending"], random_states(pl_module.device)
+        self._note_random(trainer, pl_module)
         if self.pending or self.limits:
             self.pending = True
             validate_now(trainer)

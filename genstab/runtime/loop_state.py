@@ -11,11 +11,25 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 
-def training_progress(trainer: Trainer) -> dict[str, Any]:
-    """Return the progress after the last batch: complete `epoch`s, `batch`es of the next one, `batches` in all.
+def takes_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether the optimizers take a step in a batch: in every one, unless gradients are accumulated."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
-    Also the optimizer `steps`, which are fewer where an update was left out, the state of the data loaders, the number
-    of training images, and how many a step takes over all processes.
+
+def held_back(trainer: Trainer) -> int:
+    """Return how many of the last batches have not made a step yet: a resumed training run begins with these."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    batch = batches.current.ready
+    if batches.is_last_batch or batch >= trainer.num_training_batches:
+        return 0
+    return batch % trainer.accumulate_grad_batches
+
+
+def training_progress(trainer: Trainer) -> dict[str, Any]:
+    """Return the progress after the last step: complete `epoch`s, `batch`es of the next one, `batches` in all.
+
+    Also how many steps the loggers count (`logged`), the optimizer `steps`, which are fewer where an update was left
+    out, the state of the data loaders, the number of training images, and how many a batch has over all processes.
     """
     fit, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress
     epochs, batch = fit.epoch_progress.current, batches.current.ready
@@ -26,14 +40,17 @@ def training_progress(trainer: Trainer) -> dict[str, Any]:
     loaders = _loaders(trainer)
     images = next((len(each.dataset) for each in loaders if hasattr(each, "dataset")), None)
     size = next((each.batch_size for each in loaders if hasattr(each, "batch_size")), None)
-    batch = 0 if ended else batch
+    held = held_back(trainer)
+    batch = 0 if ended else batch - held
     states = [each.state_dict() for each in loaders if hasattr(each, "state_dict")]
     # A `ResumableLoader` counts what it returned and cannot know where `limit_train_batches` ends an epoch.
-    states = [{**state, "batch": batch} if "batch" in state else state for state in states]
+    place = 0 if batches.is_last_batch or batch >= trainer.num_training_batches else batch
+    states = [{**state, "batch": place} if "batch" in state else state for state in states]
     return {
         "epoch": epochs.ready if ended else epochs.ready - 1,
         "batch": batch,
-        "batches": batches.total.ready,
+        "batches": batches.total.ready - held,
+        "logged": _logged(trainer),
         "steps": trainer.global_step,
         "loaders": states,
         "images": images,
@@ -58,7 +75,9 @@ def restore_progress(trainer: Trainer, progress: dict[str, Any]) -> None:
     loop.restarting, loop.val_loop.restarting = within, False
     fit.update_restart_stage()  # in the middle of an epoch, or before a new one
     loop.reset_restart_stage()  # after a complete batch
-    _set_logged_step(trainer, batches - within)  # Lightning adds one where it enters an epoch that was begun
+    _set_logged_step(
+        trainer, progress.get("logged", batches) - within
+    )  # Lightning adds one where it enters an epoch that was begun
     loaders = [each for each in _loaders(trainer) if hasattr(each, "load_state_dict")]
     for loader, state in zip(loaders, progress["loaders"], strict=False):
         loader.load_state_dict(state)
@@ -68,7 +87,7 @@ def validate_now(trainer: Trainer) -> None:
     """Run a validation as Lightning does after a batch, at the same step and epoch of the logs."""
     loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
     step, epoch = loop.on_save_checkpoint()[_LOGGED_STEP], epochs.completed
-    _set_logged_step(trainer, loop.batch_progress.total.ready - 1)
+    _set_logged_step(trainer, _logged(trainer) - 1)
     if loop.batch_progress.current.ready == 0:  # after the end of an epoch: it belongs to that one
         epochs.completed -= 1
     trainer.validating = True
@@ -79,6 +98,13 @@ def validate_now(trainer: Trainer) -> None:
 
 
 _LOGGED_STEP = "_batches_that_stepped"  # what Lightning's checkpoints call the step of the loggers
+
+
+def _logged(trainer: Trainer) -> int:
+    """Return how many steps the loggers count: the batches, or updates of several batches."""
+    if trainer.accumulate_grad_batches > 1:
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def _set_logged_step(trainer: Trainer, step: int) -> None:

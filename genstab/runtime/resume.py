@@ -26,7 +26,10 @@ FREE = (
     "output_dir", "run_name", "run_prefix", "trainer",
 )  # fmt: skip
 LIMITS = ("trainer.limit_train_batches", "trainer.overfit_batches")
-FIXED = ("trainer.precision", *LIMITS)  # which batches there are, and what is computed of them
+FIXED = (
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_algorithm", "trainer.gradient_clip_val",
+    "trainer.precision", *LIMITS,
+)  # fmt: skip  # which batches there are, and what is computed of them
 MOST = 8  # differences that an error lists
 PROGRESS = {
     "epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",

@@ -191,7 +191,7 @@ MORE_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a GIF": (write(content(noise(), "GIF")[:-300]), "truncated"),
     "half a JPEG 2000": (write(content(noise(), "JPEG2000")[:700]), "broken data stream"),
     "most of an AVIF": (write(content(noise(), "AVIF")[:-20]), "Truncated data"),
-    "a float in a PPM": (save(lambda: noise("F"), "PPM"), "pixels of 32 bits are not uint8 or uint16"),
+    "a float in a PPM": (save(lambda: noise("F"), "PPM"), "pixels of float32, 32 bits, are not uint8 or uint16"),
     "a bomb in a PPM": (write(b"P6 60000 60000 255\n" + bytes(99)), "exceeds limit"),
     "JPEG without a picture": (write(b"\xff\xd8\xff\xd9"), NONE),
     "sound in RIFF": (write(b"RIFF\x24\0\0\0WAVEfmt "), NONE),
@@ -264,6 +264,7 @@ def test_training_ends_with_a_line_that_names_the_file(root, said, name):
     assert not Path("run/checkpoints").exists()
 
 
+@pytest.mark.filterwarnings("ignore:in the first batch, the sources are almost constant:UserWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_prediction_names_the_file_or_does_it(tmp_path, trained, name):
     (tmp_path / "in").mkdir()
@@ -475,6 +476,7 @@ MORE_WORKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:an ICC profile, .* changes the colours:UserWarning")
 @pytest.mark.parametrize("make", MORE_WORKS.values(), ids=MORE_WORKS)
 def test_what_is_unusual_is_read(root, make):
     make(root)
@@ -485,6 +487,8 @@ def test_what_is_unusual_is_read(root, make):
     assert data.skipped == []
 
 
+@pytest.mark.filterwarnings("ignore:an ICC profile, .* changes the colours:UserWarning")
+@pytest.mark.filterwarnings("ignore:data. in the first batch, the sources are almost constant:UserWarning")
 @pytest.mark.parametrize("name", ["LAB", "both turned", "one row of 4000", "a loop of folders"])
 def test_what_is_unusual_is_trained_on(root, said, name):
     MORE_WORKS[name](root)
@@ -668,7 +672,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "odd callbacks": (changed(callbacks=3), f"{ON}: invalid callbacks", None),
     "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: invalid pytorch-l", None),
     "odd weights": (changed(state_dict=[1]), f"{ON}: invalid state_dict", "is not a checkpoint of a genstab"),
-    "no weights": (changed(state_dict={}), "does not fit this training run: no ", "does not fit the generator"),
+    "no weights": (changed(state_dict={}), "does not fit this training run: no ", "claims 3 levels, but holds 0"),
     "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
 }
 
@@ -683,7 +687,7 @@ def test_a_bad_checkpoint_is_named(root, said, trained, name):
     line = said("predict", "model.checkpoint=bad.ckpt", "input=data/trainA", "output=out")
     if prediction is None:
         assert line is None
-        assert len(list(Path("out").iterdir())) == 3
+        assert len(list(Path("out").glob("*.png"))) == 3
     else:
         assert re.search(prediction, line)
         assert name == "NaN" or "bad.ckpt" in line

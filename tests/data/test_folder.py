@@ -24,6 +24,7 @@ from tests.data.test_pairs import paint, touch
 def test_images_are_found_in_natural_order(tmp_path):
     touch(tmp_path, "10.png", "9.jpeg", "b/2.TIF", "b/1.webp", "c.png/x.bmp")
     touch(tmp_path, "notes.txt", ".git/x.png", "b/.ipynb_checkpoints/x.png", "._9.png", "__MACOSX/9.png", "Thumbs.db")
+    touch(tmp_path, "@eaDir/9.png/SYNOPHOTO_THUMB_M.jpg")
     touch(tmp_path, "b/.2.png", "d.HEIC")  # a picture, and one that cannot be read, which must not go without a word
     (tmp_path / "b/dangling.png").symlink_to("nowhere")
     names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]

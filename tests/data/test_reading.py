@@ -101,6 +101,9 @@ def test_the_range_is_found_in_the_training_split_kept_and_used_by_predict_and_m
     assert tifffile.imread(tmp_path / "out/1.tif").flatten()[[0, 3]].tolist() == [255, 128]
     predict(nn.Identity(), tmp_path / "trainA", tmp_path / "heights", source_range=[-100, 3900])
     assert (tifffile.imread(tmp_path / "heights/1.tif") == heights(1)).all()
+    identity.trained_on = {"value_range": {"source": (-100.0, 3900.0), "target": (0.0, 30.0)}}
+    predict(identity, tmp_path / "trainA", tmp_path / "metres")  # 30 whole numbers would be steps
+    assert np.allclose(tifffile.imread(tmp_path / "metres/1.tif"), (heights(1) + 100.0) * 30 / 4000)
     with pytest.raises(InputError, match=r"results target_range=.*overwrite=true"):
         predict(identity, tmp_path / "trainA", tmp_path / "heights")
 
@@ -199,12 +202,18 @@ def test_labels_in_training_and_predict(tmp_path):
     assert len(predict(model, tmp_path / "valA", tmp_path / "out").written) == 2
 
 
-def test_sources_that_are_almost_constant_are_said():
+def test_sources_that_are_almost_constant_are_said(tmp_path):
     indices = torch.randint(0, 13, (1, 1, 40, 40)) / 127.5 - 1
     assert almost_constant(indices).startswith("the sources are almost constant: their values are from -1 to -0.906")
     assert "set source_labels=13" in almost_constant(indices)
     assert almost_constant(torch.tensor([0.0, 0.25])) is None
     assert resized(indices, (40, 40)) is indices
+    paired(tmp_path, np.full((30, 30), 5, np.uint8), np.zeros((30, 30), np.uint8), suffix="png")
+    found = data(tmp_path, source_channels=1, target_channels=1)
+    found.trainer = type("Trainer", (), {"training": True})()
+    with pytest.warns(UserWarning, match="in the first batch, the sources are almost constant"):
+        found.on_before_batch_transfer({"source": found.train_set[0]["source"][None]}, 0)
+    found.on_before_batch_transfer({"source": found.train_set[0]["source"][None]}, 0)  # once: warnings are errors
 
 
 # --- GeoTIFF and auxiliary pages

@@ -81,6 +81,11 @@ TRAINED.append({**TRAINED[2], "own_loader": True})
 TRAINED.append({**TRAINED[3], "offset": 5})  # overlapping crops
 
 
+# 17 images end in an uneven batch that is accumulated with a full one.
+ACCUMULATED = {**TRAINED[2], "images": 17, "accumulate": 2, "clip": 0.05}
+TRAINED.append(ACCUMULATED)
+
+
 def furthest(found, expected):
     """Return the largest difference of a weight."""
     return max((found["weights"][name] - weight).abs().max().item() for name, weight in expected["weights"].items())
@@ -99,7 +104,8 @@ def test_several_processes_train_the_weights_of_one_with_batches_as_large_as_all
     on_processes(processes, HELPERS / "train_on_some.py", tmp_path / "of", json.dumps(TRAINED))
     ranks = [torch.load(tmp_path / f"of.{rank}", weights_only=True) for rank in range(processes)]
     for case, found, *others in zip(TRAINED, *ranks, strict=True):
-        expected = train(**{**case, "batch_size": case["batch_size"] * processes})
+        at_once = case.get("accumulate", 1)
+        expected = train(**{**case, "batch_size": case["batch_size"] * processes * at_once, "accumulate": 1})
         exact = case["precision"] == "64-true"
         if exact:
             assert furthest(found, expected) < 1e-12

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from genstab.data.folder import ClassImages, FolderImages
 from genstab.data.image_io import write_image
 from genstab.evaluation.dataset_batches import batches
 from genstab.evaluation.generators import fitting_multiple
-from genstab.evaluation.measure import measure
+from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions as Options
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.wandb_tables import per_image_rows
@@ -34,6 +35,11 @@ WHOLE = {**SMALL, "protocols": ["circular", "crop"]}  # shifts by parts of a pix
 class Constant(nn.Module):
     def forward(self, images):
         return torch.zeros_like(images)
+
+
+class Untouched(nn.Module):
+    def forward(self, images):
+        raise AssertionError("no image is to be measured")
 
 
 class Restless(nn.Module):
@@ -152,7 +158,7 @@ def test_easy_shifts_and_constant_images_do_not_hide_the_flicker(tmp_path):
     assert alone < 25 < 80 < found["val/shift_psnr_crop"]
     first, second, *_ = verdict(found)
     assert first.startswith(f"Flickers visibly when the camera moves: shift PSNR crop at worst shift {alone:.1f} dB")
-    assert "multiples of 2 pixels" in second
+    assert "a period of 2 pixels" in second
     assert "2 of 3 images have constant outputs" in second
 
 
@@ -302,7 +308,7 @@ def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
     (tmp_path / "images" / "b.png").write_bytes(b"no image")
     dataset = FolderImages(tmp_path / "images")
     with pytest.raises(InputError, match=r"cannot read .*b\.png.*\(on_error=skip measures the others\)"):
-        measure(nn.Identity(), dataset, tmp_path, Options(**SMALL))
+        measure(Untouched(), dataset, tmp_path, Options(**SMALL, batch_size=1))
     found = measure(nn.Identity(), dataset, tmp_path, Options(**SMALL, on_error="skip"))
     assert found.summary["images"] == 2
     assert found.measurements["shift_psnr"]["circular"]["images"] == ["a.png", "c.png"]
@@ -312,6 +318,42 @@ def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
         (tmp_path / "images" / f"{name}.png").write_bytes(b"")
     with pytest.raises(InputError, match="no image to measure: all of them are unreadable"):
         measure(nn.Identity(), dataset, tmp_path, Options(**SMALL, on_error="skip"))
+
+
+def test_a_damaged_last_image_does_not_cost_the_others(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        Image.effect_noise((40, 32), 50).convert("RGB").save(tmp_path / "images" / f"{name}.png")
+    last = tmp_path / "images" / "c.png"
+    content = last.read_bytes()
+    last.write_bytes(content[:200] + bytes(200) + content[400:])  # its header is whole, and its end
+    dataset = FolderImages(tmp_path / "images")
+    with pytest.raises(PartlyMeasuredError, match=r"c\.png.*: the other 2 images were measured") as error:
+        measure(nn.Identity(), dataset, tmp_path, Options(**SMALL, batch_size=1))
+    assert error.value.found.summary["images"] == 2
+    assert read_json(tmp_path / "measurements.json")["shift_psnr"]["crop"]["images"] == ["a.png", "b.png"]
+    assert error.value.found.notes[0].startswith("skipped: cannot read ")
+
+
+def test_it_says_what_it_does_and_how_long_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("genstab.evaluation.measure.QUIET", 0.0)
+    said, calls = [], []
+
+    class Counted(UNet):
+        def forward(self, images):
+            calls.append(len(images))
+            return super().forward(images)
+
+    plan = {**SMALL, "features": {"reach": 1}, "corruptions": {"names": ["contrast"]}}
+    measure(Counted(1, 3, channels=2, levels=3), Pairs(3), tmp_path, Options(**plan, batch_size=2), say=said.append)
+    # G(x) and the noise floor; two shifts in each of circular and crop, and four by parts; the window of crop
+    assert said[0].startswith(f"Measuring 3 images: {3 * (1 + 1 + 2 + 2 + 4 + 1) + 2 * 8 + 2 * 8 + 3 * 5} passes at ")
+    assert re.search(r" per second, at least \d+ s$", said[0])
+    assert abs(sum(calls) - 80) < 60  # what is tried, timed and shared is not foreseen
+    assert said[1:3] == ["2 images measured", "3 images measured"]
+    assert said[3:] == [
+        "Next: feature distance, of 2 images", "Next: corruptions, of 3 images", "Next: shift map, of 2 images",
+    ]  # fmt: skip
 
 
 class Picky(nn.Module):

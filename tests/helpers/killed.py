@@ -65,7 +65,7 @@ class Killer(Callback):
     def on_fit_start(self, trainer, pl_module):
         update, fsync = pl_module.update, os.fsync
 
-        def halfway(batch, optimizer_d, optimizer_g, backward):
+        def halfway(batch, optimizer_d, optimizer_g, backward, weights):
             losses = []
 
             def struck(loss):
@@ -74,7 +74,7 @@ class Killer(Callback):
                     self.hit(trainer, "update")
                 backward(loss)
 
-            return update(batch, optimizer_d, optimizer_g, struck)
+            return update(batch, optimizer_d, optimizer_g, struck, weights)
 
         def struck(descriptor):
             self.hit(trainer, "writing")

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from genstab import AntiAlias, PatchGAN, Pix2Pix, UNet
 from genstab.data.datamodules import PairData
 from genstab.distributed.ddp import NetworksDDP
+from genstab.runtime.loop_state import takes_step
 from tests.conftest import Pairs
 from tests.training.test_pix2pix import QUIET
 
@@ -22,7 +23,8 @@ class Losses(Callback):
         self.steps = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.steps.append({key: value.item() for key, value in trainer.callback_metrics.items()})
+        if takes_step(trainer, batch_idx):
+            self.steps.append({key: value.item() for key, value in trainer.callback_metrics.items()})
 
 
 class SomePairs(PairData):
@@ -37,12 +39,16 @@ class SomePairs(PairData):
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
 
-def train(images, batch_size, norm, precision, processes=1, steps=8, own_loader=False, offset=0):
+def train(
+    images, batch_size, norm, precision, processes=1, steps=8, own_loader=False, offset=0, accumulate=1, clip=None
+):
     """Train without dropout, crops and flips; return weights, buffers and what each step logged."""
     os.environ["PL_GLOBAL_SEED"] = "3"  # of the data's order
     torch.manual_seed(0)
     generator = UNet(1, 3, channels=4, levels=3, norm=norm, dropout=0, antialias=AntiAlias("tri3"))
-    model = Pix2Pix(generator, PatchGAN(1, 3, channels=4, norm=norm), equivariance_weight=30.0 * bool(offset))
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    discriminator = PatchGAN(1, 3, channels=4, norm=norm)
+    model = Pix2Pix(generator, discriminator, equivariance_weight=30.0 * bool(offset), **options)
     losses = Losses()
     options = (
         {"devices": processes, "strategy": NetworksDDP(gradient_as_bucket_view=True), "sync_batchnorm": True}

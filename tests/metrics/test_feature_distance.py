@@ -183,6 +183,18 @@ def names(model, images, layers=None):
         return list(choose_layers(model, forward, images, layers))
 
 
+class Lists(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.norm, self.act = nn.Tanh(), nn.Tanh(), nn.BatchNorm2d(3), nn.ReLU()
+        self.down = nn.ModuleList(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
+        self.up = nn.ModuleDict({"a": nn.Conv2d(3, 3, 1)})
+
+    def forward(self, images):
+        images = self.down[1](self.down[0](self.stem(images)))
+        return self.act(self.norm(self.head(self.up["a"](images))))
+
+
 def test_default_layers_read_well():
     images = torch.rand(1, 3, 32, 32)
     for levels in (2, 3, 5):
@@ -194,6 +206,9 @@ def test_default_layers_read_well():
     assert names(nn.Sequential(vgg), images) == [f"0.{i}" for i in (*range(2, 24, 3), 24, 26)]
     # still too many: every third, the last one among them
     assert names(nn.Sequential(*(nn.Tanh() for _ in range(50))), images) == [str(i) for i in range(1, 50, 3)]
+    # lists of blocks are no level: without the blocks in them, four layers would be enough
+    lists = Lists()
+    assert names(lists, images) == ["stem", "down.0", "down.1", "up.a", "head", "norm", "act"]
     # of a small network, all
     assert names(nn.Sequential(nn.Sequential(nn.Tanh(), nn.Identity())), images) == ["0.0"]
 

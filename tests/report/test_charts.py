@@ -70,20 +70,22 @@ def test_a_front_over_an_error_prefers_less_of_it():
         assert axis.range[0] > axis.range[1]
 
 
-def test_lines_are_means_per_shift_by_direction_with_a_band():
+def test_lines_are_pooled_or_means_per_shift_by_direction_with_upright_bars():
     measured = {
         "a": {
             "shifts": [[0, 2], [0, 1], [1, 0], [2, 1]],
             "decibels": [[20, 30, 40], [10, None, 20], [None] * 3, [5, 5, 8]],
         },
-        "b": {"shifts": [[-1.5, 1.5]], "decibels": [[30]]},
+        "b": {"shifts": [[-1.5, 1.5]], "decibels": [[30]], "pooled": [29.0]},
     }
     figure = shift_lines(measured, STYLES)
-    band, right, _, other, _, diagonal = figure.data
+    bars, right, _, other, _, diagonal = figure.data
     assert (right.x, right.y) == (("→ 1", "→ 2"), (15, 30))
-    assert band.y == (17.5, 35, 25, 12.5)  # upper quartiles there, lower ones back
+    # quartiles of 10 and 20, and of 20, 30 and 40: lines upwards that leave the plot free
+    assert (bars.x, bars.y) == (("→ 1", "→ 1", None, "→ 2", "→ 2", None), (12.5, 17.5, None, 25, 35, None))
+    assert bars.fill is None
     assert (other.x, other.y) == (("(2, 1)",), (6,))
-    assert (diagonal.x, diagonal.y, diagonal.name) == (("↗ 1.5",), (30,), "b")
+    assert (diagonal.x, diagonal.y, diagonal.name) == (("↗ 1.5",), (29,), "b")
     assert [line.showlegend for line in (right, other, diagonal)] == [True, False, True]
     assert figure.layout.xaxis.categoryarray == ("→ 1", "→ 2", "↗ 1.5", "(2, 1)")
 
@@ -106,7 +108,7 @@ def test_a_map_has_the_zero_shift_in_the_middle_and_down_points_down():
     assert (bar.z[0][0], bar.z[0][-1]) == (1, 9)
 
 
-def test_maps_share_a_scale_that_a_perfect_run_does_not_stretch():
+def test_maps_share_a_scale_on_which_a_perfect_value_has_a_colour_of_its_own():
     perfect = {"shift_map": {"decibels": [[100.0] * 3, [100.0, None, 100.0], [100.0] * 3]}}
     other = {"shift_map": {"decibels": [[20.0] * 3, [31.0, None, None], [30.0] * 3]}}
     panel = map_panel([run("a", perfect), run("b", other), run("<c>")], STYLES)
@@ -114,9 +116,17 @@ def test_maps_share_a_scale_that_a_perfect_run_does_not_stretch():
         ("a", 20, 31),
         ("b", 20, 31),
     ]
-    assert "100 dB" in panel.bar[""].layout.xaxis.title.text
+    scale, beside = panel.bar[""].data
+    assert panel.bar[""].layout.xaxis.ticktext == ("20", "22.8", "25.5", "28.2", "31", "100")
+    assert panel.bar[""].layout.xaxis.tickvals[-1] in beside.x
+    assert max(scale.x) == 31 < min(beside.x)
+    drawn = [cell.figures[""].data for cell in panel.cells]
+    assert [len(traces) for traces in drawn] == [2, 1]
+    assert [list(row) for row in drawn[0][1].z] == [[1.0] * 3, [1.0, None, 1.0], [1.0] * 3]
+    assert drawn[0][1].colorscale == beside.colorscale
     alone = map_panel([run("a", perfect)], STYLES).cells[0].figures[""].data[0]
     assert alone.zmin < alone.zmax
+    assert len(map_panel([run("b", other)], STYLES).bar[""].data) == 1  # not a word of 100 dB where there is none
 
 
 def test_the_scatter_has_a_choice_for_every_pair_that_is_there():
@@ -130,6 +140,20 @@ def test_the_scatter_has_a_choice_for_every_pair_that_is_there():
     }  # fmt: skip
     assert cell.figures["tv_ratio|val/shift_psnr"].data[1].x == (0.5,)
     assert not scatter_panel([run("a", l1=0.2)], STYLES).cells
+
+
+def test_the_scatter_opens_on_what_most_runs_have_and_a_constant_output_is_no_part_of_the_front():
+    runs = [
+        run("a", accuracy=0.9, consistency=0.9),
+        run("b", l1=0.2, shift_psnr=25.0, shift_psnr_crop_worst_shift=21.0),
+        run("<c>", l1=0.1, shift_psnr=100.0, shift_psnr_crop_worst_shift=100.0, output_spread=0.001),
+    ]
+    panel = scatter_panel(runs, STYLES)
+    assert panel.opens_on == ("val/l1", "val/shift_psnr_crop_worst_shift")
+    front, *points = panel.cells[0].figures["|".join(panel.opens_on)].data
+    assert (front.x, front.y) == ((0.2,), (21.0,))  # by hand: the other one would beat it in both
+    assert [each.x for each in points] == [(0.2,), (0.1,)]
+    assert points[1].text == ("constant output",)
 
 
 def test_corruptions_and_their_mean():

@@ -63,7 +63,7 @@ def test_the_table_has_units_best_values_and_what_is_missing(tmp_path):
     assert table["first"]["parameters million"] == "1.50"
     assert "SSIM" not in headings  # no run has it
     assert not {"noise floor dB", "accuracy"} & set(headings)
-    assert "– in the table: sharpness" in page
+    assert "Not measured: sharpness" in page
     best = re.findall(r'class="number best" data-value="([^"]*)"', page)
     assert {"0.2", "15.04", "33.333"} <= set(best)
     assert not {"0.25", "15", "30", "0.5"} & set(best)
@@ -93,10 +93,39 @@ def test_a_run_with_a_bare_summary_gets_a_page_that_names_what_is_missing(tmp_pa
         "No run has a metric in its summary.", "No run has both a quality and a shift PSNR.",
         "No run has measurements per shift.", "No run has a shift map.", "No run has feature distances; genstab",
         "No run has corruptions; genstab measure", "No run has slider frames.", "There is only one run.",
-        "no measurements.json: no shift PSNR per shift", "summary.json has no verdict, no config, no versions",
+        "Not measured: shift PSNR per shift and per image; shift map", "no measurements.json",
+        "summary.json has no verdict, no config, no versions",
     ):  # fmt: skip
         assert sentence in text
     assert not [tag for tag, _ in parsed.tags if tag in ("canvas", "select")]
+    sections = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
+    assert sections == ["runs", "options", "missing"]  # no empty boxes
+    assert [link["href"] for tag, link in parsed.tags if tag == "a"] == [f"#{each}" for each in sections]
+
+
+def test_a_constant_output_is_never_the_best(tmp_path):
+    same = {"l1": 0.1, "shift_psnr": 100.0, "shift_psnr_crop": 100.0, "output_spread": 0.0}
+    others = [make_run(tmp_path / name, i, l1=0.2 + i, shift_psnr=30.0 + i) for i, name in enumerate("ab")]
+    page = compare(make_run(tmp_path / "still", 3, **same), *others)
+    best = re.findall(r'class="number best" data-value="([^"]*)"', page)
+    assert {"0.2", "31.0"} <= set(best)
+    assert not {"0.1", "100.0", "0.0"} & set(best)
+    assert "never of a constant output (still)" in page
+
+
+def test_a_classifier_has_its_own_words_and_no_empty_sections(tmp_path):
+    folder = tmp_path / "classifier"
+    folder.mkdir()
+    numbers = {"val/consistency": 0.9, "val/consistency_roll": 0.95, "val/accuracy": 0.8}
+    (folder / "summary.json").write_text(json.dumps({**numbers, "config": {"features": None}}))
+    parsed = Page(compare(folder))
+    text = " ".join(" ".join(parsed.text).split())
+    assert "Consistency is the share of pairs of shifts of an image" in text
+    assert "Not of classifiers, which draw no images: shift PSNR, quality, slider or flicker strip" in text
+    assert "Switched off: feature distance" in text
+    assert "decibels" not in text
+    sections = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
+    assert sections == ["runs", "scatter", "options", "missing"]
 
 
 def test_what_a_measurement_could_not_do_is_said(tmp_path):

@@ -177,6 +177,8 @@ def test_the_front_has_the_right_points_and_follows_the_choice(page):
         )
         return list(zip(x, y, strict=True))
 
+    assert page.evaluate("document.querySelector('#scatter .chart').data.length") == 1 + 5  # L1 would be of 4 runs
+    page.locator("#scatter select").first.select_option(label="L1")
     assert sorted(front(), reverse=True) == FRONT
     page.locator("#scatter select").first.select_option(label="SSIM")
     assert (L1["a"], SHIFT_PSNR["a"]) not in front()
@@ -190,6 +192,24 @@ def test_a_layer_is_chosen(page):
     before = page.evaluate(values)
     page.locator("#features select").select_option("decoder.0")
     assert page.evaluate(values) != before
+
+
+def test_a_table_wider_than_the_window_says_how_many_columns_are_out_of_sight(opened):
+    page = opened(900)
+    note = page.locator("#runs .wider")
+    headings = page.locator("table.runs thead tr").last.locator("th")
+    edge = page.locator("#runs .scroll").bounding_box()
+    beyond = [i for i in range(headings.count()) if right_of(headings.nth(i)) > edge["x"] + edge["width"] + 1]
+    assert len(beyond) > 1
+    assert note.inner_text().startswith(f"Wider than the window: {len(beyond)} more columns to the right")
+    page.set_viewport_size({"width": 4000, "height": 900})  # the page itself stays narrow: 1360 px
+    page.evaluate("document.body.style.maxWidth = 'none'; dispatchEvent(new Event('resize'))")
+    assert not note.is_visible()
+
+
+def right_of(locator):
+    box = locator.bounding_box()
+    return box["x"] + box["width"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

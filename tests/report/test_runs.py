@@ -7,7 +7,9 @@ import re
 import pytest
 
 from genstab.errors import InputError
-from genstab.report.runs import read_runs
+from genstab.metrics.registry import metrics
+from genstab.report.missing import missing_of
+from genstab.report.runs import Run, read_runs
 from tests.helpers.run_folder import make_run
 
 
@@ -133,12 +135,13 @@ def test_nan_is_none(tmp_path):
 
 def test_what_a_folder_lacks_is_said(tmp_path):
     (whole,) = read_runs([make_run(tmp_path / "whole")])
-    assert whole.missing == []
+    assert missing_of(whole, []) == []
 
     (empty,) = read_runs([bare(tmp_path / "empty")])
-    assert empty.missing == [
-        "no measurements.json: no shift PSNR per shift and per image, no shift map, no feature distance, "
-        "no corruptions, no quality per image",
+    assert missing_of(empty, []) == [
+        "Not measured: shift PSNR per shift and per image; shift map; feature distance; PSNR under corruption; "
+        "quality per image",
+        "no measurements.json",
         "no slide_source.webp, no slide_output.webp: no slider, no flicker strip",
         "summary.json has no verdict, no config, no versions",
     ]
@@ -147,7 +150,35 @@ def test_what_a_folder_lacks_is_said(tmp_path):
     (part / "measurements.json").write_text(PER_SHIFT.replace("}}}", '}}, "features": null}'))
     (part / "slide_source.webp").unlink()
     (run,) = read_runs([part])
-    assert run.missing == [
-        "measurements.json has no shift map, no feature distance, no corruptions, no quality per image",
+    assert missing_of(run, []) == [
+        "Not measured: shift map; feature distance; PSNR under corruption; quality per image",
         "no slide_source.webp: no slider, no flicker strip",
+    ]
+
+
+def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_path):
+    off = {"map": None, "features": None, "corruptions": {"baseline": None}, "perceptual": [], "noise_floor": False}
+    (run,) = read_runs([make_run(tmp_path / "off")])
+    summary = {key: each for key, each in run.summary.items() if key not in ("val/l1", "val/psnr", "val/ssim")}
+    summary |= {"config": {**off, "protocols": ["circular", "crop"]}, "notes": ["corruptions: not measured, x"]}
+    del summary["val/tv_target"], summary["versions"]
+    own = ("pooled", "worst_shift", "period", "outputs", "spread", "std", "seconds", "ratio")
+    columns = [each for key, each in metrics().items() if "fractional" in key or not key.endswith(own)]
+    said = missing_of(Run("off", run.folder, summary, {}), columns)
+    assert said[0] == "corruptions: not measured, x"
+    assert said[1:] == [
+        "Switched off: shift PSNR fractional; shift PSNR fractional pooled; shift PSNR fractional at worst shift; "
+        "feature distance; noise floor; corruption error / baseline; FID; LPIPS; shift map",
+        "Of classifiers alone: error rate under corruption; consistency, crop; consistency, circular; accuracy",
+        "Not measured without targets: L1; PSNR; SSIM; TV of targets; spectrum error; sliced Wasserstein",
+        "Not measured: shift PSNR per shift and per image; quality per image",
+        "summary.json has no versions",
+    ]
+    trained = {"config": {"trainer": {}, "callbacks": {"stability": {"protocols": ["crop"]}}}, "val/shift_psnr_crop": 1}
+    asked = [metrics()[key] for key in ("val/shift_psnr", "val/noise_floor", "val/l1")]
+    assert missing_of(Run("trained", tmp_path, trained, {"shift_psnr": {"crop": 1}}), asked)[:3] == [
+        "Switched off: shift PSNR circular",
+        "Not measured in training, but by genstab measure: noise floor; feature distance; PSNR under corruption; "
+        "quality per image",
+        "Not measured: L1; shift map",
     ]

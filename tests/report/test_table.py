@@ -82,12 +82,26 @@ def test_columns_are_those_that_a_run_has_in_order_and_unknown_ones_last():
 
 def test_options_that_differ_and_which_stand_out():
     options = [{"a": "1", "b": "x", "c": "1"}, {"a": "1", "b": "y", "c": "2"}, {"a": "1", "b": "y", "d": "0"}]
-    assert differences(options) == {
+    found = {
         "b": [("x", True), ("y", False), ("y", False)],
         "c": [("1", False), ("2", True), (None, True)],
         "d": [(None, False), (None, False), ("0", True)],
     }
-    assert differences(options[:1]) == {}
+    assert differences(options) == (found, 0)
+    assert differences(options[:1]) == ({}, 0)
+
+
+def test_an_option_that_another_run_could_not_have_is_no_difference():
+    training = {"seed": "1", "trainer.max_steps": "9", "net._target_": "a.Net", "net.width": "4", "lr": "0.1"}
+    wider = training | {"net.width": "8", "trainer.max_time": "1"}
+    measurement = {"seed": "1", "images": "64", "net._target_": "a.Other", "net.depth": "2"}
+    found, left_out = differences([training, wider, measurement])
+    assert {key: [value for value, _ in values] for key, values in found.items()} == {
+        "net._target_": ["a.Net", "a.Net", "a.Other"],
+        "net.width": ["4", "8", None],
+        "trainer.max_time": [None, "1", None],  # the first training could have it
+    }
+    assert left_out == 4  # trainer.max_steps, lr, images, net.depth
 
 
 def test_the_runs_own_folder_is_no_option():

@@ -124,6 +124,25 @@ def test_whatever_ends_an_epoch_and_whoever_loads(tmp_path, option):
     assert compared(tmp_path, *option.split()) == []
 
 
+def test_batches_that_made_no_step_yet_are_repeated(tmp_path):
+    # three batches a step, the last two of an epoch make one; validations after four and eight batches
+    options = ["trainer.accumulate_grad_batches=3", "+trainer.val_check_interval=4", "trainer.gradient_clip_val=0.1"]
+    run(tmp_path / "one", *options)
+    strikes = [  # step, place, signal; the batches in the checkpoint, and whether a validation is to come
+        (1, "validation", signal.SIGTERM, 3, False),  # of four batches
+        (3, "validation", signal.SIGINT, 8, True),
+        (4, "start", signal.SIGTERM, 11, False),  # of twelve
+        (5, "update", 0, 11, False),  # nothing saved it
+        (6, "epoch", signal.SIGTERM, 16, False),
+    ]
+    for step, where, signum, batches, pending in strikes:
+        stop(tmp_path / "two", step, where, signum, *options)
+        found = place(tmp_path / "two")
+        assert (found["batches"], found["pending"]) == (batches, pending)
+    run(tmp_path / "two", *options)
+    assert differing(left(tmp_path / "two"), left(tmp_path / "one")) == []
+
+
 def test_pairs_on_disk(tmp_path):
     random = np.random.default_rng(0)
     for split, count in {"train": 15, "val": 2}.items():
@@ -300,6 +319,10 @@ def stopped(tmp_path_factory):
         (["data.batch_size=4"], [r"images per step \(batch size × processes\) 2 → 4"]),
         (["trainer.precision=bf16-mixed"], ["trainer.precision 32-true → bf16-mixed"]),
         (["+trainer.limit_train_batches=6"], ["trainer.limit_train_batches None → 6"]),
+        (
+            ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0"],
+            ["trainer.accumulate_grad_batches 1 → 2", r"trainer.gradient_clip_val None → 1\.0"],
+        ),
         (["+trainer.overfit_batches=6"], [r"trainer.overfit_batches 0\.0 → 6"]),
         (["trainer.max_epochs=1"], ["trainer.max_epochs=1: it is already in epoch 2"]),
     ],

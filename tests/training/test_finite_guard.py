@@ -113,6 +113,25 @@ def without_dropout():
 
 
 @pytest.mark.filterwarnings("ignore:on_nan=skip skips an update:UserWarning")
+@pytest.mark.parametrize("key", ["source", "target"])
+def test_a_bad_image_in_any_batch_of_an_update_is_found(key):
+    def trained(guard, most=6):
+        model = tiny_pix2pix(accumulate_grad_batches=2)
+        Trainer(callbacks=[guard], max_epochs=1, limit_train_batches=most, **QUIET).fit(
+            model, DataLoader(Broken(12, [5], key), 2)
+        )
+        return model
+
+    with pytest.raises(NotFiniteError, match=r"^loss_d is nan at step 3 \(4, 5, 6, 7\): training stopped"):
+        trained(FiniteGuard())
+    guard = FiniteGuard("skip")
+    skipped, before = trained(guard, 4), trained(FiniteGuard(), 2)
+    assert [(each["step"], each["images"]) for each in guard.left_out] == [(3, ["4", "5", "6", "7"])]
+    for one, other in zip(skipped.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:on_nan=skip skips an update:UserWarning")
 @pytest.mark.parametrize(("key", "value"), [("source", math.nan), ("source", math.inf), ("target", math.nan)])
 def test_skip_goes_on_as_if_the_batch_had_not_been_there(key, value):
     model, reference, guard = without_dropout(), without_dropout(), FiniteGuard("skip")

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -72,19 +71,13 @@ def test_a_resnet_of_that_repository_for_another_number_of_blocks(tmp_path):
     assert torch.equal(model.generator.blocks[1].conv2.weight, theirs.model[11].conv_block[6].weight)
 
 
-def checkpoint(path, model):
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(path, weights_only=True)
-
-
 @pytest.mark.parametrize("kind", ["checkpoint", "nested", "prefixed", "safetensors"])
 def test_files_of_any_kind_give_the_networks_that_they_have(tmp_path, kind):
     old, new, path = model_of(seed=0), model_of(seed=1, antialias=AntiAlias("bin5", "post")), tmp_path / "old.ckpt"
     first = differing(new.discriminator, old.discriminator)
     generator = old.generator.state_dict()
     if kind == "checkpoint":
-        checkpoint(path, old)
+        torch.save({"state_dict": old.state_dict(), "generator": old.generator.config}, path)
     elif kind == "nested":
         torch.save({"epoch": 3, "netG": generator, "netD": old.discriminator.state_dict()}, path)
     elif kind == "prefixed":

@@ -7,11 +7,13 @@ import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from genstab import InputError, PatchGAN, Pix2Pix, SlicedWasserstein, UNet, load_generator, shift_psnr
+from genstab import AntiAlias, InputError, PatchGAN, Pix2Pix, SlicedWasserstein, UNet, load_generator, shift_psnr
 from genstab.data.datamodules import SyntheticData
 from genstab.data.overlapping_crops import overlapping_crops
+from genstab.training.gradients import gradient_norm
 from genstab.training.losses import adversarial_loss
 from tests.conftest import Pairs, pairs_loader, tiny_pix2pix
 
@@ -61,6 +63,96 @@ def test_an_update_without_a_trainer_is_the_same_step():
         torch.testing.assert_close(trained.trainer.callback_metrics[f"train/{key}"], loss)
     for a, b in zip(trained.parameters(), bare.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+CLIPS = [{}, {"gradient_clip_val": 0.05}, {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}]
+
+
+def exact_pix2pix(**options):
+    """No batch norm, no dropout, so that a loss of several images is a mean of theirs."""
+    torch.manual_seed(0)
+    generator = UNet(1, 3, channels=4, levels=3, norm="instance", dropout=0.0, antialias=AntiAlias("tri3"))
+    return Pix2Pix(generator, PatchGAN(1, 3, channels=4, norm="instance"), **options)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_batches_that_are_accumulated_make_the_step_of_one(tmp_path, clip):
+    trained, rows = [], []
+    for count, batch_size in ((3, 2), (1, 6)):  # of 15 images, in the last step 3
+        model = exact_pix2pix(accumulate_grad_batches=count, **clip)
+        logger = CSVLogger(tmp_path, name="", version=str(count))
+        trainer = Trainer(precision="64-true", max_epochs=2, log_every_n_steps=1, **{**QUIET, "logger": logger})
+        trainer.fit(model, pairs_loader(15, batch_size), pairs_loader(2, 2))
+        assert trainer.global_step == 6
+        assert trainer.accumulate_grad_batches == 1  # afterwards
+        trained.append(list(model.parameters()))
+        header, *lines = (tmp_path / str(count) / "metrics.csv").read_text().splitlines()
+        rows.append([dict(zip(header.split(","), line.split(","), strict=True)) for line in lines])
+    for one, other in zip(*trained, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    for one, other in zip(*rows, strict=True):
+        found, expected = ({key: float(value) for key, value in row.items() if value} for row in (one, other))
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("clip", CLIPS[1:])
+def test_clipping_is_that_of_a_loop_by_hand(clip):
+    model, batch = exact_pix2pix(**clip).double(), next(iter(pairs_loader(4, 4)))
+    batch = {key: batch[key].double() for key in ("source", "target")}
+    generator, discriminator = copy.deepcopy(model.generator), copy.deepcopy(model.discriminator)
+    model.update(batch, *model.adams())
+
+    def step(network, loss):
+        loss.backward()
+        before = torch.cat([each.grad.flatten() for each in network.parameters()])
+        if "gradient_clip_algorithm" in clip:
+            torch.nn.utils.clip_grad_value_(network.parameters(), clip["gradient_clip_val"])
+        else:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip["gradient_clip_val"])
+        assert not before.equal(torch.cat([each.grad.flatten() for each in network.parameters()]))
+        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)).step()
+
+    output = generator(batch["source"])
+    losses = [
+        adversarial_loss(discriminator(batch["source"], image), real)
+        for image, real in ((output.detach(), False), (batch["target"], True))
+    ]
+    step(discriminator, sum(losses) / 2)
+    gan = adversarial_loss(discriminator(batch["source"], output), True)
+    step(generator, gan + 100 * (output - batch["target"]).abs().mean())
+    for trained, expected in ((model.generator, generator), (model.discriminator, discriminator)):
+        for one, other in zip(trained.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_the_scale_of_mixed_precision_is_taken_out_before_the_clip():
+    for precision in ("16-mixed", "bf16-mixed"):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if precision == "16-mixed" else None
+        model = exact_pix2pix(gradient_clip_val=0.01, accumulate_grad_batches=2)
+        trainer = Trainer(max_steps=1, plugins=[MixedPrecision(precision, "cpu", scaler)], **QUIET)
+        trainer.fit(model, pairs_loader(4, 2))
+        assert trainer.global_step == 1
+        for network in (model.generator, model.discriminator):
+            assert gradient_norm(network.parameters()).item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_an_accumulated_batch_is_seen_twice_with_the_same_dropout_and_counts_once():
+    model, outputs = tiny_pix2pix(), []
+    model.generator.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    batches = [{"source": torch.rand(2, 1, 32, 32), "target": torch.rand(2, 3, 32, 32)} for _ in range(3)]
+    torch.manual_seed(1)
+    model.update(batches, *model.adams())
+    after = torch.rand(())
+    first, second, third, second_again, first_again = outputs
+    assert first.equal(first_again)
+    assert second.equal(second_again)
+    assert not first.requires_grad
+    assert third.requires_grad
+    assert {int(value) for name, value in model.generator.named_buffers() if "num_batches" in name} == {3}
+    torch.manual_seed(1)
+    for batch in batches:
+        model.generator(batch["source"])
+    assert torch.rand(()) == after
 
 
 def test_an_update_leaves_frozen_what_was_frozen_and_keeps_the_gradients_apart():
@@ -181,8 +273,9 @@ def test_the_equivariance_loss_is_the_difference_between_crops_and_moves_the_gen
         for y, x in itertools.product(range(32), range(32))
         if all(8 + max(0, -by) <= at < 24 - max(0, by) for at, by in ((y, dy), (x, dx)))
     ]
-    losses = model.update(batch, *model.adams())
-    assert losses["loss_g_shift"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    # as on one of two processes, which has the only pair of crops and so twice the weight of pairs
+    losses = model.update({**batch, "pairs": 1, "weights": (1.0, 2.0)}, *model.adams())
+    assert losses["loss_g_shift"].item() == pytest.approx(2 * torch.stack(expected).mean().item(), rel=1e-4)
     total = losses["loss_g_gan"] + 100 * losses["loss_g_l1"] + 10 * losses["loss_g_shift"]
     assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
     with pytest.raises(InputError, match=r"equivariance_weight needs overlapping crops: set data\.overlap_offset"):

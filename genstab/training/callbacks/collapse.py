@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genstab.data.shares import dataset_positions
 from genstab.errors import check_counts
-from genstab.evaluation.verdict import SAME
+from genstab.metrics.measurements import SAME
 from genstab.metrics.output_spread import OutputSpread
 from genstab.training.losses import CHANCE
 

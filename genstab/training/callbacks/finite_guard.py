@@ -14,6 +14,8 @@ from torch import Tensor
 from genstab.data.paths import shortened
 from genstab.errors import InputError, check_choice
 from genstab.runtime.gather import all_gathered
+from genstab.runtime.loop_state import takes_step
+from genstab.training.gradients import gradient_norm
 
 ON_NAN = ("stop", "skip")
 MOST_IN_A_ROW = 100
@@ -69,6 +71,7 @@ class FiniteGuard(Callback):
         self._finite: Tensor | None = None
         self._recent: list[tuple[int, list[str], dict[str, Tensor]]] = []
         self._before: list[Tensor] = []
+        self._names: list[str] = []  # of the images of the next update
 
     def state_dict(self) -> dict[str, Any]:
         """Return the skipped updates, for the checkpoint."""
@@ -78,6 +81,10 @@ class FiniteGuard(Callback):
         """Restore the skipped updates of a checkpoint."""
         self.left_out = list(state_dict["left_out"])
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the names of batches that an earlier training held back."""
+        self._names = []
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """With `skip`, save the BatchNorm statistics."""
         if self.on_nan == "skip":
@@ -86,7 +93,9 @@ class FiniteGuard(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """With `skip`, check whether the loss is finite."""
-        self._finite = loss.detach().isfinite().all() if self.on_nan == "skip" else None
+        if self.on_nan == "skip":
+            finite = loss.detach().isfinite().all()
+            self._finite = finite if self._finite is None else self._finite & finite
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -97,8 +106,8 @@ class FiniteGuard(Callback):
         """
         if self._finite is None or _scaler(trainer) is not None:
             return
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = self._finite & torch.nn.utils.get_total_norm(gradients).to(self._finite.device).isfinite()
+        norm = gradient_norm(p for group in optimizer.param_groups for p in group["params"])
+        finite, self._finite = self._finite & norm.to(self._finite.device).isfinite(), None
         # Each process has its own loss. Without a process group, this returns `finite` itself.
         if not trainer.strategy.reduce_boolean_decision(bool(finite), all=True):
             optimizer.zero_grad()
@@ -112,7 +121,11 @@ class FiniteGuard(Callback):
         losses = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
         losses = {key: x.detach() for key, x in losses.items() if isinstance(x, Tensor) and x.numel() == 1}
         names = batch.get("name", ()) if isinstance(batch, Mapping) else ()
-        self._recent.append((step, [str(name) for name in names], losses))
+        self._names += [str(name) for name in names]
+        if not losses and not takes_step(trainer, batch_idx):
+            return  # an update of several batches is to come
+        self._recent.append((step, self._names, losses))
+        self._names = []
         if self.on_nan == "skip":
             self._count_skipped(trainer, pl_module)
         elif (step + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]  # set by a connector

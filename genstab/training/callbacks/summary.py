@@ -22,6 +22,7 @@ from genstab.report.table import results_table
 from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten_lines, write_json
 from genstab.runtime.gather import all_gathered
 from genstab.runtime.last_checkpoint import LastCheckpoint
+from genstab.runtime.loop_state import takes_step
 from genstab.runtime.provenance import provenance
 from genstab.runtime.signals import Stopped
 from genstab.training.callbacks.collapse import CollapseWatch
@@ -71,7 +72,7 @@ class RunSummary(Callback):
         """Validate after the last batch, wherever in an epoch it is: the summary is about the final weights."""
         if self.batches is None:  # not before every callback has had its on_train_start
             self.batches = trainer.estimated_stepping_batches
-        if trainer.global_step + 1 >= self.batches:
+        if trainer.global_step + 1 >= self.batches and takes_step(trainer, batch_idx):
             trainer.check_val_every_n_epoch = 1
             trainer.val_check_batch = batch_idx + 1
 

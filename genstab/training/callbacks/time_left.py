@@ -43,7 +43,7 @@ class TimeEstimate(Callback):
         if self.seen != self.after + 1:
             return
         seconds = (time.perf_counter() - self.began) / self.after
-        left = trainer.estimated_stepping_batches - trainer.global_step
+        left = (trainer.estimated_stepping_batches - trainer.global_step) * trainer.accumulate_grad_batches
         if not 0 < left < math.inf:
             return
         rest = timedelta(seconds=round(left * seconds))
