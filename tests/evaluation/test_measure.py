@@ -305,9 +305,9 @@ def test_a_damaged_image_stops_or_is_skipped_by_name(tmp_path):
     (tmp_path / "images").mkdir()
     for name in "ac":
         Image.effect_noise((40, 32), 50).convert("RGB").save(tmp_path / "images" / f"{name}.png")
-    (tmp_path / "images" / "b.png").write_bytes(b"no image")
+    (tmp_path / "images" / "d.png").write_bytes(b"no image")
     dataset = FolderImages(tmp_path / "images")
-    with pytest.raises(InputError, match=r"cannot read .*b\.png.*\(on_error=skip measures the others\)"):
+    with pytest.raises(InputError, match=r"cannot read .*d\.png.*\(on_error=skip measures the others\)"):
         measure(Untouched(), dataset, tmp_path, Options(**SMALL, batch_size=1))
     found = measure(nn.Identity(), dataset, tmp_path, Options(**SMALL, on_error="skip"))
     assert found.summary["images"] == 2
