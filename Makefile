@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := genstab tests notebooks train.py
+# On all cores, which pip does on one; some packages ship files that are not meant for this Python.
+COMPILE = -$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib 2>/dev/null
 
 .PHONY: train test pytest test-fast lint format clean
 
@@ -35,10 +37,12 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(COMPILE)
 	touch $(VENV)/installed $@
 
 clean:

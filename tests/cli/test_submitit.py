@@ -136,7 +136,7 @@ def test_a_task_on_this_machine_goes_on_bit_for_bit_when_its_time_is_up(tmp_path
 def test_a_job_that_cannot_be_done_is_one_line_and_so_is_one_with_too_few_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     local = [*QUIET, *OPTIONS, "hydra/launcher=submitit_local"]
-    with pytest.raises(SystemExit, match=r"^genstab: size=28 is smaller than crop_size=\(64, 64\)$"):
+    with pytest.raises(SystemExit, match=r"^genstab: data\.size=28 is smaller than crop_size=\(64, 64\)$"):
         train(monkeypatch, *local, "data.crop_size=64", "trainer=ddp_cpu", "hydra.launcher.tasks_per_node=2")
     with pytest.raises(SystemExit, match=r"^genstab: submitit started 1 process, but trainer.devices=2 and .*make 2"):
         train(monkeypatch, *local, "trainer=ddp_cpu")

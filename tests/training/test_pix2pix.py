@@ -365,7 +365,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"x.ckpt does not exist"):
         load_generator(path)
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match=r"x.ckpt cannot be read as a checkpoint"):
+    with pytest.raises(InputError, match=r"x.ckpt is not a model file; expected a checkpoint or run folder of genstab"):
         load_generator(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(InputError, match=r"x.ckpt is not a checkpoint of a genstab U-Net"):
