@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := genstab tests notebooks train.py
 # On all cores, which pip does on one; some packages ship files that are not meant for this Python.
-COMPILE = -$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib 2>/dev/null
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib 2>/dev/null || true
 
 .PHONY: train test pytest test-fast lint format clean
 
