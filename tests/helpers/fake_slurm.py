@@ -100,7 +100,8 @@ def scontrol(folder, word, job):
 def sacct(folder, *words):
     print("JobID|State|NodeList")
     for before, job in pairwise(words):
-        if before == "-j":
+        # submitit asks for jobs of other tests, too, if they were never seen to end; a SLURM does not know these
+        if before == "-j" and (folder / f"{job}.sh").exists():
             ended = (folder / f"{job} ended").exists() or (folder / "only note").exists()
             for name in (f"{job}_{element}" if element is not None else job for element in elements(folder, job)):
                 print(f"{name}|{'NODE_FAIL' if ended else 'RUNNING'}|here")
