@@ -1,6 +1,6 @@
 # make train      virtual environment, install, train on the embedded data
 # make test       virtual environment, install, lint, types, all tests
-# make test-fast  the tests of one process each, in about a minute: for daily work
+# make test-fast  the tests of one process each: for daily work
 
 PYTHON ?= python3
 VENV ?= .venv
