@@ -134,11 +134,6 @@ def image_shape(path: str | Path, reading: Reading = AS_STORED) -> tuple[int, in
     return image_info(path, reading).shape
 
 
-def image_depth(path: str | Path, reading: Reading = AS_STORED) -> int:
-    """Return the bits per channel of an image from the header of its file; 8 for bilevel and palettes."""
-    return image_info(path, reading).depth
-
-
 def pixel_range(path: str | Path, max_megapixels: float | None = None) -> Range | None:
     """Return the least and the greatest value of the pixels of a file, without those that are no data.
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from genstab.data.formats import EXTENSIONS, UNREAD
 from genstab.data.image_io import (
-    image_depth,
+    image_info,
     image_shape,
     read_image,
     to_uint8,
@@ -306,7 +306,7 @@ def test_what_else_pillow_reads(tmp_path: Path, name: str, tolerance: float) -> 
 
 def test_ppm_of_16_bits(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + DEEP[..., 0].astype(">u2").tobytes() + bytes(4))
-    assert image_depth(tmp_path / "a.pgm") == 16
+    assert image_info(tmp_path / "a.pgm").depth == 16
     (tmp_path / "b.pgm").write_bytes(b"P5 3 1 1000\n" + np.array([0, 500, 1000], ">u2").tobytes())
     check(tmp_path / "b.pgm", torch.tensor([[[-1, 0, 1]]], dtype=torch.float64), 2e-5)  # a half is 32767.5 of 65535
 
@@ -490,7 +490,7 @@ def test_the_round_trip_is_exact(tmp_path, suffix, depth, channels, size):
     path = tmp_path / f"x{suffix.upper()}"
     write_image(path, image, depth)
     assert read_image(path).equal(image)
-    assert image_depth(path) == depth
+    assert image_info(path).depth == depth
     assert image_shape(path) == (channels, *size)
     assert os.listdir(tmp_path) == [path.name]
 
@@ -550,7 +550,7 @@ def test_depths_of_formats():
 def test_depth_of_what_others_write(tmp_path):
     for mode, depth in {"1": 8, "P": 8, "L": 8, "RGB": 8, "I;16": 16}.items():
         Image.new(mode, (3, 2)).save(tmp_path / "x.png")
-        assert image_depth(tmp_path / "x.png") == depth
+        assert image_info(tmp_path / "x.png").depth == depth
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import nn
 from genstab import InputError, UNet
 from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
-from genstab.data.image_io import image_depth, image_shape, read_image, to_uint8, write_image
+from genstab.data.image_io import image_info, image_shape, read_image, to_uint8, write_image
 from genstab.inference import predict as predict_module
 from genstab.inference.eval_mode import inference
 from genstab.inference.load_model import place
@@ -61,7 +61,7 @@ def test_names_sizes_channels_and_depths_stay(images, tmp_path):
     for name in result.written:
         before, after = images / name, tmp_path / "out" / name
         assert image_shape(after) == image_shape(before)
-        assert image_depth(after) == image_depth(before) == (16 if "deep" in name else 8)
+        assert image_info(after).depth == image_info(before).depth == (16 if "deep" in name else 8)
         with Image.open(before) as source, Image.open(after) as output:
             assert output.format == source.format
     assert result.summary("out") == "10 images written to out, 0 already existed"
@@ -77,7 +77,7 @@ def test_the_values_are_those_of_a_direct_call(images, tmp_path, batch_size):
             if name.endswith("JPG"):
                 assert (written - expected).abs().mean() < 0.04  # noise is what JPEG does worst
             else:  # half a level, of which there are 255 or 65535 in a range of 2
-                assert (written - expected).abs().max() <= 1.01 / (2 ** image_depth(images / name) - 1)
+                assert (written - expected).abs().max() <= 1.01 / (2 ** image_info(images / name).depth - 1)
 
 
 def test_the_pixels_are_those_of_the_pictures(images, tmp_path):
