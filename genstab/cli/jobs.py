@@ -167,7 +167,7 @@ def run_report(config: DictConfig) -> None:
 
 def run_shard(config: DictConfig) -> None:
     """Write shards as `config` says; print a summary."""
-    options = {key: config[key] for key in ("size", "seed", "check", "on_error", "convert", "val_share", "val_seed")}
+    options = {str(key): value for key, value in config.items() if key not in ("input", "output")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
     if written.held:
