@@ -108,7 +108,8 @@ def run_predict(config: DictConfig) -> None:
         model = model_of(config.model, notes)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
-        read = {key: config[key] for key in ("source_range", "target_range", "source_labels", "source_interpolation")}
+        reads = ("source_range", "target_range", "source_labels", "source_interpolation", "source_channels")
+        read = {key: config[key] for key in reads}
         # every other option may change the results
         made_by = {
             key: each

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def predict(
     target_range: Sequence[float] | None = None,
     source_labels: int | None = None,
     source_interpolation: str | None = None,
+    source_channels: int | None = None,
     max_megapixels: float | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Predicted:
@@ -87,9 +88,9 @@ def predict(
 
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
     formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels
-    than the generator takes raise an error, as does an output size that is not the input size times or divided by an
-    integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept, fitted to the size of
-    the result; other metadata is dropped.
+    than the generator takes raise an error without `source_channels`, as does an output size that is not the input size
+    times or divided by an integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept,
+    fitted to the size of the result; other metadata is dropped.
 
     A record beside the results, `predict.jsonl`, says what made them, so that a second call does what is missing:
     images that are new or have changed since. Nothing is written through links or over images of `source`.
@@ -114,6 +115,7 @@ def predict(
             that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits, and a
             range of less than 255 is written as `float32` where the format holds it.
         source_labels, source_interpolation: see `genstab.data.reading.Reading`; None: as in the training.
+        source_channels: convert images with other channels, see `genstab.data.channels.converted`; None: as they are.
         max_megapixels: the most pixels of an image, in millions; None: 179.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
 
@@ -127,11 +129,12 @@ def predict(
     paths = find_images(source, recursive, name="input")
     _check_output(source, output, recursive)
     _check_targets(paths)
-    reading, ranges = _reading(
-        generator, source_range, target_range, source_labels, source_interpolation, max_megapixels
-    )
+    reading, ranges = _reading(generator, source_range, target_range, source_labels, source_interpolation)
+    reading = replace(reading, max_megapixels=max_megapixels, channels=source_channels)
     depends = {"sha256": model_digest(generator), "size": size, **(made_by or {})}
     depends |= {"source_range": reading.value_range, "source_labels": reading.labels, **ranges}
+    if source_channels is not None:
+        depends["source_channels"] = source_channels
     kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
     if not overwrite:
@@ -214,7 +217,6 @@ def _reading(
     target_range: Sequence[float] | None,
     labels: int | None,
     interpolation: str | None,
-    max_megapixels: float | None,
 ) -> tuple[Reading, dict[str, Any]]:
     """Return how images are read, and the range of the results, with what the generator was trained on as defaults."""
     trained = getattr(generator, "trained_on", {})
@@ -223,7 +225,6 @@ def _reading(
         parse_range("source_range", source_range if source_range is not None else sides.get("source")),
         labels or trained.get("source_labels"),
         interpolation or trained.get("source_interpolation", "bilinear"),
-        max_megapixels,
     )
     written = parse_range("target_range", target_range if target_range is not None else sides.get("target"))
     if written is None and "target" not in sides:
