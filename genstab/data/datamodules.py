@@ -95,10 +95,8 @@ class PairData(LightningDataModule):
     ) -> None:
         super().__init__()
         check_counts(batch_size=batch_size, val_batch_size=val_batch_size)
-        if twin_reach is not None:
-            overlap_offset = twin_reach
-        if overlap_offset:
-            check_counts(overlap_offset=overlap_offset)
+        overlap_offset = overlap_offset if twin_reach is None else twin_reach
+        check_counts(least=0, overlap_offset=overlap_offset)
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
         self.overlap_offset = overlap_offset

@@ -336,6 +336,6 @@ def test_bad_pairs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    for needs_it in (ShardData("http://host/shards").splits, lambda: write_shards(tmp_path, tmp_path / "out")):
+    for needs_it in (lambda: ShardData("http://host/shards").splits, lambda: write_shards(tmp_path, tmp_path / "out")):
         with pytest.raises(InputError, match=r"^shards need the package webdataset: pip install 'genstab\[shards\]'$"):
             needs_it()
