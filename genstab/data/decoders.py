@@ -127,7 +127,7 @@ def _bits(file: BinaryIO, image: ImageFile.ImageFile) -> int:
     if image.format not in ("AVIF", "JPEG2000", "SGI"):
         return 8
     file.seek(0)
-    start = file.read(1 << 20)
+    start = file.read(1 << 24)
     if image.format == "SGI":
         return 8 * start[3]  # bytes per channel
     if image.format == "AVIF":  # in the configuration of AV1: high_bitdepth, twelve_bit
