@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -279,7 +279,6 @@ class PairedData(PairData):
         }
         self.augment.source_interpolation = self.readings["source"].interpolation
         self.decoded = False
-        self.said = False
 
     def prepare_data(self) -> None:
         """With `check=full`, read every pair once, on one process."""
@@ -305,13 +304,15 @@ class PairedData(PairData):
         """Return the pairs of a split; without a folder for validation, both splits are made of the training pairs."""
         if not self.val_share or has_pairs(self.root, "val") or not (split == "val" or self._validates()):
             return find_pairs(self.root, split)
+        if not self._by_share["train"]:
+            raise InputError(f"data.val_share={self.val_share} of the training pairs leaves none for training")
+        return self._by_share[split]
+
+    @cached_property
+    def _by_share(self) -> dict[str, list[Pair]]:
         pairs, said = split_pairs(self.root, self.val_share, self.val_seed)
-        if not self.said:
-            rank_zero_only(print)(said)
-            self.said = True
-        if not pairs[split]:
-            raise InputError(f"data.val_share={self.val_share} of {len(pairs['val'])} pairs leaves none for training")
-        return pairs[split]
+        rank_zero_only(print)(said)
+        return pairs
 
     def _pairs(self, split: str) -> PairDataset:
         """Return a split as it is in the files, unchecked."""

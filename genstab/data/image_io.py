@@ -105,7 +105,7 @@ def _pixels(header: Header, name: str | Path) -> np.ndarray:
 
 
 def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
-    if header.dtype not in ("uint8", "uint16", "bool") and reading.value_range is None and reading.labels is None:
+    if header.dtype not in ("uint8", "uint16") and reading.value_range is None and reading.labels is None:
         bits = 8 * np.dtype(header.dtype).itemsize
         raise InputError(
             f"cannot read {name}: pixels of {header.dtype}, {bits} bits, are not uint8 or uint16: set their range of "
@@ -119,8 +119,8 @@ def image_info(path: str | Path, reading: Reading = AS_STORED) -> ImageInfo:
         _check_type(header, path, reading)
         height, width, channels = header.shape
         size = (width, height) if header.orientation >= 5 else (height, width)
-        dtype = "uint8" if header.dtype == "bool" else header.dtype
-        return ImageInfo((reading.channels_of(channels), *size), dtype, header.orientation, header.profile, header.tags)
+        shape = reading.channels_of(channels), *size
+        return ImageInfo(shape, header.dtype, header.orientation, header.profile, header.tags)
 
 
 def image_shape(path: str | Path, reading: Reading = AS_STORED) -> tuple[int, int, int]:
@@ -134,7 +134,7 @@ def pixel_range(path: str | Path, reading: Reading = AS_STORED) -> Range | None:
     None: there are none, or the file is of 8 bits, for which there is nothing to find out.
     """
     with _opened(path, reading) as header:
-        if header.dtype in ("uint8", "bool"):
+        if header.dtype == "uint8":
             return None
         pixels = _pixels(header, path)
         seen = np.isfinite(pixels)
