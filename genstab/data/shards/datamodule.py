@@ -80,7 +80,7 @@ class ShardData(PairedData):
         wanted = self._wanted(split)
         if self.check != "off":
             least = Pair("", Path(f"the smallest pair for {split}"), Path(f"the smallest pair for {split}"))
-            channels_a, channels_b = found.channels or (wanted.channels_a, wanted.channels_b)
+            channels_a, channels_b = found.channels or self._ab(*self.channels)
             shape_a = (wanted.reading_a.channels_of(channels_a), *found.least)
             wanted.check(least, shape_a, (wanted.reading_b.channels_of(channels_b), *found.least))
             if found.channels is None and not self.convert:

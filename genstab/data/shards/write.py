@@ -144,7 +144,8 @@ def _write(
     skip: bool,
     convert: bool,
 ) -> Written:
-    written, splits = Written(), {}
+    written = Written()
+    splits: dict[str, dict[str, Any]] = {}
     channels: tuple[int, int] | None = None
     for split, each in pairs.items():
         if split == "train" and seed is not None:
