@@ -31,11 +31,10 @@ def fetch(url: str, path: str | Path) -> None:
         InputError: no network, refused or not found; the message says how to continue without a network.
     """
     try:
-        with (
-            urlopen(url, timeout=TIMEOUT) as answer,
-            tqdm.wrapattr(answer, "read", answer.length, desc="downloading", leave=False, disable=None) as content,
-        ):
-            write_whole(path, lambda file: shutil.copyfileobj(content, file))
+        with urlopen(url, timeout=TIMEOUT) as answer:
+            size = int(answer.headers.get("Content-Length", 0)) or None
+            with tqdm.wrapattr(answer, "read", size, desc="downloading", leave=False, disable=None) as content:
+                write_whole(path, lambda file: shutil.copyfileobj(content, file))
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection

@@ -190,9 +190,9 @@ class FolderData(LightningDataModule):
         for path in tqdm(self.val_set.paths[1:], "checking images", leave=False, delay=1, disable=None):
             others, *other = image_shape(path, self.reading)
             if others != channels:
+                advice = "" if self.reading.channels else ", or set data.convert=true"
                 raise InputError(
-                    f"{path} has {others} channels but {first} has {channels}: all images must have the same, "
-                    "or set data.convert=true"
+                    f"{path} has {others} channels but {first} has {channels}: all images must have the same{advice}"
                 )
             if self.size is None and other != size:
                 raise InputError(f"{path} is {hxw(other)} but {first} is {hxw(size)}: set data.size=[height,width]")

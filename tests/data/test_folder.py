@@ -103,7 +103,7 @@ def test_images_that_make_no_batch_are_named(tmp_path):
     (batch,) = folder_data(tmp_path, size=4, convert=True).val_dataloader()
     assert batch["source"].shape == (3, 3, 4, 4)
     tifffile.imwrite(tmp_path / "4.tif", np.zeros((4, 6, 5), np.uint8), photometric="minisblack", planarconfig="contig")
-    with pytest.raises(InputError, match=r"4.tif has 5 channels but .*1.png has 3"):
+    with pytest.raises(InputError, match=r"4.tif has 5 channels but .*1.png has 3: all images must have the same$"):
         folder_data(tmp_path, convert=True, size=4).val_dataloader()
     with pytest.raises(InputError, match=r"4.tif has 5 channels, which cannot be converted to 3"):
         folder_data(tmp_path, convert=True).val_set[3]
