@@ -22,6 +22,15 @@ class ModelError(InputError):
         self.reason = message if reason is None else reason
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error of somebody's model says, in one line, with the kind of error unless that is usual."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[-1 if "Traceback" in str(error) else 0]  # TorchScript shows where before it says what
+    if isinstance(error, RuntimeError | ValueError | AssertionError) and said:
+        return said.removeprefix("RuntimeError: ")
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
+
+
 @dataclass(frozen=True)
 class Conventions:
     """How to call a model that is not simply a function from images (N, C, H, W) to images or logits.
