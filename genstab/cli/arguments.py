@@ -21,9 +21,15 @@ _PLUGIN = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher
 
 def check_words(words: Sequence[str]) -> None:
     """Raise an `InputError` for a word that is neither an option nor an override."""
-    for before, word in zip(["", *words], words, strict=False):
-        if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE:
-            raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
+    for word in _not_overrides(words):
+        raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
+
+
+def _not_overrides(words: Sequence[str]) -> list[str]:
+    pairs = zip(["", *words], words, strict=False)
+    return [
+        word for before, word in pairs if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE
+    ]
 
 
 def check_launcher(words: Sequence[str]) -> None:
@@ -57,10 +63,7 @@ def name_model(words: Sequence[str]) -> list[str]:
     >>> name_model(["runs/a", "output=model.onnx"])
     ['++model.checkpoint=runs/a', 'output=model.onnx']
     """
-    pairs = zip(["", *words], words, strict=False)
-    named = [
-        word for before, word in pairs if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE
-    ]
+    named = _not_overrides(words)
     if len(named) > 1:
         raise InputError(f"{named[1]!r} is not key=value, and the model is {named[0]!r} already")
     return to_overrides([f"model.checkpoint={word}" if word in named else word for word in words])

@@ -16,8 +16,9 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
-from genstab.cli.model_options import check_model, split_options
+from genstab.cli.model_options import split_options
 from genstab.cli.recorded import recorded
+from genstab.cli.run_folder import keep_config
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -48,10 +49,11 @@ def run_measure(config: DictConfig) -> float | None:
     quieten()
     began = time.perf_counter()
     with input_errors():
+        check_measurable(config.output_dir)
+        keep_config(config)
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
-        check_measurable(config.output_dir)
         check_folder(config.output_dir)
         notes: list[str] = []
         model = model_of(config.model, notes)
@@ -192,7 +194,6 @@ def model_of(options: DictConfig, notes: list[str] | None = None) -> nn.Module:
     class may be in the current folder. `notes` gets what the loading has to say.
     """
     given = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
-    check_model(given)
     loading, keys = split_options(given)
     checkpoint = loading.pop("checkpoint", None)
     if "_target_" not in keys:

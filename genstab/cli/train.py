@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
 from genstab.cli.recorded import recorded, without_values
+from genstab.cli.run_folder import keep_config
 from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
@@ -57,11 +58,12 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     """
     quieten()
     check_devices(config.trainer)
-    config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
-    wanted, say = config.ckpt_path, rank_zero_only(print)
-    path = _checkpoint_of(config)
-    config.ckpt_path = None if path is None else str(path)
+    say = rank_zero_only(print)
     with input_errors():
+        wanted = config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder called 5
+        path = _checkpoint_of(config)
+        _claim(config, path)
+        config.ckpt_path = None if path is None else str(path)
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
             config.update(check_begun(path, checkpoint, recorded(config)))
@@ -73,7 +75,6 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), record):
                 say(f"Nothing left to do: all {summary['steps']} batches are done, see {written}")
                 return summary.get("val/shift_psnr")
-        rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
         if wanted:
             say(
                 f"Resuming from {path} of {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M:%S}"
@@ -174,6 +175,14 @@ def _job(config: DictConfig) -> HydraConf | None:
         return None
     hydra: Any = HydraConfig.get()
     return hydra if OmegaConf.select(hydra, "runtime.output_dir") == config.output_dir else None
+
+
+@rank_zero_only
+def _claim(config: DictConfig, checkpoint: Path | None) -> None:
+    """Refuse the folder of another training run, before anything is written into it."""
+    signs = (CHECKPOINT,) if config.ckpt_path else (CHECKPOINT, Path(SUMMARY))
+    check_unused(config.output_dir, checkpoint, signs)
+    keep_config(config)
 
 
 def _checkpoint_of(config: DictConfig) -> Path | None:

@@ -38,12 +38,13 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
     With a `checkpoint` inside `folder` it is the same training run, which may go on.
     """
     folder = Path(folder)
+    if (folder / LOCK).exists():
+        with suppress(OSError), alone_in(folder):  # raises if it is still running
+            pass
     if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
         return
     found = next((sign for sign in signs if (folder / sign).exists()), None)
     if found is not None:
-        with suppress(OSError), alone_in(folder):  # raises if it is still running
-            pass
         raise InputError(
             f"{folder} already holds a training run ({found}): resume it with ckpt_path=last, or choose another folder "
             "with hydra.run.dir or hydra.sweep.dir"
