@@ -111,12 +111,7 @@ def run_predict(config: DictConfig) -> None:
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
         read = {key: config[key] for key in ("source_range", "target_range", "source_labels", "source_interpolation")}
-        # every other option may change the results
-        made_by = {
-            key: each
-            for key, each in plain.items()
-            if key not in ("input", "output", "size", "device", *options, *read)
-        }
+        made_by = {key: plain[key] for key in VALUE_OPTIONS}
         made_by["model"] = {key: each for key, each in plain["model"].items() if key != "checkpoint"}
         given = {"values": values, "notes": notes, "made_by": made_by, **options, **read}
         try:

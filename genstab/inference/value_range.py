@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from genstab.data.reading import Range, parse_range
 from genstab.errors import InputError
 
 AUTO, IMAGENET = "auto", "imagenet"
 VALUE_OPTIONS = ("value_range", "output_range", "normalize", "mean", "std")  # the arguments of `parse_values`
-Range = tuple[float, float]
 RANGES: tuple[Range, ...] = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photos of ImageNet in [0, 1]
 OVER = 0.05  # share of a range by which values may lie outside of it: networks without a last tanh overshoot
@@ -70,32 +70,12 @@ def parse_values(
         mean, std = MEAN, STD
     if (mean is None) != (std is None):
         raise InputError(f"mean={mean} std={std}: set both, for images in [0, 1]")
-    if (
-        mean is not None
-        and std is not None
-        and (not mean or len(mean) != len(std) or not all(each > 0 for each in std))
-    ):
+    if mean is not None and std is not None and not (0 < len(mean) == len(std) and all(each > 0 for each in std)):
         raise InputError(f"mean={list(mean)} std={list(std)} are not a number each for every channel, std above 0")
-    if output_range is not None:
-        _check_range("output_range", output_range)
-    ranges: Sequence[Sequence[float]] = RANGES
-    if value_range != AUTO:
-        _check_range("value_range", value_range)
-        ranges = (value_range,)  # type: ignore[assignment]  # no other text than auto
-    as_tuples = [None if each is None else tuple(map(float, each)) for each in (mean, std)]
-    meanings = []
-    for each in ranges:
-        inputs = (float(each[0]), float(each[1]))
-        outputs = inputs if output_range is None else (float(output_range[0]), float(output_range[1]))
-        meanings.append(Values(inputs, outputs, *as_tuples))
-    return tuple(meanings)
-
-
-def _check_range(name: str, given: Any) -> None:
-    numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
-    if not numbers or not all(isinstance(each, int | float) for each in given) or not given[0] < given[1]:
-        shown = list(given) if numbers else given
-        raise InputError(f"{name}={shown} is not [min, max] with min < max" + " or auto" * (name == "value_range"))
+    ranges = RANGES if value_range == AUTO else (parse_range("value_range", value_range) or RANGES[0],)
+    given = parse_range("output_range", output_range)
+    means, deviations = (None if each is None else tuple(map(float, each)) for each in (mean, std))
+    return tuple(Values(each, given or each, means, deviations) for each in ranges)
 
 
 @contextmanager
@@ -145,9 +125,8 @@ def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[st
     """
     if output.ndim != 4 or not output.isfinite().all():
         return "", False
-    (least, greatest), low, high = values.outputs, output.min().item(), output.max().item()
-    outside = _outside(output)
-    where = f"outputs lie in {_where(low, high, values)}"
+    (least, greatest), low = values.outputs, output.min()
+    outside, where = _outside(output), _where(output, values)
     if outside > SOME_OUTSIDE:
         return f"{where}, {100 * outside:.0f} % of them outside of {_listed((least, greatest))}", outside > MOST_OUTSIDE
     if least < 0 and low >= -(least + greatest) / (greatest - least) and source.min() < DARK and output.std() > VARIES:
@@ -160,11 +139,11 @@ def _outside(output: Tensor) -> float:
     return (output.abs() > 1 + 2 * OVER).float().mean().item()
 
 
-def _where(low: float, high: float, values: Values) -> str:
-    """Write two values in [−1, 1] as the model returned them, to three digits."""
+def _where(output: Tensor, values: Values) -> str:
+    """Say between which values the model's outputs lie, before they were converted to [−1, 1]."""
     least, greatest = values.outputs
-    numbers = ((each * (greatest - least) + least + greatest) / 2 for each in (low, high))
-    return f"[{','.join(f'{each:.3g}' for each in numbers)}]"
+    numbers = ((each.item() * (greatest - least) + least + greatest) / 2 for each in output.aminmax())
+    return f"outputs lie in [{','.join(f'{each:.3g}' for each in numbers)}]"
 
 
 def tried(
@@ -200,22 +179,14 @@ def tried(
                 "value_range=[min,max], normalize=imagenet, or mean and std"
             )
         why, lost = doubt(source, output, values)
-        spread = output.float().std().item()
         if target is not None and target.shape == output.shape:
             likeness = -(output - target).abs().mean().item()
         else:
             likeness = _likeness(source, output)
-        where = f"outputs lie in {_where(output.min().item(), output.max().item(), values)}"
-        penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
-        scores.append(
-            (
-                likeness - penalty - 5 * _outside(output),
-                values,
-                why or where,
-            )
-        )
-    if not scores:
-        raise failure or InputError("value_range=auto: nothing to try")
+        penalty = 2.0 if lost or output.float().std() < VARIES else 1.0 if why else 0.0
+        scores.append((likeness - penalty - 5 * _outside(output), values, why or _where(output, values)))
+    if failure is not None and not scores:
+        raise failure
     best = max(score for score, _, _ in scores)
     (_, values, why), *others = [each for each in scores if each[0] >= best - _MARGIN]
     also = "".join(f"; {each} fits as well" for _, each, _ in others)
@@ -273,10 +244,8 @@ def _likeness(source: Tensor, output: Tensor) -> float:
     """Return the correlation of light and dark in source and output, at a coarse scale."""
     size = (min(16, source.shape[2]), min(16, source.shape[3]))
     rows = [nn.functional.adaptive_avg_pool2d(each.float().mean(1, True), size).flatten(1) for each in (source, output)]
-    rows = [each - each.mean(1, keepdim=True) for each in rows]
-    norms = [each.norm(dim=1) for each in rows]
-    correlation = (rows[0] * rows[1]).sum(1) / (norms[0] * norms[1]).clamp(min=1e-6)
-    return correlation.abs().mean().item()
+    source, output = (each - each.mean(1, keepdim=True) for each in rows)
+    return nn.functional.cosine_similarity(source, output, eps=1e-6).abs().mean().item()
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -419,7 +419,7 @@ def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
         (["input=in", "output=out", *NETWORK, "size=[1,2,3]"], r"size=\[1, 2, 3\] is not of the right length or null"),
         (
             ["input=in", "output=out", *NETWORK, "value_range=[1,0]"],
-            r"value_range=\[1, 0\] is not \[min, max\] with min < max",
+            r"value_range=\[1, 0\] is not \[least, greatest\] with least < greatest",
         ),
         (["input=in", "output=out", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["input=in", "output=out", *NETWORK, "overwrit=true"], "Could not override 'overwrit'"),

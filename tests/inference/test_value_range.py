@@ -120,8 +120,8 @@ def test_mean_and_deviation_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"value_range": "best"}, r"value_range=best is not \[min, max\] with min < max or auto"),
-        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[min, max\]"),
+        ({"value_range": "best"}, r"value_range='best' is not \[least, greatest\] with least"),
+        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[least, greatest\]"),
         ({"output_range": [3]}, r"output_range=3|output_range=\[3\]"),
         ({"normalize": "cifar"}, "normalize='cifar' is not imagenet or null"),
         ({"normalize": "imagenet", "mean": [0]}, "leave out either it or them"),
