@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -119,11 +119,16 @@ def run_predict(config: DictConfig) -> None:
         finally:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-    print(result.summary(output))
-    for reason in result.failed.values():
+    _conclude(result.summary(output), result.failed.values(), f"images were left out: {shortened([*result.failed])}")
+
+
+def _conclude(summary: str, left_out: Collection[str], what: str) -> None:
+    """Print the summary of a job and why something was left out; the code of the program is not 0 then."""
+    print(summary)
+    for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
-    if result.failed:
-        raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+    if left_out:
+        raise InputError(f"{len(left_out)} {what}")
 
 
 def run_export(config: DictConfig) -> None:
@@ -169,11 +174,7 @@ def run_shard(config: DictConfig) -> None:
         written = write_shards(config.input, config.output, **options)
     if written.held:
         print(written.held)
-    print(written.summary(config.output))
-    for reason in written.left_out:
-        print(f"left out: {reason}", file=sys.stderr)
-    if written.left_out:
-        raise InputError(f"{len(written.left_out)} pairs were left out")
+    _conclude(written.summary(config.output), written.left_out, "pairs were left out")
 
 
 def run_workspace(config: DictConfig) -> None:

@@ -84,8 +84,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         seed_everything(config.seed, workers=True, verbose=False)
         # Lightning's own do not work with two optimizers.
         accepted = signature.types if (signature := signature_of(str(config.model.get("_target_")))) else {}
-        given = {name: config.trainer.get(name) for name in OFF if name in accepted}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: config.trainer[name] for name in OFF if name in accepted and name in config.trainer}
         data, model = instantiate(config.data), instantiate(config.model, **given)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:

@@ -188,12 +188,9 @@ def load_generator(
 ) -> nn.Module:
     """Load the generator of a checkpoint, in eval mode and on the CPU.
 
-    The file is a checkpoint of genstab (`checkpoints/*.ckpt` of a run, or the folder of the run), or weights of the
-    PyTorch CycleGAN/pix2pix repository or of CUT (`*_net_G.pth`, also as safetensors or nested in dicts), whose U-Nets
-    and ResNet generators become a `genstab.UNet` or `genstab.ResNetGenerator`. Nothing in the file is executed.
-
     Args:
-        path: the file or folder.
+        path: a checkpoint of genstab, the folder of a run, or weights of the PyTorch CycleGAN/pix2pix repository or of
+            CUT, see `genstab.load_model`. Nothing in it is executed.
         norm: `instance` or `none`, for a file of those repositories whose keys allow both. By default a bias in the
             convolutions means `instance`, as in the networks of the repositories.
         padding: `reflect` (the default) or `replicate`, in the residual blocks of such a file, which keys do not tell.
