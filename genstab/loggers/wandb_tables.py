@@ -64,9 +64,8 @@ def per_image_columns() -> list[str]:
 def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
     """Return the mean dB over the shifts of each protocol and the quality of each image, see `per_image_columns`."""
     columns = {f"{name} dB": image_means(part) for name, part in (measurements.get("shift_psnr") or {}).items()}
-    columns |= {
-        metric.key.removeprefix("val/"): by_image for metric, by_image in quality_by_image(measurements).items()
-    }
+    quality = quality_by_image(measurements).items()
+    columns |= {metric.key.removeprefix("val/"): by_image for metric, by_image in quality}
     images = dict.fromkeys(image for by_image in columns.values() for image in by_image)
     headings = per_image_columns()[1:]
     return [[image, *(columns.get(key, {}).get(image) for key in headings)] for image in images]
