@@ -102,12 +102,15 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
-        callbacks.append(ending := RunSummary(config.output_dir, record, begun))
+        callbacks.append(ending := RunSummary(config.output_dir, record, begun, _to_resume(config)))
         off = {name: OFF[name] for name in given}
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all", **off)
         if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
             limit = config.trainer.get("limit_val_batches")
             trainer.limit_val_batches = 1.0 if limit is None else limit
+        for each in trainer.checkpoint_callbacks:
+            if not trainer.limit_val_batches and str(getattr(each, "monitor", "")).startswith("val/"):
+                each.save_top_k = 0  # there will be no number to choose the best by
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         data.trainer = trainer  # which tells whether there is a validation
