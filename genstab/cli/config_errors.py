@@ -25,8 +25,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers")
     warnings.filterwarnings("ignore", "You requested to overfit but enabled train dataloader shuffling")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed run
-    # trainer.limit_val_batches=0: nothing to choose the best checkpoint by
-    warnings.filterwarnings("ignore", r"`ModelCheckpoint\(monitor='val/.*could not find the monitored key")
 
 
 @contextmanager
