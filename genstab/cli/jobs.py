@@ -110,7 +110,8 @@ def run_predict(config: DictConfig) -> None:
         model = model_of(config.model, notes)
         device = place(model, config.device)
         options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
-        read = {key: config[key] for key in ("source_range", "target_range", "source_labels", "source_interpolation")}
+        reads = ("source_range", "target_range", "source_labels", "source_interpolation", "source_channels")
+        read = {key: config[key] for key in reads}
         made_by = {key: plain[key] for key in VALUE_OPTIONS}
         made_by["model"] = {key: each for key, each in plain["model"].items() if key != "checkpoint"}
         given = {"values": values, "notes": notes, "made_by": made_by, **options, **read}
@@ -169,7 +170,7 @@ def run_report(config: DictConfig) -> None:
 
 def run_shard(config: DictConfig) -> None:
     """Write shards as `config` says; print a summary."""
-    options = {key: config[key] for key in ("size", "seed", "check", "on_error", "convert", "val_share", "val_seed")}
+    options = {str(key): value for key, value in config.items() if key not in ("input", "output")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
     if written.held:

@@ -80,6 +80,7 @@ def predict(
     target_range: Sequence[float] | None = None,
     source_labels: int | None = None,
     source_interpolation: str | None = None,
+    source_channels: int | None = None,
     max_megapixels: float | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Predicted:
@@ -87,9 +88,9 @@ def predict(
 
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
     formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels
-    than the generator takes raise an error, as does an output size that is not the input size times or divided by an
-    integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept, fitted to the size of
-    the result; other metadata is dropped.
+    than the generator takes raise an error without `source_channels`, as does an output size that is not the input size
+    times or divided by an integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept,
+    fitted to the size of the result; other metadata is dropped.
 
     A record beside the results, `predict.jsonl`, says what made them, so that a second call does what is missing:
     images that are new or have changed since. Nothing is written through links or over images of `source`.
@@ -114,6 +115,7 @@ def predict(
             that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits, and a
             range of less than 255 is written as `float32` where the format holds it.
         source_labels, source_interpolation: see `genstab.data.reading.Reading`; None: as in the training.
+        source_channels: convert images with other channels, see `genstab.data.channels.converted`; None: as they are.
         max_megapixels: the most pixels of an image, in millions; None: 179.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
 
@@ -135,12 +137,15 @@ def predict(
         source_labels or trained.get("source_labels"),
         source_interpolation or trained.get("source_interpolation", INTERPOLATIONS[0]),
         max_megapixels,
+        source_channels,
     )
     written_range = parse_range("target_range", known["target"])
     if written_range is None and "value_range" not in trained:
         written_range = reading.value_range
     depends = {"sha256": model_digest(generator), "size": size, **(made_by or {})}
     depends |= {"source_range": reading.value_range, "source_labels": reading.labels, "target_range": written_range}
+    if source_channels is not None:
+        depends["source_channels"] = source_channels
     kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
     if not overwrite:

@@ -178,7 +178,7 @@ def test_other_channels_are_converted_when_asked(folder):
     pixels = torch.rand(4, 1, 1)
     assert torch.equal(converted(pixels, 2)[1], pixels[3])
     assert converted(pixels[:1], 4).flatten().tolist() == [*pixels[:1].flatten().tolist() * 3, 1]
-    with pytest.raises(InputError, match="cannot convert 7 channels to 3"):
+    with pytest.raises(InputError, match="7 channels, which cannot be converted to 3"):
         converted(torch.zeros(7, 1, 1), 3)
 
 

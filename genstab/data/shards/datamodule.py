@@ -49,6 +49,8 @@ class ShardData(PairedData):
         if held := {"val_share", "val_seed"} & kwargs.keys():
             raise InputError(f"data.{min(held)} holds out no pairs of shards: genstab shard {min(held)}=… does")
         super().__init__(root, **kwargs)
+        if self.auto:
+            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
         check_counts(window=window)
         if not cache_gb > 0:
             raise InputError(f"cache_gb={cache_gb} is not a positive number")
@@ -84,10 +86,9 @@ class ShardData(PairedData):
         wanted = self._wanted(split)
         if self.check != "off":
             least = Pair("", Path(f"the smallest pair for {split}"), Path(f"the smallest pair for {split}"))
-            channels_a, channels_b = found.channels or self._channels_ab()
-            if self.readings["source"].labels:  # of which the index does not know
-                channels_a, channels_b = self._ab(self.channels[0], self._ab(channels_a, channels_b)[1])
-            wanted.check(least, (channels_a, *found.least), (channels_b, *found.least))
+            channels_a, channels_b = found.channels or (wanted.channels_a, wanted.channels_b)
+            shape_a = (wanted.reading_a.channels_of(channels_a), *found.least)
+            wanted.check(least, shape_a, (wanted.reading_b.channels_of(channels_b), *found.least))
             if found.channels is None and not self.convert:
                 raise InputError(
                     f"{self.root}: the images for {split} have several numbers of channels: set data.convert=true"
@@ -100,10 +101,6 @@ class ShardData(PairedData):
             found.shards, self.cache, 2 if split == "val" else self.window + 1, direction=self.direction, size=size,
             wanted=wanted, on_error=self.on_error,
         )  # fmt: skip
-
-    def _find_ranges(self) -> None:
-        if self.auto:
-            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
 
     def _dataset(self, split: str) -> ShardPairs:
         data = self._pairs(split)
