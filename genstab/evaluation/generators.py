@@ -51,7 +51,7 @@ def measure_generator(
     """
     perceptual = Perceptual(options.perceptual, rolled.images.device)
     protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes, fixed) for name in options.protocols]
-    spread, as_a_set = OutputSpread(), SetQuality()
+    spread, spectrum, patches = OutputSpread(), SpectrumError(), SlicedWasserstein()
     quality: dict[str, list[Tensor]] = defaultdict(list)
     floors: list[Tensor] = []
     names: list[str] = []
@@ -65,11 +65,15 @@ def measure_generator(
             floors.append(decibel(error / pixels).cpu())
         for each in protocols:
             each.add(generate, batch, len(names), None if names else rolled)
-        for key, values in _quality(output, batch.target, results.notes).items():
+        shown = output.float().cpu()
+        for key, values in _quality(shown, batch.target, results.notes).items():
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
             quality["lpips"].append(distances)
-        as_a_set.add(output, batch.target)
+        if batch.target is not None and batch.target.shape == shown.shape:
+            spectrum.update(shown, batch.target)
+            room = max(0, MOST_PATCHED - len(names))
+            patches.update(shown[:room], batch.target[:room])
         names += batch.names
     for each in protocols:
         each.report(names, results)
@@ -84,7 +88,9 @@ def measure_generator(
     between, results.summary["val/output_std"], results.summary["val/constant_outputs"] = spread.compute()
     if between is not None:
         results.summary["val/output_spread"] = between
-    results.summary |= as_a_set.summary(results.notes) | perceptual.summary(results.notes)
+    if spectrum.update_called:
+        results.summary |= {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
+    results.summary |= perceptual.summary(results.notes)
     results.summary["images"] = len(names)
 
 
@@ -180,13 +186,11 @@ def fitting_multiple(
 
 def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
     """Return the quality of each image; without comparable targets NaN, except for the total variation."""
-    output = output.float().cpu()
     if target is not None and target.shape == output.shape:
         return image_quality(output, target)
     if target is not None:
         shapes = ["×".join(map(str, images.shape[1:])) for images in (output, target)]
-        note = f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}"
-        notes.extend([note] if note not in notes else [])
+        notes.append(f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}")
     unknown = dict.fromkeys(("l1", "psnr", "ssim", "tv", "tv_target"), output.new_full((len(output),), math.nan))
     return {**unknown, "tv": total_variation(output)} if target is None else unknown
 
@@ -201,30 +205,3 @@ def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor
         convert = "" if source.shape[1] == 3 else " (data.convert=true converts grey and alpha)"
         said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {reason}{convert}"
         raise InputError(said) from error
-
-
-class SetQuality:
-    """How far outputs and targets differ as sets: power spectra and patches, for each size of images."""
-
-    def __init__(self) -> None:
-        self.by_shape: dict[tuple[int, ...], list[Any]] = {}
-
-    def add(self, output: Tensor, target: Tensor | None) -> None:
-        """Add outputs and targets, each (N, C, H, W), if they have the same shape."""
-        if target is None or target.shape != output.shape:
-            return
-        output = output.float().cpu()
-        entry = self.by_shape.setdefault(output.shape[1:], [0, SpectrumError(), SlicedWasserstein()])
-        entry[1].update(output, target)
-        if (room := MOST_PATCHED - entry[0]) > 0:
-            entry[2].update(output[:room], target[:room])
-        entry[0] += len(output)
-
-    def summary(self, notes: list[str]) -> dict[str, float]:
-        """Return both numbers for the most frequent size; add a note if there are others."""
-        if not self.by_shape:
-            return {}
-        shape, (number, spectrum, patches) = max(self.by_shape.items(), key=lambda item: item[1][0])
-        if len(self.by_shape) > 1:
-            notes.append(f"spectrum_error, swd: of the {number} images of {'×'.join(map(str, shape))} alone")
-        return {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
