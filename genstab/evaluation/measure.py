@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from timeit import Timer
@@ -74,9 +75,7 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
     with ExitStack() as values, _same_buffers(model), inference(model, options.dtype) as call:
-        measurement = _Measurement(model, call, folder, options, values, say)
-        measurement.baseline = baseline
-        measurement.results.notes += notes
+        measurement = _Measurement(model, call, folder, options, values, say, baseline, Measured(notes=[*notes]))
         found = measurement.run(dataset)
     found.notes[:] = dict.fromkeys(found.notes)
     if measurement.failed:
@@ -104,37 +103,30 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
+@dataclass
 class _Measurement:
     """One measurement: every image once, then the parts that look at the first ones alone."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        call: Generate,
-        folder: Path,
-        options: MeasureOptions,
-        values: ExitStack,
-        say: Callable[[str], object],
-    ) -> None:
-        self.model, self.call, self.folder, self.options, self.values, self.say = (
-            model, call, folder, options, values, say
-        )  # fmt: skip
-        self.device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        self.results = Measured()
-        self.baseline: Mapping[str, Any] | None = None
-        self.names: list[str] = []
-        self.first: Batch | None = None
-        self.sizes: set[torch.Size] = set()
-        self.size = InputSize()
-        self.failed: list[str] = []
-        self.decibels: dict[Shift, float] = {}  # of the shift map
-        self.progress: Progress | None = None
+    model: nn.Module
+    call: Generate
+    folder: Path
+    options: MeasureOptions
+    values: ExitStack  # while its values are converted
+    say: Callable[[str], object]
+    baseline: Mapping[str, Any] | None
+    results: Measured
+    names: list[str] = field(default_factory=list)
+    first: Batch | None = None
+    sizes: set[torch.Size] = field(default_factory=set)
+    size: InputSize = field(default_factory=InputSize)
+    failed: list[str] = field(default_factory=list)
+    decibels: dict[Shift, float] = field(default_factory=dict)  # of the shift map
+    progress: Progress | None = None
 
     def run(self, dataset: Dataset) -> Measured:
         options, results = self.options, self.results
-        number = max(
-            [SHOWN, *(part["images"] for part in (options.features, options.corruptions, options.map) if part)]
-        )
+        parts = (options.features, options.corruptions, options.map)
+        number = max([SHOWN, *(part["images"] for part in parts if part)])
         images = self._batches(dataset, number)
         batch = next(images)
         output = self._first_output(batch)
@@ -184,13 +176,13 @@ class _Measurement:
 
     def _batches(self, dataset: Dataset, number: int) -> Iterator[Batch]:
         """Yield the batches; keep the names, and up to `number` of the first images with what was added to them."""
-        options = self.options
+        options, notes = self.options, self.results.notes
+        device = next((each.device for each in (*self.model.parameters(), *self.model.buffers())), None)
         skip = options.on_error == "skip"
-        notes = self.results.notes
         for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
             if not self.names and (line := almost_constant(batch.source)):
                 notes.append(f"in the first batch, {line}")
-            batch.source = batch.source.to(self.device)
+            batch.source = batch.source.to(device)
             if not self.size.is_any:
                 self._cut(batch)
             yield batch
@@ -354,8 +346,6 @@ class _Measurement:
             source = images.with_room(shifts)
         if protocol.windows and multiple is None:
             multiple = fitting_multiple(self.call, source[:1], shifts, protocol)
-            if multiple is None:
-                raise InputError("the generator takes no window smaller than the images")
         self.decibels = measure_map(
             self.call,
             source,
