@@ -1,7 +1,7 @@
 """How a model is called and what it returns: further inputs, the layout of its images, which of several outputs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice
 
+Call = Callable[[Tensor], Tensor]
 LAYOUTS = ("nchw", "nhwc")
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 

@@ -1,7 +1,7 @@
 """Which sizes of images a model takes: any, multiples of a number, or one size alone; found by trying, quietly."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from genstab.data.paths import hxw
 from genstab.errors import InputError
-from genstab.inference.conventions import ModelError
+from genstab.inference.conventions import Call, ModelError
 from genstab.inference.exported_programs import Program
 from genstab.layers.padding import pad2d
 
 Size = tuple[int, int]
-Call = Callable[[Tensor], Tensor]
 MULTIPLES = (2, 4, 8, 16, 32, 64, 128, 256)
 # Sides of the images that networks with a fixed size are published for.
 SIDES = (224, 256, 384, 299, 512, 128, 64, 32, 28)

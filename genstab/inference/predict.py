@@ -184,9 +184,9 @@ def predict(
     with (
         recording(output, kept, [job.name for job in jobs], overwrite) as done,
         inference(generator) as native,
-        converted_calls(generator, padded_calls(generator, native, found), values, found) as call,
         tqdm(total=len(jobs), unit="image", disable=None) as bar,
     ):
+        call = converted_calls(padded_calls(generator, native, found), values, found)
         for batch in _batches(jobs, batch_size, size):
             images: dict[_Job, Tensor] = {}
             for job in batch:

@@ -1,14 +1,13 @@
 """The values of the images that a model takes and returns: converted from and to [−1, 1], and found by trying."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from genstab.data.reading import Range, parse_range
 from genstab.errors import InputError
+from genstab.inference.conventions import Call
 
 AUTO, IMAGENET = "auto", "imagenet"
 VALUE_OPTIONS = ("value_range", "output_range", "normalize", "mean", "std")  # the arguments of `parse_values`
@@ -78,40 +77,33 @@ def parse_values(
     return tuple(Values(each, given or each, means, deviations) for each in ranges)
 
 
-@contextmanager
-def converted(module: nn.Module, values: Values) -> Iterator[None]:
-    """Convert between images in [−1, 1] and the values of a module, by hooks that are removed on exit.
+def converted(call: Call, values: Values) -> Call:
+    """Return a function of images in [−1, 1] for a model whose images have other values.
 
     Outputs that are not 4-D, such as logits, are not changed.
 
     Raises:
-        InputError: in `forward`, the mean is for another number of channels.
+        InputError: in a call, the mean is for another number of channels.
+
+    >>> import torch
+    >>> converted(lambda images: images.sqrt(), Values((0, 1), (0, 1)))(torch.full((1, 1, 1, 1), -0.5)).item()
+    0.0
     """
-    least, greatest = values.inputs
-    out_least, out_greatest = values.outputs
+    (least, greatest), (out_least, out_greatest) = values.inputs, values.outputs
     middle, half = (out_least + out_greatest) / 2, (out_greatest - out_least) / 2
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        images, *others = args
+    def convert(images: Tensor) -> Tensor:
         if values.mean is None or values.std is None:
-            return (images * ((greatest - least) / 2) + (least + greatest) / 2, *others)
-        if len(values.mean) not in (1, images.shape[1]):
-            raise InputError(f"mean={_listed(values.mean)} is for {len(values.mean)} channels, not {images.shape[1]}")
-        mean, std = (images.new_tensor(each).view(-1, 1, 1) for each in (values.mean, values.std))
-        return (((images + 1) / 2 - mean) / std, *others)
+            output = call(images * ((greatest - least) / 2) + (least + greatest) / 2)
+        else:
+            count = len(values.mean)
+            if count not in (1, images.shape[1]):
+                raise InputError(f"mean={_listed(values.mean)} is for {count} channels, not {images.shape[1]}")
+            mean, std = (images.new_tensor(each).view(-1, 1, 1) for each in (values.mean, values.std))
+            output = call(((images + 1) / 2 - mean) / std)
+        return (output - middle) / half if output.ndim == 4 else output
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return (output - middle) / half if isinstance(output, Tensor) and output.ndim == 4 else output
-
-    hooks = []
-    if values != Values():
-        # before a hook that changes the layout
-        hooks = [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return call if values == Values() else convert
 
 
 def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[str, bool]:
@@ -146,13 +138,7 @@ def _where(output: Tensor, values: Values) -> str:
     return f"outputs lie in [{','.join(f'{each:.3g}' for each in numbers)}]"
 
 
-def tried(
-    meanings: Sequence[Values],
-    module: nn.Module,
-    call: Callable[[Tensor], Tensor],
-    source: Tensor,
-    target: Tensor | None = None,
-) -> tuple[Values, str]:
+def tried(call: Call, meanings: Sequence[Values], source: Tensor, target: Tensor | None = None) -> tuple[Values, str]:
     """Choose the meaning of a model's values by calling it with each; return it, and in one line what was found.
 
     The outputs of the right one fill its range, without going beyond. Of several that do, the one with outputs nearest
@@ -168,8 +154,7 @@ def tried(
     failure: InputError | None = None
     for values in meanings:
         try:
-            with converted(module, values):
-                output = call(source)
+            output = converted(call, values)(source)
         except InputError as error:
             failure = error
             continue
@@ -194,50 +179,38 @@ def tried(
 
 
 def first_call(
-    module: nn.Module,
-    call: Callable[[Tensor], Tensor],
-    meanings: Sequence[Values],
-    images: Tensor,
-    notes: list[str],
-    target: Tensor | None = None,
-) -> tuple[Tensor, ExitStack]:
-    """Call a model with the meaning that fits; return its output, and the context in which its values are converted.
+    call: Call, meanings: Sequence[Values], images: Tensor, notes: list[str], target: Tensor | None = None
+) -> tuple[Tensor, Call]:
+    """Call a model with the meaning that fits; return its output, and the function that converts its values.
 
     `notes` gets a line about what was found by trying, and another one if the outputs are hardly of that range.
 
     Raises:
         InputError: most of the outputs' values would be lost, see `doubt`.
     """
-    values, said = tried(meanings, module, call, images, target)
-    with ExitStack() as stack:
-        stack.enter_context(converted(module, values))
-        output = call(images)
-        why, lost = doubt(images, output, values)
-        if lost:
-            raise InputError(f"{why}: {_CURE}")
-        hint = f"{why}: if that is not meant, {_CURE}"
-        notes += [each for each in (said, why and hint) if each and each not in notes]
-        return output, stack.pop_all()
+    values, said = tried(call, meanings, images, target)
+    call = converted(call, values)
+    output = call(images)
+    why, lost = doubt(images, output, values)
+    if lost:
+        raise InputError(f"{why}: {_CURE}")
+    hint = f"{why}: if that is not meant, {_CURE}"
+    notes += [each for each in (said, why and hint) if each and each not in notes]
+    return output, call
 
 
-@contextmanager
-def converted_calls(
-    module: nn.Module, call: Callable[[Tensor], Tensor], meanings: Sequence[Values], notes: list[str]
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function of images in [−1, 1] that converts them, as the `first_call` without an error settles."""
-    with ExitStack() as stack:
-        settled = False
+def converted_calls(call: Call, meanings: Sequence[Values], notes: list[str]) -> Call:
+    """Return a function of images in [−1, 1] that converts them, as the `first_call` without an error settles."""
+    settled: Call | None = None
 
-        def generate(images: Tensor) -> Tensor:
-            nonlocal settled
-            if settled:
-                return call(images)
-            output, context = first_call(module, call, meanings, images, notes)
-            stack.push(context)
-            settled = True
-            return output
+    def generate(images: Tensor) -> Tensor:
+        nonlocal settled
+        if settled is not None:
+            return settled(images)
+        output, settled = first_call(call, meanings, images, notes)
+        return output
 
-        yield generate
+    return generate
 
 
 def _likeness(source: Tensor, output: Tensor) -> float:

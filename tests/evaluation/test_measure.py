@@ -627,7 +627,7 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
         ({"reach": 0}, "reach=0"),
         ({"margin": -1}, "margin=-1"),
         ({"precision": "int8"}, "precision='int8' is not one of float32, float64, bfloat16, float16"),
-        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[min, max\] with min < max"),
+        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[least, greatest\] with least < greatest"),
         ({"on_error": "ignore"}, "on_error='ignore' is not one of raise, skip"),
         ({"map": {"rich": 3}}, "map='rich' is not one of reach, images, protocol"),
         ({"map": {"protocol": "fractional"}}, r"map\.protocol='fractional'"),
