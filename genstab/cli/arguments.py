@@ -81,15 +81,11 @@ def to_overrides(words: Sequence[str]) -> list[str]:
     sweep = MULTIRUN & set(words)
 
     def override(word: str) -> str:
-        key, is_override, value = word.partition("=")
-        special = (
-            re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII)
-            and not value.startswith(("'", '"'))
-            and not re.search(r"\$\{|\\", value)
-        )
-        plain = key in _PATHS and (not sweep or key[:6] == "hydra." or Path(value).exists())
-        quoted = f"{key}={_quoted(value)}" if is_override and special and plain else word
-        return re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", quoted)
+        key, _, value = word.partition("=")
+        special = re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII) and not re.search(r"^['\"]|\$\{|\\", value)
+        if special and key in _PATHS and (not sweep or key.startswith("hydra.") or Path(value).exists()):
+            word = f"{key}={quoted(value)}"
+        return re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", word)
 
     return [override(word) for word in words]
 
@@ -97,11 +93,11 @@ def to_overrides(words: Sequence[str]) -> list[str]:
 def name_runs(words: Sequence[str]) -> list[str]:
     """Collect the words that are not overrides, the folders of `genstab report`, in the key `runs`."""
     runs = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
-    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={_quoted(found[2])}", word) for word in words]
-    return [f"runs=[{','.join(map(_quoted, runs))}]"] * bool(runs) + [word for word in rest if word not in runs]
+    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={quoted(found[2])}", word) for word in words]
+    return [f"runs=[{','.join(map(quoted, runs))}]"] * bool(runs) + [word for word in rest if word not in runs]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quote a text for the grammar of Hydra, in which colons, commas and brackets have a meaning."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +103,24 @@ def run_predict(config: DictConfig) -> None:
     """Apply a model to a folder of images as `config` says; print a summary."""
     quieten()
     with input_errors():
-        source, output = config.input, config.output
         size = None if config.size is None else as_size("size", config.size)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
-        values = parse_values(**{key: plain[key] for key in VALUE_OPTIONS})
+        meaning = {key: plain[key] for key in VALUE_OPTIONS}
+        values = parse_values(**meaning)
         notes: list[str] = []
         model = model_of(config.model, notes)
         device = place(model, config.device)
-        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
-        reads = ("source_range", "target_range", "source_labels", "source_interpolation", "source_channels")
-        read = {key: config[key] for key in reads}
-        made_by = {key: plain[key] for key in VALUE_OPTIONS}
-        made_by["model"] = {key: each for key, each in plain["model"].items() if key != "checkpoint"}
-        given = {"values": values, "notes": notes, "made_by": made_by, **options, **read}
+        made_by = {**meaning, "model": {key: each for key, each in plain["model"].items() if key != "checkpoint"}}
+        options = {key: plain[key] for key in signature(predict_folder).parameters if key in plain}
+        options |= {"size": size, "device": device, "values": values, "notes": notes, "made_by": made_by}
         try:
-            result = predict_folder(model, source, output, size=size, device=device, **given)
+            result = predict_folder(model, config.input, config.output, **options)
         finally:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-    _conclude(result.summary(output), result.failed.values(), f"images were left out: {shortened([*result.failed])}")
+    _conclude(
+        result.summary(config.output), result.failed.values(), f"images were left out: {shortened([*result.failed])}"
+    )
 
 
 def _conclude(summary: str, left_out: Collection[str], what: str) -> None:

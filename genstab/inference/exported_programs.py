@@ -21,11 +21,11 @@ from torch.export.passes import move_to_device_pass
 
 from genstab.errors import InputError
 from genstab.inference.conventions import Conventions, ModelError, one_tensor, pick, reason_of
+from genstab.runtime.process_state import process_state_restored
 
 TORCHSCRIPT, EXPORTED, ONNX = "a TorchScript file", "an exported program", "an ONNX file"
 # Members of an exported program's archive: compiled libraries, and pickled objects.
 _UNSAFE = ("/data/aotinductor/", "/opaque_obj_", "/custom_obj_")
-_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _CPU = torch.device("cpu")
 _Run = Callable[[Tensor], Any]
 _Shape = Sequence[int | None]
@@ -285,18 +285,16 @@ def layout_of(shape: _Shape) -> str:
 @contextmanager
 def _readable(path: Path, kind: str) -> Iterator[None]:
     """Turn any error of a reader into an `InputError` of one line, and let no pickle run code."""
-    logger, allowed = logging.getLogger("torch.export"), os.environ.get(_WEIGHTS_ONLY)
+    logger = logging.getLogger("torch.export")
     silent, logger.disabled = logger.disabled, True  # it would print the traceback
-    os.environ[_WEIGHTS_ONLY] = "1"
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as {kind}: {reason_of(error)}") from error
-    finally:
-        logger.disabled = silent
-        del os.environ[_WEIGHTS_ONLY]
-        if allowed is not None:
-            os.environ[_WEIGHTS_ONLY] = allowed
+    with process_state_restored():
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        try:
+            yield
+        except Exception as error:
+            raise InputError(f"{path} cannot be read as {kind}: {reason_of(error)}") from error
+        finally:
+            logger.disabled = silent
 
 
 def _pixels(size: _Shape) -> str:

@@ -137,15 +137,12 @@ def place(model: nn.Module, device: str = "auto") -> torch.device:
     Raises:
         InputError: this machine has no such device, or the model cannot run on it.
     """
-    gpus = torch.cuda.device_count()
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(device)):
         raise InputError(f"device={device!r} is not one of auto, cpu, mps, cuda, cuda:0, cuda:1, …")
-    mps = torch.backends.mps.is_available()
-    chosen = torch.device(("cuda" if gpus else "mps" if mps else "cpu") if device == "auto" else device)
-    if chosen.type == "mps" and not mps:
-        raise InputError("device=mps: this machine has none")
-    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
-        raise InputError(f"device={device}: this machine has {gpus} CUDA devices")
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    chosen = torch.device(next(kind for kind, count in counts.items() if count) if device == "auto" else device)
+    if (chosen.index or 0) >= counts[chosen.type]:
+        raise InputError(f"device={device}: this machine has {counts[chosen.type]} {chosen.type.upper()} devices")
     try:
         model.to(chosen)
     except InputError:  # an ONNX file, and an onnxruntime for CPUs only

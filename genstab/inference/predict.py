@@ -22,6 +22,7 @@ from genstab.data.image_io import ImageInfo, image_info, read_image, type_of_for
 from genstab.data.paths import find_images, hxw, shortened
 from genstab.data.reading import INTERPOLATIONS, Range, Reading, almost_constant, parse_range, resized
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
+from genstab.inference.conventions import reason_of
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import fits, padded_calls
 from genstab.inference.predict_record import RECORD, Stamp, model_digest, read_record, recording, stamp
@@ -289,22 +290,15 @@ def _generate(
             )
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory with {len(images)} images of {shape}: lower batch_size") from error
-    except (InputError, RuntimeError, AssertionError) as error:  # torch raises a RuntimeError if sizes do not match
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    except (InputError, RuntimeError) as error:
         for job in images:
             with result.leave_out(job.name, on_error):
-                raise InputError(f"{job.source}, {shape}: {reason}") from error
+                raise InputError(f"{job.source}, {shape}: {reason_of(error)}") from error
         return
     for job, image in zip(images, outputs, strict=True):
         with result.leave_out(job.name, on_error):
-            try:
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"cannot create the folder {job.target.parent}: {error.strerror}") from error
             image = image if native else resized(image, job.shape[1:])
-            tags = scaled_geotiff(
-                job.written["tags"], [a / b for a, b in zip(image.shape[1:], job.shape[1:], strict=True)]
-            )
-            write_image(job.target, image, **{**job.written, "tags": tags})
+            ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
+            write_image(job.target, image, **{**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)})
             done(job.name, job.stamp)
             result.written.append(job.name)
