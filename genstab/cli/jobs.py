@@ -114,7 +114,7 @@ def run_predict(config: DictConfig) -> None:
         options = {key: plain[key] for key in signature(predict_folder).parameters if key in plain}
         options |= {"size": size, "device": device, "values": values, "notes": notes, "made_by": made_by}
         try:
-            result = predict_folder(model, config.input, config.output, **options)
+            result = predict_folder(model, config.input, **options)
         finally:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)

@@ -150,15 +150,12 @@ def test_pairs_are_measured_without_a_training_split_and_a_damaged_one_is_skippe
     [
         (["measure"], "no model: set model.checkpoint"),
         (["measure", "model.checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
-        (["measure", "model.chekpoint=x"], "model.chekpoint"),
         (["measure", *NETWORK, "protocols=[roll]"], "protocols='roll' is not one of circular, crop, fractional"),
         (["measure", *NETWORK, "map.reach=0"], r"map\.reach=0 is not an integer"),
         (["measure", *NETWORK, "device=cuda:9"], "this machine has . CUDA devices"),
         (["measure", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["measure", *NETWORK, "data=folder", "data.root=nowhere"], "nowhere does not exist"),
         (["measure", *NETWORK, "data=folder", "data.root=."], "has no images"),
-        (["measure", *NETWORK, "model.chanels=3"], r"model\.chanels is not known: did you mean channels"),
-        (["measure", "model._target_=no.such.Class"], r"model\._target_=no\.such\.Class"),
         (["measure", *NETWORK, "logger=null"], "remove a group with ~, as in ~logger"),
         (
             ["measure", *NETWORK, "imags=3"],
@@ -167,7 +164,6 @@ def test_pairs_are_measured_without_a_training_split_and_a_damaged_one_is_skippe
         (["measure", *NETWORK, "value_range=1"], r"value_range=1 is not a list"),
         (["measure", *NETWORK, "output_dir=/dev/null/x"], "output_dir=/dev/null/x cannot be written: Not a directory"),
         (["measure", *NETWORK, "hydra.run.dir=/dev/null/x"], "cannot make /dev/null/x: Not a directory .hydra.run.dir"),
-        (["measure", "model.pt"], "'model.pt' is not key=value, as in model.checkpoint=FILE"),
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "nowhere", "costs=none.json"], "cannot read none.json: "),
@@ -204,16 +200,13 @@ def test_a_pickle_that_is_no_weights_is_refused(monkeypatch):
         genstab(monkeypatch, "measure", *PLAIN[:2], "model.checkpoint=evil.pth")
 
 
-@pytest.mark.parametrize("command", ["measure", "report", "predict", "shard", "workspace"])
-def test_help_has_examples_and_options(monkeypatch, capsys, command):
+def test_help_lists_the_groups_that_a_command_has(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
-        genstab(monkeypatch, command, "--help")
+        genstab(monkeypatch, "measure", "--help")
     printed = capsys.readouterr().out
-    assert f"usage: genstab {command}" in printed
-    assert "experiment" not in printed  # groups that only genstab train has
-    if command == "measure":
-        for group in ("data", "logger"):
-            assert f"{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).glob('*.yaml')))}\n" in printed
+    assert "experiment" not in printed  # which only genstab train has
+    for group in ("data", "logger"):
+        assert f"{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).glob('*.yaml')))}\n" in printed
 
 
 @pytest.mark.parametrize(
