@@ -60,8 +60,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     check_devices(config.trainer)
     say = rank_zero_only(print)
     with input_errors():
-        wanted = config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder called 5
-        path = _checkpoint_of(config)
+        wanted = "" if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
+        path = _checkpoint_of(config, wanted)
         _claim(config, path)
         config.ckpt_path = None if path is None else str(path)
         checkpoint = read_resumable(path) if path else None
@@ -182,23 +182,23 @@ def _job(config: DictConfig) -> HydraConf | None:
 @rank_zero_only
 def _claim(config: DictConfig, checkpoint: Path | None) -> None:
     """Refuse the folder of another training run, before anything is written into it."""
-    signs = (CHECKPOINT,) if config.ckpt_path else (CHECKPOINT, Path(SUMMARY))
+    signs = (CHECKPOINT, Path(SUMMARY)) if config.ckpt_path in (None, "") else (CHECKPOINT,)
     check_unused(config.output_dir, checkpoint, signs)
     keep_config(config)
 
 
-def _checkpoint_of(config: DictConfig) -> Path | None:
+def _checkpoint_of(config: DictConfig, wanted: str) -> Path | None:
     """Return the checkpoint that `ckpt_path` stands for; None to train from the start."""
-    if not config.ckpt_path:
+    if not wanted:
         return None
     fixed = True
     if hydra := _job(config):
         sweep = hydra.mode == RunMode.MULTIRUN
         name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
-        if sweep and not fixed and config.ckpt_path == LAST:
+        if sweep and not fixed and wanted == LAST:
             raise InputError("ckpt_path=last in a sweep needs the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
-    return find_checkpoint(config.ckpt_path, config.output_dir, fixed, begins=bool(config.init_from))
+    return find_checkpoint(wanted, config.output_dir, fixed, begins=bool(config.init_from))
 
 
 def _to_resume(config: DictConfig) -> str:
