@@ -211,11 +211,8 @@ def parse_json(text: bytes) -> Any:
     def integer(digits: str) -> int | None:
         return int(digits) if len(digits) < 300 else None
 
-    def real(digits: str) -> float | None:
-        return value if math.isfinite(value := float(digits)) else None
-
     try:
-        content = json.loads(text, parse_constant=lambda _: None, parse_int=integer, parse_float=real)
+        content = json.loads(text, parse_int=integer)
     except RecursionError as error:
         raise ValueError(f"nested more than {DEEPEST} deep") from error
     level = [content]
@@ -223,7 +220,7 @@ def parse_json(text: bytes) -> Any:
         inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
         level = [item for items in inner for item in items]
         if not level:
-            return content
+            return _finite(content)
     raise ValueError(f"nested more than {DEEPEST} deep")
 
 
