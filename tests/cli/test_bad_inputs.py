@@ -37,6 +37,7 @@ from tests.data.test_bad_data import noise, save, write
 from tests.data.test_bombs import png
 from tests.data.test_image_io import chunk
 
+pytestmark = pytest.mark.slow
 SECONDS = 60  # one of these takes less than one; what takes more waits for something
 QUIET = [
     "hydra/job_logging=none", "hydra/hydra_logging=none", "logger=csv",

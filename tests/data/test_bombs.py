@@ -21,6 +21,7 @@ from genstab.data.image_io import image_shape, read_image
 from genstab.errors import InputError
 from tests.data.test_image_io import chunk, png16
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 GIGABYTE = 1 << 30
 READ = """
@@ -109,7 +110,6 @@ def bombs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_image_bombs_are_refused_quickly_and_in_little_memory(bombs: Path) -> None:
     paths = sorted(map(str, bombs.iterdir()))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -30,6 +30,7 @@ from genstab.layers.pooling import BlurAvgPool2d, ceil_padding
 from tests.layers.test_blur import NUMPY_MODES
 from tests.layers.test_surgery import autoencoder
 
+pytestmark = pytest.mark.slow
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
@@ -148,7 +149,6 @@ def test_unet_of_any_size(placement):
     assert_programs_agree(networks, onnx_sizes=[(1, 4, 3), (1, 2, 2)])
 
 
-@pytest.mark.slow
 def test_the_whole_pix2pix_unet_with_eight_levels():
     network = UNet(2, 3, channels=1, levels=8, antialias="bin5")
     # The innermost map of the example has 1 × 1 pixel: ONNX takes any other size all the same.

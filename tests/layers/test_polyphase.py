@@ -331,6 +331,7 @@ def test_every_level_commutes_with_every_shift(filter, placement, levels, size):
     for name, layer in [*network.encoder.named_children(), *network.decoder.named_children()]:
         key = ("down" if layer in list(network.encoder) else "up", int(name))
         layer.register_forward_hook(lambda _, inputs, output, key=key: maps.__setitem__(key, output))
+
     def all_rolled(images, at):
         return torch.cat([rolled(images, shift) for shift in at.tolist()])
 
@@ -364,7 +365,8 @@ def test_network_is_at_the_cap_for_every_shift(filter, placement, norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("placement", "filter", "levels"), [("pre", "none", 6), ("pre", "tri3", 4), ("post", "none", 4), ("post", "tri3", 6)]
+    ("placement", "filter", "levels"),
+    [("pre", "none", 6), ("pre", "tri3", 4), ("post", "none", 4), ("post", "tri3", 6)],
 )
 def test_network_is_at_the_cap_for_shifts_of_64_by_64(filter, placement, levels):
     """For every seventh shift: seven is odd, so every row and every column of the grid is among them."""

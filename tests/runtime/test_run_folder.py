@@ -15,6 +15,7 @@ from genstab.runtime.run_folder import alone_in, check_unused, fresh
 from tests.helpers.commands import start
 from tests.helpers.killed import TINY, run
 
+pytestmark = pytest.mark.slow
 ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
 
 

@@ -62,6 +62,7 @@ def results(run, layer, x):
 
 
 # Few networks: tracing one for any size takes seconds.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dynamic"), [*product(LAYERS, [False, True]), ("unet (post)", False), ("unet (one level)", True)]
 )
@@ -74,6 +75,7 @@ def test_one_graph_forward_and_backward(name, dynamic):
         torch.testing.assert_close(results(compiled, layer, x), results(layer, layer, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", PADDING_MODES)
 def test_one_graph_of_every_filter_and_padding(mode):
     layers = [BlurPool2d(filter, 2, mode) for filter in FILTERS]

@@ -301,6 +301,7 @@ def test_the_detail_loss_is_added_with_its_weight():
     assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_overlapping_crops_teach_a_network_to_move_with_its_input():
     def difference(weight):
         model = small_pix2pix(equivariance_weight=weight)
