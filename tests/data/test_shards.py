@@ -333,6 +333,7 @@ def test_bad_pairs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
     assert sum(each["pairs"] for each in index(Path("out"))["train"]["shards"]) == 6
 
 
+@pytest.mark.slow
 def test_without_the_package_one_line_says_what_to_install(tmp_path):
     pairs_in(tmp_path / "pairs")
     hidden = "import sys; sys.modules['webdataset'] = None; from genstab.cli.main import main; main()"

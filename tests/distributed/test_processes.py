@@ -200,8 +200,8 @@ def slurm(*arguments, processes=2):
     started = []
     for rank in range(processes):
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        time.sleep(1.1 * bool(rank))  # so that each would make a folder of its own, by its own clock
         started.append(start(ROOT / "train.py", *arguments, **variables, **own))
-        time.sleep(1.1)  # so that each would make a folder of its own, by its own clock
     return [finish(process) for process in started]
 
 

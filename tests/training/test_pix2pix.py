@@ -337,6 +337,7 @@ def test_bfloat16_trains_with_float32_weights():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
 def test_compiled_networks_give_the_same_step(monkeypatch):
     # the same graphs without inductor's C++, which `test_compile` compares
