@@ -37,6 +37,7 @@ from tests.data.test_bad_data import noise, save, write
 from tests.data.test_bombs import png
 from tests.data.test_image_io import chunk, of_bits
 
+pytestmark = pytest.mark.slow
 SECONDS = 60  # one of these takes less than one; what takes more waits for something
 QUIET = [
     "hydra/job_logging=none", "hydra/hydra_logging=none", "logger=csv",
@@ -675,7 +676,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "odd callbacks": (changed(callbacks=3), f"{ON}: invalid callbacks", None),
     "an odd version": (changed(**{"pytorch-lightning_version": "new"}), f"{ON}: invalid pytorch-l", None),
     "odd weights": (changed(state_dict=[1]), f"{ON}: invalid state_dict", "is not a checkpoint of a genstab"),
-    "no weights": (changed(state_dict={}), "does not fit this training run: .* absent → ", "claims 3 levels, but holds 0"),
+    "no weights": (
+        changed(state_dict={}),
+        "does not fit this training run: .* absent → ",
+        "claims 3 levels, but holds 0",
+    ),
     "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
 }
 

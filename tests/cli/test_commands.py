@@ -16,6 +16,7 @@ from genstab.cli import main as cli
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.helpers.wandb_file import finish, read_history, run_file
 
+pytestmark = pytest.mark.slow
 PLAIN = ["hydra/job_logging=none", "hydra/hydra_logging=none", "logger=csv"]
 SMALL = [
     "map.reach=1", "features.reach=1", "features.images=1", "corruptions.names=[contrast]", "corruptions.images=1",

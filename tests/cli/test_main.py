@@ -11,6 +11,7 @@ import pytest
 from genstab.cli import main as cli
 from tests.cli.test_config import TINY_SYNTHETIC
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PLAIN = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=run", "logger=csv", *TINY_SYNTHETIC]
 
@@ -137,7 +138,6 @@ def test_a_run_leaves_what_the_readme_lists(monkeypatch):
     assert len([name for name in found if name.endswith(".ckpt")]) == 2
 
 
-@pytest.mark.slow
 def test_the_wheel_works_outside_the_checkout(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

@@ -16,6 +16,7 @@ from genstab.cli.signatures import signature_of
 from genstab.data.sampler import EpochSampler, ResumableLoader
 from tests.cli.test_config import TINY_SYNTHETIC
 
+pytestmark = pytest.mark.slow
 FOUR_BATCHES = [
     "train", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=run", "logger=csv", "trainer=cpu",
     *TINY_SYNTHETIC, "data.batch_size=1", "callbacks.pictures=null",

@@ -20,6 +20,7 @@ from genstab.errors import InputError
 from tests.data.test_image_io import chunk, png16
 from tests.helpers.commands import program
 
+pytestmark = pytest.mark.slow
 GIGABYTE = 1 << 30
 READ = """
 import json, resource, sys, time, warnings
@@ -110,7 +111,6 @@ def bombs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_image_bombs_are_refused_quickly_and_in_little_memory(bombs: Path) -> None:
     paths = sorted(map(str, bombs.iterdir()))
     rows = [json.loads(line) for line in program("-c", READ, *paths).splitlines()]

@@ -35,6 +35,7 @@ from tests.helpers.random_pairs import pairs_in
 from tests.runtime.test_resume import compared
 from tests.training.test_pix2pix import QUIET
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("webdataset", reason="needs the extra: pip install 'genstab[shards]'")
 TRAIN, VAL = [str(number) for number in range(15)], ["0", "1", "2"]
 BASE = [option for option in TINY if not re.match(r"data\.(train|val)_images|data\.size", option)]
@@ -172,7 +173,6 @@ def test_it_does_not_go_on_with_other_shards_or_the_files_themselves(tmp_path, s
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
 def test_two_processes_with_uneven_shares_train_and_measure_what_one_does(tmp_path, shards, server):
     """Over HTTP, with one folder for what they fetch."""
     options = ["data=shards", f"data.root={server.url}", f"data.cache={tmp_path}/cache", "data.load_size=28"]

@@ -16,6 +16,7 @@ from genstab.cli import main as cli
 from genstab.runtime.run_folder import alone_in, check_unused, fresh
 from tests.helpers.killed import TINY, run
 
+pytestmark = pytest.mark.slow
 ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
 
 

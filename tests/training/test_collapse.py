@@ -219,6 +219,7 @@ def test_what_is_logged_depends_on_no_batch_size(batch_size):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ordinary_run_is_not_warned_of_and_says_so(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["genstab", "train", *PLAIN, "trainer.max_epochs=5"])
     with warnings.catch_warnings(record=True) as said:
