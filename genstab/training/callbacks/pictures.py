@@ -16,6 +16,7 @@ from genstab.metrics.shift_map import RolledOutputs, measure_map
 from genstab.metrics.shift_ops import Shift, parse_shifts
 from genstab.report.figures import picture_table, save_picture, shift_panel, write_exhibits
 from genstab.runtime.files import FailedWrites
+from genstab.runtime.loop_state import logged_step
 
 
 class ShiftPictures(Callback):
@@ -87,7 +88,7 @@ class ShiftPictures(Callback):
                 "samples": self._samples(self.source, output),
                 "shift": shift_panel(generate, self.source, output, self.shift),
             }
-        step = _step(trainer)
+        step = logged_step(trainer)
         for logger in trainer.loggers:
             for key, columns in panels.items():
                 log_image(logger, key, picture_table(columns), step)
@@ -108,7 +109,7 @@ class ShiftPictures(Callback):
         for key, picture in pictures.items():
             with self.unwritten.tolerate(self.folder / f"{key}.png"):
                 save_picture(picture, self.folder / f"{key}.png")
-        step, animation = _step(trainer), self.folder / "shift.gif"
+        step, animation = logged_step(trainer), self.folder / "shift.gif"
         for logger in trainer.loggers:
             log_image(logger, "shift_map", pictures["shift_map"], step)
             if str(animation) not in self.unwritten.files:
@@ -117,8 +118,3 @@ class ShiftPictures(Callback):
     def _samples(self, source: Tensor, output: Tensor) -> dict[str, Tensor]:
         samples = {"source": source, "output": output}
         return samples if self.target is None else {**samples, "target": self.target}
-
-
-def _step(trainer: Trainer) -> int:
-    # Private, but the step at which Lightning logs the metrics of this moment: global_step counts both optimizers.
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
