@@ -56,8 +56,7 @@ class ShiftPictures(Callback):
         self.map_images, self.frames = map_images, frames
         self.shift = parse_shifts([shift])[0]
         self.source_key, self.generator = source_key, generator
-        self.source: Tensor | None = None
-        self.target: Tensor | None = None
+        self.kept: dict[str, Tensor] = {}  # the first images: `source`, and `target` if there is one
         self.decibels: dict[Shift, float] = {}
         self.unwritten = FailedWrites("picture", "the training goes on without it")
 
@@ -73,20 +72,21 @@ class ShiftPictures(Callback):
     ) -> None:
         """Keep the first images."""
         if batch_idx == 0 and dataloader_idx == 0:
-            self.source = source_of(batch, self.source_key)[: self.images].detach().clone()
-            target = batch.get("target") if isinstance(batch, Mapping) else None
-            self.target = None if target is None else target[: self.images].detach().clone()
+            found = {"source": source_of(batch, self.source_key)}
+            if isinstance(batch, Mapping) and isinstance(batch.get("target"), Tensor):
+                found["target"] = batch["target"]
+            self.kept = {key: images[: self.images].detach().clone() for key, images in found.items()}
 
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both panels."""
-        if trainer.sanity_checking or self.source is None:
+        if trainer.sanity_checking or not self.kept:
             return
         with inference(submodule(pl_module, self.generator)) as generate:
-            output = generate(self.source)
+            source, output = self.kept["source"], generate(self.kept["source"])
             panels = {
-                "samples": self._samples(self.source, output),
-                "shift": shift_panel(generate, self.source, output, self.shift),
+                "samples": {"source": source, "output": output, **self.kept},
+                "shift": shift_panel(generate, source, output, self.shift),
             }
         step = logged_step(trainer)
         for logger in trainer.loggers:
@@ -96,15 +96,14 @@ class ShiftPictures(Callback):
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and log samples, map and animation."""
-        if self.source is None:
+        if not self.kept:
             return
         with inference(submodule(pl_module, self.generator)) as generate:
-            output = generate(self.source)
-            rolled = RolledOutputs(self.source, output)
-            images = self.source[: self.map_images]
+            source, output = self.kept["source"], generate(self.kept["source"])
+            rolled, images = RolledOutputs(source, output), source[: self.map_images]
             self.decibels = measure_map(generate, images, self.reach, rolled=rolled, check_finite=False)
-            samples, title = self._samples(self.source, output), f"circular, {len(images)} images"
-            shown = samples, rolled, self.decibels, title, self.frames
+            samples = {"source": source, "output": output, **self.kept}
+            shown = samples, rolled, self.decibels, f"circular, {len(images)} images", self.frames
             pictures = write_exhibits(self.folder, generate, *shown, spare=self.unwritten.tolerate)
         for key, picture in pictures.items():
             with self.unwritten.tolerate(self.folder / f"{key}.png"):
@@ -114,7 +113,3 @@ class ShiftPictures(Callback):
             log_image(logger, "shift_map", pictures["shift_map"], step)
             if str(animation) not in self.unwritten.files:
                 log_video(logger, "shift_film", animation, step)
-
-    def _samples(self, source: Tensor, output: Tensor) -> dict[str, Tensor]:
-        samples = {"source": source, "output": output}
-        return samples if self.target is None else {**samples, "target": self.target}
