@@ -196,8 +196,8 @@ def join_rendezvous() -> Rendezvous | None:
     """Meet the processes that torchrun, SLURM or submitit started with this one; None if it was started alone."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         # on this machine: describe the tasks as torchrun does, which Lightning understands
-        job, tasks, rank = (os.environ[f"SUBMITIT_LOCAL_{name}"] for name in ("JOB_ID", "NTASKS", "GLOBALID"))
-        os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": tasks, "LOCAL_WORLD_SIZE": tasks, "GROUP_RANK": "0"}
+        job, size, rank = (os.environ[f"SUBMITIT_LOCAL_{name}"] for name in ("JOB_ID", "NTASKS", "GLOBALID"))
+        os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": "0"}
         os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(15000 + int(job) % 10000)  # as Lightning makes it of a SLURM job's number
         return Rendezvous("submitit", TorchElasticEnvironment())

@@ -136,10 +136,10 @@ def _defaults(target: Any) -> dict[str, Any]:
         return {}
     try:
         found = resolve_name(target)
-        kinds = [kind for kind in found.__mro__ if "__init__" in vars(kind)] if isinstance(found, type) else [found]
+        kinds = found.__mro__ if isinstance(found, type) else ()
         defaults: dict[str, Any] = {}
-        for kind in kinds:
-            parameters = signature(vars(kind)["__init__"] if isinstance(kind, type) else kind).parameters.values()
+        for function in [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)] or [found]:
+            parameters = signature(function).parameters.values()
             given = {each.name: each.default for each in parameters if each.default is not each.empty}
             defaults = {**given, **defaults}
             if not any(each.kind is each.VAR_KEYWORD for each in parameters):

@@ -53,7 +53,6 @@ def stop(folder, step, where, signum=0, *options, **base):
     [
         (2, "start", 0),  # before the first one: from the beginning
         (10, "update", 9),  # between discriminator and generator
-        (12, "end", 9),
         (16, "validation", 15),
         (16, "epoch", 15),
         (24, "validation", 24),  # three batches more than 21, before the validation

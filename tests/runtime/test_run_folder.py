@@ -13,7 +13,7 @@ import pytest
 
 from genstab import InputError
 from genstab.cli import main as cli
-from genstab.runtime.run_folder import alone_in, check_unused, fresh
+from genstab.runtime.run_folder import alone_in, check_measurable, check_unused, fresh
 from tests.helpers.killed import TINY, run
 
 pytestmark = pytest.mark.slow
@@ -82,6 +82,12 @@ def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_p
     (tmp_path / "summary.json").touch()
     with pytest.raises(InputError, match=r"already holds a training run \(summary\.json\)"):
         check_unused(tmp_path, None, (Path("summary.json"),))
+
+
+def test_a_summary_that_is_no_object_is_no_training(tmp_path):
+    (tmp_path / "summary.json").write_text("5")
+    with pytest.raises(InputError, match=r"holds summary\.json that no measurement wrote"):
+        check_measurable(tmp_path)
 
 
 def test_file_systems_without_locks(tmp_path, monkeypatch):

@@ -26,10 +26,10 @@ class NotFiniteError(InputError):
 
 
 class Found(NamedTuple):
-    """A value that is not finite: its step, the index of the loss in the step, its description, the batch's images."""
+    """A value that is not finite: its step, the place of the loss in the step, its description, the batch's images."""
 
     step: int
-    index: int
+    place: int
     what: str
     names: list[str]
 
@@ -179,9 +179,9 @@ def _first_bad(recent: list[tuple[int, list[str], dict[str, Tensor]]]) -> Found 
     losses = [loss.float().reshape(()) for _, _, each in recent for loss in each.values()]
     values = iter(torch.stack(losses).tolist() if losses else ())
     for step, names, each in recent:
-        for index, key in enumerate(each):
+        for place, key in enumerate(each):
             if not math.isfinite(value := next(values)):
-                return Found(step, index, f"{key} is {value}", names)
+                return Found(step, place, f"{key} is {value}", names)
     return None
 
 

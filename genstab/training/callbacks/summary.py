@@ -70,7 +70,7 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
-        self.fit_began, self.batches = time.perf_counter(), None
+        self.fit_began, self.batches, self.batch_ended = time.perf_counter(), None, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Validate after the last batch, wherever in an epoch it is: the summary is about the final weights."""
