@@ -19,6 +19,8 @@ PARTS = {
 CONSISTENCY = ("val/consistency", "val/consistency_roll")
 OF_CLASSIFIERS = (*CONSISTENCY, "val/accuracy", "val/corruption_error")
 CORRUPTIONS = ("val/corruption_psnr", "val/corruption_error", "val/corruption_relative")
+# Their options of `genstab measure`, where those are called otherwise.
+OPTIONS = {"shift_map": "map", "val/feature_distance": "features", **dict.fromkeys(CORRUPTIONS, "corruptions")}
 OF_BOTH = ("val/feature_distance", "features", "images_per_second", "parameters", "seconds")
 OF_TARGETS = (
     "val/l1", "val/psnr", "val/ssim", "val/tv_target", "tv_ratio", "val/spectrum_error", "val/swd", "val/fid",
@@ -83,28 +85,28 @@ def _reason(run: Run, key: str, classifier: bool) -> str:
     return UNKNOWN
 
 
+def _option(key: str) -> str:
+    """Return the protocol that a metric belongs to, or the option that switches it off."""
+    found = (name for name, protocol in protocols().items() if key in protocol.keys().values())
+    return next(found, OPTIONS.get(key, key.removeprefix("val/")))
+
+
 def _noted(run: Run, key: str) -> bool:
-    """Whether a note of the measurement gives the reason already, as "features: not measured, …"."""
-    part = key.removeprefix("val/").replace("feature_distance", "features").replace("shift_map", "map")
-    part = "corruptions" if key in CORRUPTIONS else part
-    part = next((name for name, protocol in protocols().items() if key in protocol.keys().values()), part)
-    return any(note.partition(": not measured")[0] == part for note in run.summary.get("notes") or ())
+    """Return whether a note of the measurement gives the reason already, as "features: not measured, …"."""
+    return any(note.partition(": not measured")[0] == _option(key) for note in run.summary.get("notes") or ())
 
 
 def _switched_off(config: Mapping[str, Any], key: str) -> bool:
-    """Whether an option says that something is not wanted."""
-    callbacks = config.get("callbacks")
-    stability = callbacks.get("stability") if isinstance(callbacks, Mapping) else None
-    wanted = (stability if isinstance(stability, Mapping) else config).get("protocols")
-    for name, protocol in protocols().items():
-        if key in protocol.keys().values() and isinstance(wanted, list):
-            return name not in wanted
-    part = {"shift_map": "map", "val/feature_distance": "features"}.get(key, key)
-    part = "corruptions" if key in CORRUPTIONS else part
-    if part in ("map", "features", "corruptions") and part in config:
-        options = config[part]
-        baseline = options.get("baseline") if isinstance(options, Mapping) else None
-        return options is None or (key == "val/corruption_relative" and baseline is None)
-    if key in ("val/fid", "val/lpips") and isinstance(config.get("perceptual"), list):
-        return key.removeprefix("val/") not in config["perceptual"]
-    return key == "val/noise_floor" and config.get("noise_floor") is False
+    """Return whether an option says that something is not wanted."""
+    option = _option(key)
+    if option in protocols() or option in ("fid", "lpips"):
+        callbacks = config.get("callbacks")
+        stability = callbacks.get("stability") if isinstance(callbacks, Mapping) else None
+        lists = stability if isinstance(stability, Mapping) else config
+        wanted = lists.get("protocols") if option in protocols() else config.get("perceptual")
+        return isinstance(wanted, list) and option not in wanted
+    if option not in ("map", "features", "corruptions") or option not in config:
+        return option == "noise_floor" and config.get(option) is False
+    given = config[option]
+    baseline = given.get("baseline") if isinstance(given, Mapping) else None
+    return given is None or (key == "val/corruption_relative" and baseline is None)

@@ -140,7 +140,7 @@ def test_layers_by_hand():
     # means of two: 0 4 4 0 0 0; blurred: 2 3 3 1 0 0
     assert BlurAvgPool2d(2)(x)[0, 0].tolist() == [[2.0, 3.0, 0.0]]
     # rows keep their size: only columns are blurred
-    assert BlurConv2d(1, 1, 1, stride=(1, 2)).taps_where((False, True))[0].tolist() == [1.0]
+    assert BlurConv2d(1, 1, 1, stride=(1, 2)).taps_where(False, True)[0].tolist() == [1.0]
     impulse = torch.zeros(1, 1, 3, 5)
     impulse[0, 0, 1, 2] = 4.0
     assert MaxBlurPool2d(1, (1, 2))(impulse)[0, 0].tolist() == [[0.0] * 3, [0.0, 2.0, 0.0], [0.0] * 3]
