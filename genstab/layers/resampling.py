@@ -56,7 +56,9 @@ def resampling(layer: nn.Module) -> Iterator[str]:
     elif isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         if pair(layer.output_size) != (1, 1):
             yield name
-    elif isinstance(layer, ALWAYS) or (isinstance(layer, STRIDED) and _steps(layer.kernel_size if layer.stride is None else layer.stride)):
+    elif isinstance(layer, ALWAYS) or (
+        isinstance(layer, STRIDED) and _steps(layer.kernel_size if layer.stride is None else layer.stride)
+    ):
         yield name
     if not type(layer).__module__.startswith(("torch.", "genstab.")):  # their forwards are known
         yield from dict.fromkeys(_in_forward(layer))
