@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from genstab.metrics.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
     from genstab.metrics.spectrum import SpectrumError as SpectrumError
     from genstab.networks.patchgan import PatchGAN as PatchGAN
-    from genstab.networks.pixelgan import PixelGAN as PixelGAN
+    from genstab.networks.patchgan import PixelGAN as PixelGAN
     from genstab.networks.resnet import ResNetGenerator as ResNetGenerator
     from genstab.networks.unet import UNet as UNet
     from genstab.training.callbacks.shift_stability import ShiftStability as ShiftStability
@@ -53,8 +53,7 @@ _PLACES = {
     "metrics.shift_psnr": ["ShiftPSNR", "shift_psnr"],
     "metrics.sliced_wasserstein": ["SlicedWasserstein"],
     "metrics.spectrum": ["SpectrumError"],
-    "networks.patchgan": ["PatchGAN"],
-    "networks.pixelgan": ["PixelGAN"],
+    "networks.patchgan": ["PatchGAN", "PixelGAN"],
     "networks.resnet": ["ResNetGenerator"],
     "networks.unet": ["UNet"],
     "training.callbacks.shift_stability": ["ShiftStability"],
