@@ -73,8 +73,8 @@ def _strides(stride: Stride) -> tuple[int, int]:
 def blur2d(images: Tensor, taps: Taps, padding_mode: str = "reflect", mirrored: bool = False) -> Tensor:
     """Blur each channel with the outer product of the taps; a pair of taps is for (rows, columns).
 
-    A filter with an even number of taps has no centre tap and moves the image by half a pixel to the left and up. With
-    `mirrored` it moves it to the right and down, so that the blur of a decoder undoes the motion of its encoder's.
+    A filter with an even number of taps moves the image by half a pixel to the left and up, or with `mirrored` to the
+    right and down, so that the blur of a decoder undoes the motion of its encoder's.
 
     Shape: (N, C, H, W) or (C, H, W) → the same.
 
@@ -107,14 +107,10 @@ def blur_upsample2d(
 
     The counterpart of `blur_downsample2d`: pixel i goes to i · stride, and with `mirrored` an even filter moves the
     image back by half a pixel. The images are padded before the zeros are inserted. A new pixel is a weighted mean of
-    pixels under every `stride`-th tap, normalized by the sum of these taps. Upsampling by 2 with `tri3` is linear
-    interpolation.
+    pixels under every `stride`-th tap, normalized by the sum of these taps; with stride 2, `tri3` interpolates
+    linearly. Fewer taps than `stride` are an `InputError`, as some new pixels would have no weight.
 
     Shape: (N, C, H, W) or (C, H, W) → (N, C, stride · H, stride · W).
-
-    Raises:
-        InputError: fewer taps than `stride`, so that some new pixels would have no weight; or invalid taps, strides or
-            images.
 
     >>> blur_upsample2d(torch.tensor([[[[0., 4.]]]]), taps("tri3").float())[0, 0, 0].tolist()
     [0.0, 2.0, 4.0, 2.0]

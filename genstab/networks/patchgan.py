@@ -72,7 +72,8 @@ class PatchGAN(nn.Module):
 class PixelGAN(nn.Module):
     """Score every pixel of a (source, image) pair as real or generated, with 1×1 convolutions C64-C128.
 
-    The "1×1 PatchGAN" of section 4.4 never looks at two pixels together, so it teaches colours but no texture, and moves with its input exactly.
+    The 1×1 PatchGAN of section 4.4 never looks at two pixels together, so it teaches colours but no texture, and moves
+    with its input exactly.
 
     Args:
         source_channels: channels of the source.

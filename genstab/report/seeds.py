@@ -72,11 +72,7 @@ def _is_like(run: Run, values: Mapping[str, Any]) -> bool:
 
 
 def read_costs(path: str | Path) -> list[Cost]:
-    """Read how long a training step takes over that of `none`, from the benchmark's `--json` file.
-
-    Raises:
-        InputError: no such file, or another one.
-    """
+    """Read how long a training step takes over that of `none`, from the benchmark's `--json` file."""
     results = read_json(path).get("results")
     try:
         costs = [(dict(each["config"]), float(each["times"]["step"]["ratio"].get("none", 1.0))) for each in results]
