@@ -86,7 +86,7 @@ def _in_forward(layer: nn.Module) -> Iterator[str]:
 def _calls_with_stride(name: str, node: fx.Node) -> bool:
     convolves = name in ("conv2d", "conv_transpose2d", "unfold")
     place = 4 if name == "unfold" else 3 if convolves or name == "lp_pool2d" else 2
-    arguments: dict[int | str, Any] = {**dict(enumerate(node.args)), **node.kwargs}
+    arguments: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
     stride = arguments.get("stride", arguments.get(place))
     if stride is None or stride == ():  # that of a pooling is then its window
         stride = 1 if convolves else arguments.get("kernel_size", arguments.get(place - 1, 2))

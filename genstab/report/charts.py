@@ -152,16 +152,16 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
             if shift in table:
                 lines.setdefault(direction(shift), []).append(shift)
         for i, shifts in enumerate(lines.values()):
-            labels, rows = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
-            # bars, not an area: those of several runs would cover the lines, and each other
+            labels, drawn = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
+            # bars below all lines, not an area: those of several runs would cover each other
             figure.add_scatter(
                 x=[x for label in labels for x in (label, label, None)],
-                y=[y for row in rows for y in (row["low"], row["high"], None)], mode="lines", opacity=0.5,
+                y=[y for each in drawn for y in (each["low"], each["high"], None)], mode="lines", opacity=0.5,
                 line={"width": 5, "color": style.colour}, hoverinfo="skip", showlegend=False, legendgroup=name,
             )  # fmt: skip
             figure.add_scatter(
-                x=labels, y=[row["drawn"] for row in rows], text=[row["note"] for row in rows],
-                mode="lines+markers", **style.trace(7), legendgroup=name, showlegend=i == 0,
+                x=labels, y=[each["line"] for each in drawn], text=[each["note"] for each in drawn],
+                mode="lines+markers", **style.trace(7), legendgroup=name, showlegend=i == 0, zorder=1,
                 hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>%{{text}}<extra></extra>",
             )  # fmt: skip
     _categories(figure, [_label(shift) for shift in order], "shift of the input, pixels")
@@ -175,7 +175,7 @@ def _spread(decibels: Sequence[float], pooled: float | None) -> dict[str, Any]:
     low, high = np.quantile(decibels, (0.25, 0.75)).tolist()
     worst = f"worst {min(decibels):.1f}, images {len(decibels)}"
     note = f"mean {mean:.1f}, middle half {low:.1f} to {high:.1f}, {worst}"
-    return {"low": low, "high": high, "drawn": mean if pooled is None else pooled, "note": note}
+    return {"low": low, "high": high, "line": mean if pooled is None else pooled, "note": note}
 
 
 def _categories(figure: go.Figure, names: Sequence[str], title: str) -> None:

@@ -28,8 +28,8 @@ OF_TARGETS = (
 )  # fmt: skip
 
 OFF = "Switched off"
-NO_IMAGES = "Not of classifiers, which draw no images"
-ONLY_CLASSIFIERS = "Of classifiers alone"
+NO_IMAGES = "Not for classifiers, whose outputs are not images"
+ONLY_CLASSIFIERS = "For classifiers only"
 IN_TRAINING = "Not measured in training, but by genstab measure"
 NO_TARGETS = "Not measured without targets"
 UNKNOWN = "Not measured"

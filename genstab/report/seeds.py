@@ -73,9 +73,11 @@ def _is_like(run: Run, values: Mapping[str, Any]) -> bool:
 
 def read_costs(path: str | Path) -> list[Cost]:
     """Read how long a training step takes over that of `none`, from the benchmark's `--json` file."""
-    results = read_json(path).get("results")
+    results: Any = read_json(path).get("results")
     try:
-        costs = [(dict(each["config"]), float(each["times"]["step"]["ratio"].get("none", 1.0))) for each in results]
+        costs: list[Cost] = [
+            (dict(each["config"]), float(each["times"]["step"]["ratio"].get("none", 1.0))) for each in results
+        ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"costs={path} is not what python -m genstab.bench step --json FILE writes") from error
     if any(config == other for (config, _), (other, _) in combinations(costs, 2)):

@@ -169,7 +169,7 @@ def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_pa
     assert said[1:] == [
         "Switched off: shift PSNR fractional; shift PSNR fractional pooled; shift PSNR fractional at worst shift; "
         "feature distance; noise floor; corruption error / baseline; FID; LPIPS; shift map",
-        "Of classifiers alone: error rate under corruption; consistency, crop; consistency, circular; accuracy",
+        "For classifiers only: error rate under corruption; consistency, crop; consistency, circular; accuracy",
         "Not measured without targets: L1; PSNR; SSIM; TV of targets; spectrum error; sliced Wasserstein",
         "Not measured: shift PSNR per shift and per image; quality per image",
         "summary.json has no versions",
