@@ -18,8 +18,7 @@ from genstab.inference.cyclegan_checkpoints import cyclegan_generator, generator
 from genstab.inference.load_model import CHECKPOINT as TORCH_FILE
 from genstab.inference.load_model import LAST, SAFETENSORS, file_kind, read_content
 from genstab.inference.weights import Weights, same, shape_text, state_dicts
-from genstab.networks.patchgan import PatchGAN
-from genstab.networks.pixelgan import PixelGAN
+from genstab.networks.patchgan import PatchGAN, PixelGAN
 from genstab.networks.unet import UNet
 
 OURS = (PatchGAN, PixelGAN)
