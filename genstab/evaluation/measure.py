@@ -29,7 +29,7 @@ from genstab.inference.value_range import first_call
 from genstab.metrics.corruptions import SMALLEST, corruptions_for
 from genstab.metrics.feature_distance import feature_maps
 from genstab.metrics.layer_outputs import choose_layers
-from genstab.metrics.protocols import PROTOCOLS, Generate
+from genstab.metrics.protocols import PROTOCOLS, Generate, by_passes
 from genstab.metrics.shift_map import RolledOutputs, circular_grid, map_table, measure_map
 from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
@@ -398,7 +398,7 @@ def passes_of(options: MeasureOptions, images: int, classifier: bool, channels: 
     part = options.consistency or PARTS["consistency"]
     per_image = 2 * (1 + 2 * part["pairs"])
     if not classifier:
-        moving = [PROTOCOLS[name] for name in options.protocols]
+        moving = [PROTOCOLS[name] for name in by_passes(options.protocols)]
         shifts = (len(each.measured(options.shifts, options.fractional_shifts)) for each in moving)
         per_image = 1 + options.noise_floor + sum(shifts) + sum(each.windows is not None for each in moving)
     total = images * per_image

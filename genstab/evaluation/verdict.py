@@ -26,6 +26,7 @@ INCONSISTENT, CONSISTENT = 0.9, 0.98  # of pairs of shifts; plain ImageNet class
 MOSTLY_WRONG = 0.5  # accuracy
 
 _CIRCULAR, _PERIOD, _CONSTANT = "val/shift_psnr", "val/shift_period", "val/constant_outputs"
+_EDGE = "val/shift_psnr_crop_edge"  # a film shows its border, which the margin of `crop` leaves out
 _CONSISTENCY = {"val/consistency": "the camera moves", "val/consistency_roll": "the image is rolled around"}
 
 
@@ -102,7 +103,8 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
         change = 100 * 10 ** (-psnr / 20)
         share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-        sentences = [f"{judgement} {when[headline]}: {said}, a change of {share} % of the value range."]
+        border = f"; up to the border {_said(known, edge)}" if (edge := _judged(known, _EDGE)) in known else ""
+        sentences = [f"{judgement} {when[headline]}: {said}, a change of {share} % of the value range{border}."]
     if "random" in raised:
         floor = known["val/noise_floor"]
         chance = f"Not deterministic: two runs on one input agree to {_said(known, 'val/noise_floor')}"

@@ -58,16 +58,10 @@ class Perceptual:
         """
         if not self.names:
             return None
-        reason = ""
-        if target is None:
-            reason = "there are no targets"
-        elif target.shape != output.shape:
-            reason = "outputs and targets differ in size"
-        elif output.shape[1] not in (1, 3):
-            reason = f"images of {output.shape[1]} channels, neither 1 nor 3"
         unknown = torch.full((len(output),), torch.nan)
+        reason = incomparable(output, target)
         if reason or target is None:
-            _note(notes, f"{', '.join(self.names)}: not measured, {reason}")
+            note(notes, f"{', '.join(self.names)}: not measured, {reason}")
             return unknown
         pair = [images.float().to(self.device).clamp(-1, 1).expand(-1, 3, -1, -1) for images in (output, target)]
         if self.fid is not None:
@@ -76,7 +70,7 @@ class Perceptual:
         if self.lpips is None:
             return None
         if min(output.shape[-2:]) < SMALLEST:
-            _note(notes, f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
+            note(notes, f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
             return unknown
         distances = self.lpips(*pair).reshape(-1).cpu()
         self.lpips.reset()  # it would keep all distances
@@ -92,5 +86,15 @@ class Perceptual:
         return {"val/fid": self.fid.compute().item()}
 
 
-def _note(notes: list[str], note: str) -> None:
-    notes.extend([note] if note not in notes else [])
+def incomparable(output: Tensor, target: Tensor | None) -> str:
+    """Return why a network for photographs cannot compare outputs and targets, or an empty string."""
+    if target is None:
+        return "there are no targets"
+    if target.shape != output.shape:
+        return "outputs and targets differ in size"
+    return "" if output.shape[1] in (1, 3) else f"images of {output.shape[1]} channels, neither 1 nor 3"
+
+
+def note(notes: list[str], line: str) -> None:
+    """Append a line to the notes, unless it is there."""
+    notes.extend([line] if line not in notes else [])
