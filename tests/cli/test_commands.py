@@ -162,7 +162,10 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure"], "no model: set model.checkpoint"),
         (["measure", "model.checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
         (["measure", "model.chekpoint=x"], "model.chekpoint"),
-        (["measure", *NETWORK, "protocols=[roll]"], "protocols='roll' is not one of circular, crop, fractional"),
+        (
+            ["measure", *NETWORK, "protocols=[roll]"],
+            "protocols='roll' is not one of circular, crop, crop_edge, fractional",
+        ),
         (["measure", *NETWORK, "map.reach=0"], r"map\.reach=0 is not an integer"),
         (["measure", *NETWORK, "device=cuda:9"], "this machine has . CUDA devices"),
         (["measure", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
