@@ -193,7 +193,7 @@ def _list(known: Mapping[str, float], words: Mapping[str, str]) -> str:
 def _when() -> dict[str, str]:
     """Return what moves, in words, by the log key of each protocol; the camera first."""
     order = sorted(protocols().values(), key=lambda protocol: protocol.name != "crop")
-    return {protocol.key: protocol.when for protocol in order}
+    return {protocol.key: protocol.when for protocol in order if protocol.when}
 
 
 def _headline(known: Mapping[str, float]) -> str:
