@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genstab.errors import InputError, check_choice
+from genstab.metrics import alias_free_ops as alias_free
 from genstab.metrics.shift_ops import fourier_shift, parse_shifts, roll, translate, window
 
 Motion = tuple[Any, ...]  # numbers: (dy, dx) for the protocols here
@@ -25,7 +26,7 @@ class Protocol:
         name: its name in options and files.
         heading: heading of a column in a table.
         meaning: explanation in one line.
-        when: end of a sentence of the verdict, as in "Is steady when the camera moves".
+        when: end of a sentence of the verdict, as in "Is steady when the camera moves"; empty: it judges by others.
         move: (images, motion, scale, margin) → the moved images, and the mask (1, 1, H, W) of the pixels to compare. An
             output is `scale` times as high and wide as its input; motion and `margin` are in pixels of the input.
         windows: (images, motions, multiple) → the unmoved window and an iterator over the moved ones, with sides cut to
@@ -118,6 +119,10 @@ def register_protocol(protocol: Protocol) -> None:
     PROTOCOLS[protocol.name] = protocol
 
 
+def _as_published(operator: Callable[[Tensor, Motion, int], tuple[Tensor, Tensor]]) -> Any:
+    return lambda images, motion, scale, margin: operator(images, motion, scale)
+
+
 def by_passes(names: Iterable[str]) -> dict[str, list[str]]:
     """Return each of some protocols with those that are measured in its passes, asked for or not.
 
@@ -169,6 +174,43 @@ register_protocol(
         when="when the image moves by fractions of a pixel",
         move=lambda images, motion, scale, margin: fourier_shift(images, _larger(motion, scale), scale * margin),
         fractional=True,
+    )
+)
+register_protocol(
+    Protocol(
+        "eqt",
+        heading="EQ-T",
+        meaning="the image is moved by whole pixels, up to 12.5 % of its sides (Karras 2021, appendix E.1)",
+        when="",
+        move=_as_published(alias_free.whole_translation),
+        windows=alias_free.whole_translation_windows,
+        motions=alias_free.TRANSLATIONS,
+        reductions=("pooled",),
+    )
+)
+register_protocol(
+    Protocol(
+        "eqt_frac",
+        heading="EQ-T_frac",
+        meaning="the image is moved by fractions of a pixel, up to 12.5 % of its sides (Karras 2021, appendix E.2)",
+        when="",
+        move=_as_published(alias_free.lanczos_translation),
+        windows=alias_free.lanczos_translation_windows,
+        motions=alias_free.TRANSLATIONS,
+        reductions=("pooled",),
+    )
+)
+register_protocol(
+    Protocol(
+        "eqr",
+        heading="EQ-R",
+        meaning="the image is turned by any angle (Karras 2021, appendix E.3)",
+        when="",
+        move=_as_published(alias_free.rotation),
+        windows=alias_free.rotation_windows,
+        motions=alias_free.ANGLES,
+        reductions=("pooled",),
+        settle=alias_free.pseudo_rotation,
     )
 )
 

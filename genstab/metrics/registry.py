@@ -213,9 +213,9 @@ for _metric in (
     *(Metric(f"val/frechet_patches_{stride}", f"Fréchet distance of patches, stride {stride}", "the same in one stage",
              better="min", in_training=True) for stride in (4, 8, 16)),
     Metric("val/kid", "KID", "kernel distance between the mean features of outputs and of targets in the same network "
-           "(Bińkowski 2018), unbiased", better="min", digits=4, in_training=True, brief=True),
+           "(Bińkowski 2018), unbiased", better="min", in_training=True, brief=True),
     Metric("val/kid_error", "standard error of KID", "by the jackknife: a difference below twice this is chance",
-           digits=4, in_training=True),
+           in_training=True),
     Metric("images_per_second", "speed", "images per second", "cost", "images/s", "max", 1),
     Metric("parameters", "parameters", "number of parameters of the model", "cost", "million", "", 2, scale=1e-6),
     Metric("seconds", "time", "duration of the whole job", "cost", "s", "", 0),

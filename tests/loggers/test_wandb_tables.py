@@ -44,11 +44,12 @@ def test_rows_per_shift():
 
 
 def test_rows_per_image_join_what_was_measured_and_keep_images_of_one_name_apart():
-    assert per_image_rows(MEASURED) == [
-        ["a", 15.0, None, None, 0.1, 10.0, None, 0.5, None],
-        ["b", 30.0, None, None, None, None, None, None, None],
-        ["a (2)", 30.0, None, None, None, None, None, None, None],
-        ["c", None, None, None, 0.3, None, None, 0.6, None],
+    rows = [dict(zip(per_image_columns(), row, strict=True)) for row in per_image_rows(MEASURED)]
+    assert [{key: value for key, value in row.items() if value is not None} for row in rows] == [
+        {"image": "a", "circular dB": 15.0, "l1": 0.1, "psnr": 10.0, "tv": 0.5},
+        {"image": "b", "circular dB": 30.0},
+        {"image": "a (2)", "circular dB": 30.0},
+        {"image": "c", "l1": 0.3, "tv": 0.6},
     ]
     assert per_image_rows({}) == []
 

@@ -161,4 +161,5 @@ def test_log_keys():
             "mean": "val/shift_psnr_fractional", "pooled": "val/shift_psnr_fractional_pooled",
             "worst_shift": "val/shift_psnr_fractional_worst_shift",
         },
+        **{name: {"pooled": f"val/shift_psnr_{name}"} for name in ("eqt", "eqt_frac", "eqr")},
     }  # fmt: skip
