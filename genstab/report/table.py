@@ -92,15 +92,12 @@ def differences(options: Iterable[Mapping[str, str]]) -> tuple[dict[str, list[tu
     found, left_out = {}, 0
     for key in dict.fromkeys(key for each in every for key in each):
         values = [each.get(key) for each in every]
-        if len(set(values)) > 1:
-            having = [each for each in every if key in each]
-            if len({*values} - {None}) == 1 and all(
-                key in each or not _could_have(key, each, having) for each in every
-            ):
-                left_out += 1
-                continue
-            usual = Counter(values).most_common(1)[0][0]
+        having = [each for each in every if key in each]
+        usual = Counter(values).most_common(1)[0][0]
+        if len({*values} - {None}) > 1 or any(key not in each and _could_have(key, each, having) for each in every):
             found[key] = [(value, value != usual) for value in values]
+        elif None in values:
+            left_out += 1
     return found, left_out
 
 
