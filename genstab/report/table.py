@@ -22,10 +22,10 @@ def columns_of(runs: Sequence[Run]) -> list[Metric]:
 
 
 def results_table(summary: Mapping[str, Any], title: str) -> Table:
-    """Return the stability and quality that a run logged for the terminal, to one more digit than elsewhere."""
+    """Return the brief metrics that a run logged for the terminal, to one more digit than elsewhere."""
     table = Table("", "", "", title=title, show_header=False)
     for metric in metrics().values():
-        if metric.key in summary and metric.group not in ("cost", "further"):
+        if metric.brief and metric.key in summary:
             table.add_row(metric.name, f"{summary[metric.key]:.{metric.digits + 1}f}", metric.unit)
     return table
 
@@ -50,17 +50,16 @@ def best_of(values: Sequence[float | None], metric: Metric, left_out: Collection
     return {i for i, score in scores.items() if score == max(scores.values())}
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points that no other one beats, in order of the first coordinate.
+def pareto_front(points: Sequence[tuple[float, float]], left_out: Collection[int] = ()) -> list[int]:
+    """Return the indices of the points that no other one beats, some left out, in order of the first coordinate.
 
     More is better in both coordinates. A point is beaten by one that is at least as good in both and better in one;
     of equal points, none beats the other.
     """
-
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(other[0] >= point[0] and other[1] >= point[1] and other != point for other in points)
-
-    front = [i for i, point in enumerate(points) if not beaten(point)]
+    judged = {i: point for i, point in enumerate(points) if i not in left_out}
+    front = [
+        i for i, (x, y) in judged.items() if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in judged.values())
+    ]
     return sorted(front, key=lambda i: (points[i][0], -points[i][1]))
 
 

@@ -19,6 +19,7 @@ from genstab.bench.tables import ratio_table
 from genstab.bench.timing import FEWEST, compare, peak_memory, storage_bytes, time_in_turn
 from genstab.runtime.provenance import processor
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 TINY = ["--size", "32", "--channels", "2", "--seconds", "0"]
