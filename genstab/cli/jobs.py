@@ -28,19 +28,20 @@ from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.inference.export import export
-from genstab.inference.load_model import load_model, place
+from genstab.inference.load_model import checkpoint_of, load_model, place
 from genstab.inference.predict import predict as predict_folder
 from genstab.inference.trained_on import read_alike
 from genstab.inference.value_range import VALUE_OPTIONS, parse_values
 from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
 from genstab.report.figures import animations_beside, save_animation, save_picture
-from genstab.report.own_files import WRITTEN_BY_REPORT, check_replaceable
+from genstab.report.own_files import WRITTEN_BY_REPORT, is_own
 from genstab.report.page import write_page
 from genstab.report.pareto import pareto_picture
-from genstab.report.runs import read_runs, unfinished
+from genstab.report.runs import READ_BY_REPORT, read_runs, unfinished
 from genstab.report.seeds import options_among, options_table, read_costs
 from genstab.runtime.files import SUMMARY, check_folder, write_whole, writing
+from genstab.runtime.overwriting import check_replaceable
 from genstab.runtime.provenance import provenance
 from genstab.runtime.run_folder import check_measurable
 
@@ -137,6 +138,8 @@ def run_export(config: DictConfig) -> None:
     quieten()
     with input_errors():
         size = as_size("size", config.size)
+        reads = [] if config.model.checkpoint is None else [checkpoint_of(config.model.checkpoint)]
+        check_replaceable({"output": config.output}, config.overwrite, reads)
         notes: list[str] = []
         model = model_of(config.model, notes)
         for note in notes:
@@ -151,8 +154,10 @@ def run_report(config: DictConfig) -> None:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     costs = read_costs(config.costs) if config.costs else {}
     outputs = {key: config[key] for key in WRITTEN_BY_REPORT if config[key]}
-    check_replaceable(outputs, config.overwrite)
     runs = read_runs(config.runs)
+    reads = [config.costs] if config.costs else []
+    reads += [run.folder / name for run in runs for name in READ_BY_REPORT]
+    check_replaceable(outputs, config.overwrite, reads, is_own)
     options = options_among(runs, costs)
     writers: dict[str, Callable[[str], None]] = {
         "output": lambda path: write_page(runs, path, config.title),

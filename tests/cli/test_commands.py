@@ -75,10 +75,10 @@ def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch
     for output in outputs:  # but never what somebody else made
         path = Path(output.partition("=")[2])
         kept = path.read_bytes()
-        path.write_bytes(b"mine")
-        with pytest.raises(SystemExit, match=rf"{output} exists and was not written by genstab report: "):
+        path.write_bytes(mine := b"mine: " + kept)  # which quotes it
+        with pytest.raises(SystemExit, match=rf"{output} exists already: name another file"):
             genstab(monkeypatch, "report", str(trained), *outputs)
-        assert path.read_bytes() == b"mine"
+        assert path.read_bytes() == mine
         path.write_bytes(kept)
     with pytest.raises(SystemExit, match=r"table=both\.html is output, too: give each a file of its own"):
         genstab(monkeypatch, "report", str(trained), "output=both.html", "table=both.html")
