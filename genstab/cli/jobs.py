@@ -19,7 +19,7 @@ from torch import nn
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
 from genstab.cli.model_options import split_options
 from genstab.cli.recorded import recorded
-from genstab.cli.run_folder import keep_config
+from genstab.cli.run_folder import claim, keep_config
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -43,7 +43,7 @@ from genstab.report.seeds import options_among, options_table, read_costs
 from genstab.runtime.files import SUMMARY, check_folder, write_whole, writing
 from genstab.runtime.overwriting import check_replaceable
 from genstab.runtime.provenance import provenance
-from genstab.runtime.run_folder import check_measurable
+from genstab.runtime.run_folder import MEASUREMENT
 
 
 def run_measure(config: DictConfig) -> float | None:
@@ -51,8 +51,8 @@ def run_measure(config: DictConfig) -> float | None:
     quieten()
     began = time.perf_counter()
     with input_errors():
-        check_measurable(config.output_dir)
-        keep_config(config)
+        claim(config, MEASUREMENT)
+        given_config = config.copy()
         config.run_name = config.run_name or _name(config.model)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
@@ -80,6 +80,7 @@ def run_measure(config: DictConfig) -> float | None:
             found = measure(model, data.val_set, config.output_dir, options, notes, partial(print, flush=True))
         except PartlyMeasuredError as error:
             failure, found = error, error.found
+        keep_config(given_config)
         try:
             for each in loggers:
                 each.log_hyperparams({**record, **origin})

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
 from genstab.cli.recorded import recorded, without_values
-from genstab.cli.run_folder import keep_config
+from genstab.cli.run_folder import claim, keep_config
 from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
@@ -42,7 +42,7 @@ from genstab.runtime.resume import (
     is_over,
     read_resumable,
 )
-from genstab.runtime.run_folder import alone_in, check_unused
+from genstab.runtime.run_folder import TRAINING, alone_in
 from genstab.training.callbacks.summary import RunSummary, devices_of
 from genstab.training.init_from import begin_from
 
@@ -63,6 +63,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         wanted = "" if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
         path = _checkpoint_of(config, wanted)
         _claim(config, path)
+        given_config = config.copy()
         config.ckpt_path = None if path is None else str(path)
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
@@ -123,7 +124,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             del checkpoint  # Lightning reads it again
         # the weights, and Adam's two means of each
         check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
-        with alone_in(config.output_dir) if trainer.is_global_zero else nullcontext():
+        with alone_in(config.output_dir, TRAINING) if trainer.is_global_zero else nullcontext():
+            rank_zero_only(keep_config)(given_config)
             if wanted:
                 again = over or place.get("pending", False)
                 continue_logs(trainer.loggers, place.get("wandb"), place.get("logged", place.get("batches", 0)), again)
@@ -181,10 +183,9 @@ def _job(config: DictConfig) -> HydraConf | None:
 
 @rank_zero_only
 def _claim(config: DictConfig, checkpoint: Path | None) -> None:
-    """Refuse the folder of another training run, before anything is written into it."""
-    signs = (CHECKPOINT, Path(SUMMARY)) if config.ckpt_path in (None, "") else (CHECKPOINT,)
-    check_unused(config.output_dir, checkpoint, signs)
-    keep_config(config)
+    """Refuse a folder of others, before anything is written into it."""
+    ended = (CHECKPOINT, Path(SUMMARY)) if config.ckpt_path in (None, "") else (CHECKPOINT,)
+    claim(config, TRAINING, checkpoint, ended)
 
 
 def _checkpoint_of(config: DictConfig, wanted: str) -> Path | None:
