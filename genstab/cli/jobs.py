@@ -112,7 +112,9 @@ def run_predict(config: DictConfig) -> None:
         notes: list[str] = []
         model = model_of(config.model, notes)
         device = place(model, config.device)
-        made_by = {**meaning, "model": {key: each for key, each in plain["model"].items() if key != "checkpoint"}}
+        record = recorded(config)
+        made_by = {key: record[key] for key in VALUE_OPTIONS}
+        made_by["model"] = {key: each for key, each in record["model"].items() if key != "checkpoint"}
         options = {key: plain[key] for key in signature(predict_folder).parameters if key in plain}
         options |= {"size": size, "device": device, "values": values, "notes": notes, "made_by": made_by}
         try:

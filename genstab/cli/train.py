@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
-from genstab.cli.recorded import recorded, without_values
+from genstab.cli.recorded import recorded
 from genstab.cli.run_folder import claim, keep_config
 from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
@@ -29,6 +29,7 @@ from genstab.errors import InputError
 from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
+from genstab.runtime.masking import masked
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
 from genstab.runtime.resume import (
@@ -91,9 +92,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         if config.init_from and not checkpoint:
             notes: list[str] = []
             file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
-            begun = begin_from(model, str(file), file_d, prefix, notes)
-            for each in begun.values():
-                each["file"] = without_values(each["file"], config)
+            begun = masked(begin_from(model, str(file), file_d, prefix, notes))
             for line in notes:
                 say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
