@@ -3,6 +3,7 @@ import gc
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -122,3 +123,17 @@ class Items(Dataset):
 
 def noise(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture
+def drawn():
+    """Asked for by tests that look at the pictures of a measurement, where all others leave them out."""
+
+
+@pytest.fixture
+def undrawn(request, monkeypatch):
+    """Leave out the pictures of a measurement, which take nine tenths of the time of a small one."""
+    if "drawn" not in request.fixturenames:
+        blank = np.zeros((1, 1, 3), dtype=np.uint8)
+        for name, found in (("write_exhibits", {}), ("feature_map_picture", blank), ("corruption_picture", blank)):
+            monkeypatch.setattr(f"genstab.evaluation.measure.{name}", lambda *_, found=found: found)

@@ -67,7 +67,7 @@ class Perceptual:
             reason = f"images of {output.shape[1]} channels, neither 1 nor 3"
         unknown = torch.full((len(output),), torch.nan)
         if reason or target is None:
-            _note(notes, f"{', '.join(self.names)}: not measured, {reason}")
+            notes.append(f"{', '.join(self.names)}: not measured, {reason}")
             return unknown
         pair = [images.float().to(self.device).clamp(-1, 1).expand(-1, 3, -1, -1) for images in (output, target)]
         if self.fid is not None:
@@ -76,7 +76,7 @@ class Perceptual:
         if self.lpips is None:
             return None
         if min(output.shape[-2:]) < SMALLEST:
-            _note(notes, f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
+            notes.append(f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
             return unknown
         distances = self.lpips(*pair).reshape(-1).cpu()
         self.lpips.reset()  # it would keep all distances
@@ -90,7 +90,3 @@ class Perceptual:
             notes.append("fid: not measured, one image is not a set")
             return {}
         return {"val/fid": self.fid.compute().item()}
-
-
-def _note(notes: list[str], note: str) -> None:
-    notes.extend([note] if note not in notes else [])

@@ -62,7 +62,7 @@ def test_limits_and_helpers_together(trained, caplog):
     ("options", "steps", "validations"),
     [
         (["trainer.val_check_interval=2", "+trainer.enable_checkpointing=true"], 4, 2),
-        (["trainer.limit_val_batches=0", "callbacks.best=null"], 4, 0),
+        (["trainer.limit_val_batches=0"], 4, 0),
         (["trainer.max_time=00:00:00:00"], 0, 0),
         (["trainer.fast_dev_run=true"], 1, 0),  # without loggers
         (["callbacks.best=null", "callbacks.last=null", "trainer.enable_checkpointing=false"], 4, 1),

@@ -299,15 +299,14 @@ def test_the_next_shard_is_fetched_while_one_is_read(server, tmp_path):
 
 @pytest.mark.usefixtures("_hasty")
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "on_error", "said"),
     [
-        ("refuses", "the server has no such file or denies access; tried 4 times"),
-        ("cuts", r"the connection was lost; tried 4 times"),
-        ("flips", r"its SHA-256 is \w{64}, the index says \w{64}; tried 4 times"),
-        ("stalls", "no data for 0 s; tried 4 times"),
+        ("refuses", "raise", "the server has no such file or denies access; tried 4 times"),
+        ("cuts", "skip", r"the connection was lost; tried 4 times"),
+        ("flips", "raise", r"its SHA-256 is \w{64}, the index says \w{64}; tried 4 times"),
+        ("stalls", "raise", "no data for 0 s; tried 4 times"),
     ],
 )
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_what_cannot_be_fetched_ends_it_with_one_line(server, tmp_path, fault, said, on_error):
     data = on(server.url, cache=str(tmp_path / "cache"), on_error=on_error)
     server.fault = fault

@@ -124,7 +124,7 @@ def test_a_checkpoint_larger_than_the_disk(disk, size):
     checkpoints = WholeCheckpoints()
     (disk / "a.ckpt").write_bytes(b"old")
     world.fill(disk)
-    with pytest.warns(UserWarning, match=r"a\.ckpt could not be written \(No space left on device\); the one before"):
+    with pytest.warns(UserWarning, match=r"a\.ckpt could not be written \(No space left on device\); an earlier one"):
         checkpoints.save_checkpoint({"weights": torch.zeros(size)}, disk / "a.ckpt")
     assert {path.name for path in disk.iterdir()} == {"a.ckpt", "filling"}
     assert (disk / "a.ckpt").read_bytes() == b"old"

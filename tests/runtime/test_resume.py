@@ -53,7 +53,6 @@ def stop(folder, step, where, signum=0, *options, **base):
     [
         (2, "start", 0),  # before the first one: from the beginning
         (10, "update", 9),  # between discriminator and generator
-        (12, "end", 9),
         (16, "validation", 15),
         (16, "epoch", 15),
         (24, "validation", 24),  # three batches more than 21, before the validation
@@ -176,6 +175,17 @@ def test_a_signal_saves_within_one_step_and_the_code_says_which(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     run(tmp_path / "run")
     assert differing(left(tmp_path / "run"), left(whole)) == []
+
+
+def test_after_ctrl_c_in_a_sweep_its_folder_is_named(tmp_path, monkeypatch, capsys):
+    killer = "+callbacks.killer={_target_: tests.helpers.killed.Killer, step: 1, place: start, signum: 2}"
+    options = [option for option in TINY if not option.startswith("ckpt_path")]
+    sweep = ["-m", f"hydra.sweep.dir={tmp_path}", "hydra/hydra_logging=none", "hydra/job_logging=none"]
+    monkeypatch.setattr(sys, "argv", ["genstab", "train", *sweep, *options, killer])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert f"To resume: the same command with ckpt_path=last hydra.sweep.dir={tmp_path}\n" in capsys.readouterr().out
 
 
 def test_a_second_ctrl_c_ends_at_once():
