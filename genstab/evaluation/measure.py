@@ -1,7 +1,7 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -74,8 +74,8 @@ def measure(
     check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
-    with ExitStack() as values, _same_buffers(model), inference(model, options.dtype) as call:
-        measurement = _Measurement(model, call, folder, options, values, say, baseline, Measured(notes=[*notes]))
+    with _same_buffers(model), inference(model, options.dtype) as call:
+        measurement = _Measurement(model, call, call, folder, options, say, baseline, Measured(notes=[*notes]))
         found = measurement.run(dataset)
     found.notes[:] = dict.fromkeys(found.notes)
     if measurement.failed:
@@ -108,10 +108,10 @@ class _Measurement:
     """One measurement: every image once, then the parts that look at the first ones alone."""
 
     model: nn.Module
-    call: Generate
+    native: Generate  # of its own values
+    call: Generate  # of images in [−1, 1]
     folder: Path
     options: MeasureOptions
-    values: ExitStack  # while its values are converted
     say: Callable[[str], object]
     baseline: Mapping[str, Any] | None
     results: Measured
@@ -219,11 +219,9 @@ class _Measurement:
     def _converted(self, batch: Batch) -> tuple[Tensor, list[str]]:
         """Call the model with the values that it takes, from now on, and return what was found of them."""
         said: list[str] = []
-        self.values.close()  # or values would be converted twice
 
         def call(images: Tensor) -> Tensor:
-            output, context = first_call(self.model, self.call, self.options.values, images, said, batch.target)
-            self.values.push(context)
+            output, self.call = first_call(self.native, self.options.values, images, said, batch.target)
             return output
 
         return first_output(call, batch.source, batch.names), said

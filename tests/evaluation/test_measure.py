@@ -19,7 +19,7 @@ from genstab.evaluation.generators import fitting_multiple
 from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions as Options
 from genstab.evaluation.verdict import verdict
-from genstab.loggers.wandb_tables import per_image_rows
+from genstab.loggers.wandb_tables import tables
 from genstab.metrics.quality import total_variation
 from genstab.metrics.shift_map import measure_map
 from genstab.metrics.shift_ops import grid_shifts
@@ -117,7 +117,11 @@ def test_quality_is_of_the_images_whose_targets_have_the_outputs_size(tmp_path):
     assert [math.isnan(value) for value in table["l1"]] == [False, True, False]
     assert found.summary["val/l1"] == pytest.approx((table["l1"][0] + table["l1"][2]) / 2)
     assert found.notes == ["quality: not measured, outputs are 3×32×32 and targets 3×16×16"]
-    assert [row[0] for row in per_image_rows(read_json(tmp_path / "measurements.json"))] == ["0.png", "1.png", "2.png"]
+    assert [row[0] for row in tables(read_json(tmp_path / "measurements.json"))["per_image"][1]] == [
+        "0.png",
+        "1.png",
+        "2.png",
+    ]
 
 
 def test_without_targets_only_the_outputs_total_variation_is_known(tmp_path):
@@ -623,7 +627,7 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
         ({"reach": 0}, "reach=0"),
         ({"margin": -1}, "margin=-1"),
         ({"precision": "int8"}, "precision='int8' is not one of float32, float64, bfloat16, float16"),
-        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[min, max\] with min < max"),
+        ({"value_range": [1, 0]}, r"value_range=\[1, 0\] is not \[least, greatest\] with least < greatest"),
         ({"on_error": "ignore"}, "on_error='ignore' is not one of raise, skip"),
         ({"map": {"rich": 3}}, "map='rich' is not one of reach, images, protocol"),
         ({"map": {"protocol": "fractional"}}, r"map\.protocol='fractional'"),
