@@ -82,7 +82,8 @@ def _reason(run: Run, key: str, classifier: bool) -> str:
     in_training = metric.in_training if metric else key not in ("features", "corruptions", "quality")
     if "trainer" in run.config and not in_training:
         return IN_TRAINING
-    if key in OF_TARGETS and number(run.summary.get("val/tv")) is not None:
+    outputs, targets = (number(run.summary.get(measured)) for measured in ("val/tv", "val/tv_target"))
+    if key in OF_TARGETS and outputs is not None and targets is None:
         return NO_TARGETS
     # A note of the measurement may give the reason already, as "features: not measured, …".
     noted = any(note.startswith(f"{_option(key)}: not measured") for note in run.summary.get("notes") or ())

@@ -176,6 +176,10 @@ def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_pa
         "Not measured: shift PSNR per shift and per image; quality per image",
         "summary.json has no versions",
     ]
+    with_targets = Run("off", run.folder, summary | {"val/tv_target": 0.1}, {})
+    assert "Not measured: L1; shift PSNR per shift and per image; quality per image" in missing_of(
+        with_targets, [metrics()["val/l1"]]
+    )
     trained = {"config": {"trainer": {}, "callbacks": {"stability": {"protocols": ["crop"]}}}, "val/shift_psnr_crop": 1}
     asked = [metrics()[key] for key in ("val/shift_psnr", "val/noise_floor", "val/l1")]
     assert missing_of(Run("trained", tmp_path, trained, {"shift_psnr": {"crop": 1}}), asked)[:3] == [
