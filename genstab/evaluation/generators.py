@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genstab.data.paths import shortened
+from genstab.data.paths import hxw, shortened
 from genstab.errors import InputError
 from genstab.evaluation.dataset_batches import Batch
 from genstab.evaluation.options import MeasureOptions
 from genstab.inference.conventions import ModelError
 from genstab.inference.input_size import takes
 from genstab.metrics.output_spread import OutputSpread
-from genstab.metrics.perceptual import Perceptual
-from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, shift_pairs
+from genstab.metrics.perceptual import Perceptual, incomparable
+from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, by_passes, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
+from genstab.metrics.realism import Realism
 from genstab.metrics.shift_map import RolledOutputs
-from genstab.metrics.shift_psnr import decibel, psnr_table, shift_period, squared_error
+from genstab.metrics.shift_psnr import decibel, errors_by_protocol, psnr_table, shift_period, squared_error
 from genstab.metrics.sliced_wasserstein import MOST_PATCHED, SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
+from genstab.metrics.trained_features import SMALLEST
 from genstab.report.figures import Picture, shift_table
 
 
@@ -50,7 +52,9 @@ def measure_generator(
     first images, and gets the outputs for their circular shifts. With `fixed`, it takes images of one size alone.
     """
     perceptual = Perceptual(options.perceptual, rolled.images.device)
-    protocols = [ProtocolErrors(PROTOCOLS[name], options, results.notes, fixed) for name in options.protocols]
+    realism = MeasuredRealism(rolled.images.device) if options.realism else None
+    groups = by_passes(options.protocols).values()
+    protocols = [ProtocolErrors(group, options, results.notes, fixed) for group in groups]
     spread, spectrum, patches = OutputSpread(), SpectrumError(), SlicedWasserstein()
     quality: dict[str, list[Tensor]] = defaultdict(list)
     floors: list[Tensor] = []
@@ -70,6 +74,8 @@ def measure_generator(
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
             quality["lpips"].append(distances)
+        if realism is not None:
+            quality["perceptual"].append(realism.add(output, batch.target, results.notes))
         if batch.target is not None and batch.target.shape == shown.shape:
             spectrum.update(shown, batch.target)
             room = max(0, MOST_PATCHED - len(names))
@@ -90,21 +96,23 @@ def measure_generator(
         results.summary["val/output_spread"] = between
     if spectrum.update_called:
         results.summary |= {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
-    results.summary |= perceptual.summary(results.notes)
+    results.summary |= perceptual.summary(results.notes) | ({} if realism is None else realism.summary())
     results.summary["images"] = len(names)
 
 
 class ProtocolErrors:
-    """The squared errors of one protocol, batch by batch, without the images that it cannot be measured on.
+    """The squared errors of protocols that share passes, batch by batch, without images that cannot be measured.
 
     With `fixed`, the generator takes images of one size alone: windows of it move in the whole images.
     """
 
-    def __init__(self, protocol: Protocol, options: MeasureOptions, notes: list[str], fixed: bool = False) -> None:
-        self.protocol, self.options, self.notes, self.fixed = protocol, options, notes, fixed
-        self.shifts = protocol.measured(options.shifts, options.fractional_shifts)
+    def __init__(self, group: list[str], options: MeasureOptions, notes: list[str], fixed: bool = False) -> None:
+        self.group, self.options, self.notes, self.fixed = group, options, notes, fixed
+        self.protocol = PROTOCOLS[group[0]]
+        self.shifts = self.protocol.measured(options.shifts, options.fractional_shifts)
         self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
-        self.errors: list[tuple[Tensor, Tensor, Tensor]] = []  # positions, errors and numbers of pixels
+        # by protocol: positions, errors and numbers of pixels
+        self.errors: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in group}
         self.multiples: dict[torch.Size, int] = {}
 
     def add(self, generate: Generate, batch: Batch, position: int, rolled: RolledOutputs | None = None) -> None:
@@ -118,20 +126,21 @@ class ProtocolErrors:
             self._leave_out(batch, str(reason))
             return
         known: dict[str, Any] = {"multiple": multiple, "output": output, "names": batch.names}
-        errors, counts = [], []
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.group}
         try:
-            pairs = shift_pairs(generate, images, self.shifts, self.protocol.name, **self.common, **known)
-            for shift, shifted_output, output_of_shifted, mask in pairs:
-                error, pixels = (each.cpu() for each in squared_error(shifted_output, output_of_shifted, mask))
-                errors.append(error)
-                counts.append(pixels)
-                if rolled is not None and self.protocol.name == "circular":
-                    rolled.add(shift, error / pixels, output_of_shifted)
+            by_shift = errors_by_protocol(generate, images, self.shifts, self.group, **self.common, **known)
+            for shift, errors, output_of_shifted in by_shift:
+                for name, (error, pixels) in errors.items():
+                    found[name].append((error.cpu(), pixels.cpu()))
+                    if rolled is not None and name == "circular":
+                        rolled.add(shift, (error / pixels).cpu(), output_of_shifted)
         except ModelError as failure:  # it may reject shifted images
             self._leave_out(batch, f"the generator failed: {failure.reason}")
             return
         positions = torch.arange(position, position + len(batch.names))
-        self.errors.append((positions, torch.stack(errors), torch.stack(counts)))
+        for name, pairs in found.items():
+            error, pixels = (torch.stack(each) for each in zip(*pairs, strict=True))
+            self.errors[name].append((positions, error, pixels))
 
     def _leave_out(self, batch: Batch, reason: str) -> None:
         self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {reason}")
@@ -149,16 +158,18 @@ class ProtocolErrors:
         return self.multiples[size]
 
     def report(self, names: list[str], results: Measured) -> None:
-        """Add the dB of each shift and image, and the reductions under the log keys of the protocol."""
-        if not self.errors:
-            return
-        decibels, pooled, reductions = psnr_table(self.errors, len(names))
-        table = shift_table(self.shifts, names, decibels, pooled)
-        results.measurements.setdefault("shift_psnr", {})[self.protocol.name] = table
-        results.summary |= {key: reductions[reduction].item() for reduction, key in self.protocol.keys().items()}
-        if self.protocol.name == ("crop" if "crop" in self.options.protocols else "circular"):
-            period = shift_period(self.shifts, pooled.tolist())
-            results.summary |= {} if period is None else {"val/shift_period": period}
+        """Add the dB of each shift and image, and the reductions under the log keys of the protocols."""
+        for name, errors in self.errors.items():
+            if not errors:
+                return
+            decibels, pooled, reductions = psnr_table(errors, len(names))
+            table = shift_table(self.shifts, names, decibels, pooled)
+            results.measurements.setdefault("shift_psnr", {})[name] = table
+            keys = PROTOCOLS[name].keys()
+            results.summary |= {key: reductions[reduction].item() for reduction, key in keys.items()}
+            if name == ("crop" if "crop" in self.options.protocols else "circular"):
+                period = shift_period(self.shifts, pooled.tolist())
+                results.summary |= {} if period is None else {"val/shift_period": period}
 
 
 def fitting_multiple(
@@ -202,3 +213,29 @@ def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor
         convert = "" if source.shape[1] == 3 else " (data.convert=true converts grey and alpha)"
         said = f"the generator cannot take {names[0]} {tuple(source.shape)}: {reason}{convert}"
         raise InputError(said) from error
+
+
+class MeasuredRealism:
+    """`Realism` of those images of a measurement that it can compare."""
+
+    def __init__(self, device: torch.device) -> None:
+        # Apple's GPUs have no float64
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.metric = Realism().to(self.device)
+
+    def add(self, output: Tensor, target: Tensor | None, notes: list[str]) -> Tensor:
+        """Return the perceptual distance of each image, (N,), NaN where it cannot be measured, which is noted."""
+        reason = incomparable(output, target)
+        if not reason and min(output.shape[-2:]) < SMALLEST:
+            reason = f"images of {hxw(output.shape[-2:])} are below {SMALLEST}×{SMALLEST}"
+        if reason or target is None:
+            notes.append(f"realism: not measured, {reason}")
+            return torch.full((len(output),), math.nan)
+        return self.metric.update(output.to(self.device), target.to(self.device)).cpu()
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers of the sets by log key, without those of too few images."""
+        if not self.metric.kernel.update_called:
+            return {}
+        found = {key: value.item() for key, value in self.metric.compute().items()}
+        return {key: value for key, value in found.items() if not math.isnan(value)}

@@ -51,6 +51,7 @@ class MeasureOptions:
         normalize: `imagenet`, for a model that takes (x − mean) / std of images in [0, 1].
         mean, std: the same with other numbers, one for each channel.
         perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.metrics.perceptual.Perceptual`.
+        realism: compare outputs with targets in the features of a trained network, see `genstab.metrics.realism`.
         seed: seed of the corruptions, and of the shifts of a classifier.
         on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
         map: reach, images, protocol of the shift map; None: no map.
@@ -82,6 +83,7 @@ class MeasureOptions:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     perceptual: Sequence[str] | str = ()
+    realism: bool = False
     seed: int = 1
     on_error: str = "raise"
     map: Mapping[str, Any] | None = field(default_factory=PARTS["map"].copy)
@@ -114,7 +116,7 @@ class MeasureOptions:
             check_choice("map.protocol", self.map["protocol"], whole_pixels)
         if self.corruptions:
             names, severities = self.corruptions["names"], self.corruptions["severities"]
-            if not severities or any(severity not in SEVERITIES for severity in severities):
+            if not severities or any(isinstance(each, bool | float) or each not in SEVERITIES for each in severities):
                 raise InputError(f"corruptions.severities={severities} are not some of 1, 2, 3, 4, 5")
             names = names and _choices("corruptions.names", names, CORRUPTIONS)
             self.corruptions = {**self.corruptions, "names": names}

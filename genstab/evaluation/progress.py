@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from genstab.evaluation.options import PARTS, MeasureOptions
 from genstab.metrics.corruptions import corruptions_for
-from genstab.metrics.protocols import PROTOCOLS
+from genstab.metrics.protocols import PROTOCOLS, by_passes
 
 QUIET = 10.0  # seconds between two lines in a log
 
@@ -49,7 +49,7 @@ def passes_of(options: MeasureOptions, images: int, classifier: bool, channels: 
     part = options.consistency or PARTS["consistency"]
     per_image = 2 * (1 + 2 * part["pairs"])
     if not classifier:
-        moving = [PROTOCOLS[name] for name in options.protocols]
+        moving = [PROTOCOLS[name] for name in by_passes(options.protocols)]
         shifts = (len(each.measured(options.shifts, options.fractional_shifts)) for each in moving)
         per_image = 1 + options.noise_floor + sum(shifts) + sum(each.windows is not None for each in moving)
     others = 0

@@ -58,14 +58,8 @@ class Perceptual:
         """
         if not self.names:
             return None
-        reason = ""
-        if target is None:
-            reason = "there are no targets"
-        elif target.shape != output.shape:
-            reason = "outputs and targets differ in size"
-        elif output.shape[1] not in (1, 3):
-            reason = f"images of {output.shape[1]} channels, neither 1 nor 3"
         unknown = torch.full((len(output),), torch.nan)
+        reason = incomparable(output, target)
         if reason or target is None:
             notes.append(f"{', '.join(self.names)}: not measured, {reason}")
             return unknown
@@ -90,3 +84,12 @@ class Perceptual:
             notes.append("fid: not measured, one image is not a set")
             return {}
         return {"val/fid": self.fid.compute().item()}
+
+
+def incomparable(output: Tensor, target: Tensor | None) -> str:
+    """Return why a network for photographs cannot compare outputs and targets, or an empty string."""
+    if target is None:
+        return "there are no targets"
+    if target.shape != output.shape:
+        return "outputs and targets differ in size"
+    return "" if output.shape[1] in (1, 3) else f"images of {output.shape[1]} channels, neither 1 nor 3"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genstab.errors import InputError, check_choice
+from genstab.metrics import alias_free_ops as alias_free
 from genstab.metrics.shift_ops import fourier_shift, parse_shifts, roll, translate, window
 
 Motion = tuple[Any, ...]  # numbers: (dy, dx) for the protocols here
@@ -25,15 +26,19 @@ class Protocol:
         name: its name in options and files.
         heading: heading of a column in a table.
         meaning: explanation in one line.
-        when: end of a sentence of the verdict, as in "Is steady when the camera moves".
+        when: end of a sentence of the verdict, as in "Is steady when the camera moves"; empty: it judges by others.
         move: (images, motion, scale, margin) → the moved images, and the mask (1, 1, H, W) of the pixels to compare. An
             output is `scale` times as high and wide as its input; motion and `margin` are in pixels of the input.
         windows: (images, motions, multiple) → the unmoved window and an iterator over the moved ones, with sides cut to
             a `multiple`, if the generator sees windows of the image; None: it sees the whole image, moved by `move`.
         fractional: moves by fractions of a pixel, and by `fractional_shifts` where an option has both kinds.
         motions: what it measures if not the shifts of an option, such as angles; tuples of numbers.
-        reductions: the reductions that are logged: the mean under `key`, others as `key` and their name. The verdict
+        reductions: the reductions that are logged: the first under `key`, others as `key` and their name. The verdict
             judges by the lowest of `worst_shift`, `pooled` and `mean`.
+        margin: pixels left out on each side of the overlap, whatever the option says.
+        passes_of: the protocol of the same windows that it is measured with, in the same passes of the generator.
+        settle: (outputs of moved images, motion, scale) → what they are compared as, and a mask as of `move`, if not as
+            they are.
     """
 
     name: str
@@ -45,15 +50,18 @@ class Protocol:
     fractional: bool = False
     motions: tuple[Motion, ...] = ()
     reductions: tuple[str, ...] = ("mean", "pooled", "worst_shift")
+    margin: int | None = None
+    passes_of: str = ""
+    settle: Callable[[Tensor, Motion, int], tuple[Tensor, Tensor]] | None = None
 
     @property
     def key(self) -> str:
-        """The log key of its mean."""
+        """The log key of its first reduction."""
         return "val/shift_psnr" if self.name == "circular" else f"val/shift_psnr_{self.name}"
 
     def keys(self) -> dict[str, str]:
         """Return the log key of each reduction."""
-        return {each: self.key if each == "mean" else f"{self.key}_{each}" for each in self.reductions}
+        return {each: f"{self.key}_{each}" if place else self.key for place, each in enumerate(self.reductions)}
 
     def parse(self, motions: Iterable[Sequence[float]]) -> list[Motion]:
         """Check motions given by a user and return them as tuples."""
@@ -68,6 +76,16 @@ class Protocol:
         if self.windows is not None:
             return self.windows(images, motions, multiple)
         return images, (self.move(images, motion, 1, 0)[0] for motion in motions)
+
+    def compared(
+        self, output: Tensor, output_of_moved: Tensor, motion: Motion, scale: int, margin: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return S G(x), G(S x) and the mask of the pixels to compare, from G(x) and G(S x)."""
+        moved_output, mask = self.move(output, motion, scale, margin if self.margin is None else self.margin)
+        if self.settle is not None:
+            output_of_moved, valid = self.settle(output_of_moved, motion, scale)
+            mask = mask & valid
+        return moved_output, output_of_moved, mask
 
 
 def _larger(motion: Motion, scale: int) -> Any:
@@ -86,6 +104,10 @@ def _windows(images: Tensor, motions: Sequence[Any], multiple: int) -> tuple[Ten
     return window(images, (0, 0), motions, multiple), moved
 
 
+def _translate(images: Tensor, motion: Motion, scale: int, margin: int) -> tuple[Tensor, Tensor]:
+    return translate(images, _larger(motion, scale), scale * margin)
+
+
 PROTOCOLS: dict[str, Protocol] = {}
 """Every protocol by its name, in the order in which tables show them."""
 
@@ -95,6 +117,21 @@ def register_protocol(protocol: Protocol) -> None:
     if protocol.name in PROTOCOLS:
         raise InputError(f"protocol {protocol.name!r} is registered already")
     PROTOCOLS[protocol.name] = protocol
+
+
+def _as_published(operator: Callable[[Tensor, Motion, int], tuple[Tensor, Tensor]]) -> Any:
+    return lambda images, motion, scale, margin: operator(images, motion, scale)
+
+
+def by_passes(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return each of some protocols with those that are measured in its passes, asked for or not.
+
+    >>> by_passes(["circular", "crop"])
+    {'circular': ['circular'], 'crop': ['crop', 'crop_edge']}
+    """
+    given = list(names)
+    leading = [name for name in given if PROTOCOLS[name].passes_of not in given]
+    return {name: [name, *(each.name for each in PROTOCOLS.values() if each.passes_of == name)] for name in leading}
 
 
 register_protocol(
@@ -113,8 +150,20 @@ register_protocol(
         heading="crop",
         meaning="two overlapping crops of the image, as if the camera moved; only the overlap counts",
         when="when the camera moves",
-        move=lambda images, motion, scale, margin: translate(images, _larger(motion, scale), scale * margin),
+        move=_translate,
         windows=_windows,
+    )
+)
+register_protocol(
+    Protocol(
+        "crop_edge",
+        heading="crop, margin 0",
+        meaning="two overlapping crops, compared up to the border of the overlap",
+        when="when the camera moves, up to the border",
+        move=_translate,
+        windows=_windows,
+        margin=0,
+        passes_of="crop",
     )
 )
 register_protocol(
@@ -127,41 +176,59 @@ register_protocol(
         fractional=True,
     )
 )
+register_protocol(
+    Protocol(
+        "eqt",
+        heading="EQ-T",
+        meaning="the image is moved by whole pixels, up to 12.5 % of its sides (Karras 2021, appendix E.1)",
+        when="",
+        move=_as_published(alias_free.whole_translation),
+        windows=alias_free.whole_translation_windows,
+        motions=alias_free.TRANSLATIONS,
+        reductions=("pooled",),
+    )
+)
+register_protocol(
+    Protocol(
+        "eqt_frac",
+        heading="EQ-T_frac",
+        meaning="the image is moved by fractions of a pixel, up to 12.5 % of its sides (Karras 2021, appendix E.2)",
+        when="",
+        move=_as_published(alias_free.lanczos_translation),
+        windows=alias_free.lanczos_translation_windows,
+        motions=alias_free.TRANSLATIONS,
+        reductions=("pooled",),
+    )
+)
+register_protocol(
+    Protocol(
+        "eqr",
+        heading="EQ-R",
+        meaning="the image is turned by any angle (Karras 2021, appendix E.3)",
+        when="",
+        move=_as_published(alias_free.rotation),
+        windows=alias_free.rotation_windows,
+        motions=alias_free.ANGLES,
+        reductions=("pooled",),
+        settle=alias_free.pseudo_rotation,
+    )
+)
 
 
-def shift_pairs(
+def moved_outputs(
     generate: Generate,
     images: Tensor,
     shifts: Sequence[Sequence[float]],
     protocol: str = "circular",
-    margin: int = 8,
     forward_batch: int = 32,
     multiple: int = 1,
     check_finite: bool = True,
     names: Sequence[str] | None = None,
     output: Tensor | None = None,
-) -> Iterator[tuple[Motion, Tensor, Tensor, Tensor]]:
-    """Yield (shift, S G(x), G(S x), mask) for each shift.
+) -> Iterator[tuple[Motion, Tensor, Tensor, int]]:
+    """Yield (shift, G(x), G(S x), scale) for each shift; the arguments are those of `shift_pairs`.
 
-    A generator of larger images (super-resolution) is measured at their scale: if its output is k times as high and
-    wide as its input, S moves the output by k times the shift, and k times the margin is left out.
-
-    Args:
-        generate: maps images to images of k times the height and width, k = 1, 2, …, with any number of channels;
-            called on at most `forward_batch` images at once.
-        images: (N, C, H, W).
-        shifts: pairs (dy, dx) in pixels of the input; integers, or for `fractional` also floats.
-        protocol: one of `PROTOCOLS`.
-        margin: pixels of the input left out on each side of the overlap, for `crop` and `fractional`.
-        forward_batch: images in a forward pass; several shifts share one.
-        multiple: windows of `crop` are cut to a multiple of this many pixels, for generators that need one.
-        check_finite: raise if an output is not finite, instead of yielding it.
-        names: names of the images for the error, (N,); None: their index in the batch.
-        output: G(images), if it has been computed already; not used by protocols with windows.
-
-    Raises:
-        InputError: the protocol or a shift is invalid, there are no images or they are too small for the shifts, a
-            circular shift rolls them onto themselves, an output has another size, or an output is not finite.
+    An output is `scale` times as high and wide as its input.
     """
     check_choice("protocol", protocol, PROTOCOLS)
     if images.ndim != 4 or not len(images):
@@ -181,8 +248,41 @@ def shift_pairs(
         for motion, output_of_moved in zip(some, outputs_of_moved.split(len(images)), strict=True):
             if check_finite:
                 require_finite(output_of_moved, names, f" at shift={motion}")
-            moved_output, mask = moving.move(output, motion, scale, margin)
-            yield motion, moved_output, output_of_moved, mask
+            yield motion, output, output_of_moved, scale
+
+
+def shift_pairs(
+    generate: Generate,
+    images: Tensor,
+    shifts: Sequence[Sequence[float]],
+    protocol: str = "circular",
+    margin: int = 8,
+    **options: Any,
+) -> Iterator[tuple[Motion, Tensor, Tensor, Tensor]]:
+    """Yield (shift, S G(x), G(S x), mask) for each shift.
+
+    A generator of larger images (super-resolution) is measured at their scale: if its output is k times as high and
+    wide as its input, S moves the output by k times the shift, and k times the margin is left out.
+
+    Args:
+        generate: maps images to images of k times the height and width, k = 1, 2, …, with any number of channels;
+            called on at most `forward_batch` images at once.
+        images: (N, C, H, W).
+        shifts: pairs (dy, dx) in pixels of the input; integers, or for `fractional` also floats.
+        protocol: one of `PROTOCOLS`.
+        margin: pixels of the input left out on each side of the overlap, for `crop` and `fractional`.
+        options: `forward_batch` images in a forward pass, of which several shifts share one, 32 by default; windows of
+            `crop` are cut to a `multiple` of this many pixels, for generators that need one; `check_finite` raises if
+            an output is not finite, instead of yielding it; `names` of the images for the error, (N,), or None for
+            their index in the batch; `output`, G(images), if it has been computed already, not used by protocols with
+            windows.
+
+    Raises:
+        InputError: the protocol or a shift is invalid, there are no images or they are too small for the shifts, a
+            circular shift rolls them onto themselves, an output has another size, or an output is not finite.
+    """
+    for motion, output, output_of_moved, scale in moved_outputs(generate, images, shifts, protocol, **options):
+        yield motion, *PROTOCOLS[protocol].compared(output, output_of_moved, motion, scale, margin)
 
 
 def in_chunks(generate: Generate, images: Tensor, size: int) -> Tensor:

@@ -136,7 +136,7 @@ def quality_by_image(measurements: Mapping[str, Any]) -> dict[Metric, dict[str, 
     }
 
 
-HEADINGS = {"mean": "", "worst_shift": "at worst shift"}
+HEADINGS = {"worst_shift": "at worst shift"}
 REDUCTIONS = {
     "mean": "mean over images and shifts",
     "worst": "minimum over images and shifts",
@@ -156,9 +156,10 @@ def _of_protocols() -> dict[str, Metric]:
     found = {}
     for protocol in protocols().values():
         for reduction, key in protocol.keys().items():
-            heading = f"{protocol.heading} {HEADINGS.get(reduction, reduction)}".rstrip()
+            end = "" if key == protocol.key else HEADINGS.get(reduction, reduction)
+            heading = f"{protocol.heading} {end}".rstrip()
             meaning = f"{protocol.meaning}: {REDUCTIONS[reduction]}"
-            brief = reduction in ("mean", "worst_shift")
+            brief = key == protocol.key or reduction == "worst_shift"
             found[key] = Metric(key, heading, meaning, "shift PSNR", "dB", "max", 1, in_training=True, brief=brief)
     return found
 
@@ -203,6 +204,18 @@ for _metric in (
            "images", better="min", digits=1, brief=True),
     Metric("val/lpips", "LPIPS", "perceptual distance of AlexNet features to the target (Zhang 2018)", better="min",
            brief=True),
+    Metric("val/perceptual", "perceptual distance", "distance to the target in five stages of a network trained on "
+           "ImageNet (`realism=true`)", better="min", in_training=True,
+           per_image=True, brief=True),
+    Metric("val/frechet_patches", "Fréchet distance of patches", "how far the patches of outputs are from those of "
+           "targets in three stages of the same network, as a share of the targets' variance", better="min",
+           in_training=True, brief=True),
+    *(Metric(f"val/frechet_patches_{stride}", f"Fréchet distance of patches, stride {stride}", "the same in one stage",
+             better="min", in_training=True) for stride in (4, 8, 16)),
+    Metric("val/kid", "KID", "kernel distance between the mean features of outputs and of targets in the same network "
+           "(Bińkowski 2018), unbiased", better="min", in_training=True, brief=True),
+    Metric("val/kid_error", "standard error of KID", "by the jackknife: a difference below twice this is chance",
+           in_training=True),
     Metric("images_per_second", "speed", "images per second", "cost", "images/s", "max", 1),
     Metric("parameters", "parameters", "number of parameters of the model", "cost", "million", "", 2, scale=1e-6),
     Metric("seconds", "time", "duration of the whole job", "cost", "s", "", 0),

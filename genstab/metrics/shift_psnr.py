@@ -1,6 +1,6 @@
 """Shift PSNR: pure functions, and the metric that accumulates them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from genstab.errors import InputError, check_choice
 from genstab.inference.eval_mode import inference
 from genstab.metrics.precision import KeepsPrecision, float64
-from genstab.metrics.protocols import shift_pairs
+from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, moved_outputs, shift_pairs
 
 REDUCTIONS = ("mean", "worst", "pooled")
 PERIOD_GAP = 3.0  # dB, half the squared error
@@ -67,6 +67,27 @@ def shift_errors(
         rows = [squared_error(*pair_and_mask) for _, *pair_and_mask in pairs]
     errors, counts = zip(*rows, strict=True)
     return torch.stack(errors), torch.stack(counts)
+
+
+def errors_by_protocol(
+    generate: Generate,
+    images: Tensor,
+    shifts: Sequence[Motion],
+    protocols: Sequence[str],
+    margin: int = 8,
+    **options: Any,
+) -> Iterator[tuple[Motion, dict[str, tuple[Tensor, Tensor]], Tensor]]:
+    """Yield (shift, `squared_error` of each protocol, G(S x)) for each shift, in the passes of the first protocol.
+
+    The others are those of `genstab.metrics.protocols.by_passes`; the options are those of `shift_pairs`.
+    """
+    for motion, output, output_of_moved, scale in moved_outputs(generate, images, shifts, protocols[0], **options):
+        compared = (PROTOCOLS[each].compared(output, output_of_moved, motion, scale, margin) for each in protocols)
+        yield (
+            motion,
+            {each: squared_error(*pair) for each, pair in zip(protocols, compared, strict=True)},
+            output_of_moved,
+        )
 
 
 def shift_psnr(

@@ -151,7 +151,10 @@ def test_pairs_are_measured_without_a_training_split_and_a_damaged_one_is_skippe
     [
         (["measure"], "no model: set model.checkpoint"),
         (["measure", "model.checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
-        (["measure", *NETWORK, "protocols=[roll]"], "protocols='roll' is not one of circular, crop, fractional"),
+        (
+            ["measure", *NETWORK, "protocols=[roll]"],
+            "protocols='roll' is not one of circular, crop, crop_edge, fractional",
+        ),
         (["measure", *NETWORK, "map.reach=0"], r"map\.reach=0 is not an integer"),
         (["measure", *NETWORK, "device=cuda:9"], "this machine has . CUDA devices"),
         (["measure", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),

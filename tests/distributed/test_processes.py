@@ -10,14 +10,11 @@ from hydra.utils import instantiate
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from pytorch_lightning import Trainer
 
-from genstab import FeatureDistance, ShiftConsistency
-from genstab.metrics.sliced_wasserstein import SlicedWasserstein
-from genstab.metrics.spectrum import SpectrumError
 from tests.cli.test_config import TINY_SYNTHETIC, composed
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.helpers import norm_on_some
 from tests.helpers.commands import HELPERS, ROOT, finish, program, start
-from tests.helpers.metrics_on_two import measure
+from tests.helpers.metrics_on_two import every, measure, values
 from tests.helpers.train_on_some import train
 from tests.helpers.validate_on_some import validate
 from tests.training.test_pix2pix import QUIET
@@ -145,12 +142,12 @@ def test_synchronised_batch_norm_is_that_of_all_images_on_one_process(tmp_path):
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_metrics_with_uneven_shares_on_two_processes(tmp_path):
-    metrics = (FeatureDistance(), ShiftConsistency(), SlicedWasserstein(), SpectrumError())
+    metrics = every()
     measure(0, 8, metrics)
     program(HELPERS / "metrics_on_two.py", tmp_path / "values")
     for rank in (0, 1):
-        values = json.loads((tmp_path / f"values.{rank}").read_text())
-        assert values == pytest.approx([metric.compute().item() for metric in metrics], rel=1e-5, abs=1e-6)
+        found = json.loads((tmp_path / f"values.{rank}").read_text())
+        assert found == pytest.approx(values(metrics), rel=1e-5, abs=1e-6)
 
 
 def folders(path, pattern):

@@ -74,7 +74,7 @@ def test_every_number_is_that_of_the_pure_function(tmp_path):
         torch.testing.assert_close(torch.tensor(table["decibels"], dtype=torch.float64), expected, atol=1e-5, rtol=0)
         key = "val/shift_psnr" + ("" if protocol == "circular" else f"_{protocol}")
         assert found.summary[key] == pytest.approx(expected.mean().item(), abs=1e-5)
-    assert list(found.measurements["shift_psnr"]) == ["circular", "crop", "fractional"]
+    assert list(found.measurements["shift_psnr"]) == ["circular", "crop", "crop_edge", "fractional"]
     worst = shift_psnr(generator, images, SMALL["shifts"]).min().item()
     assert found.summary["val/shift_psnr_worst"] == pytest.approx(worst, abs=1e-5)
 
@@ -198,7 +198,7 @@ def test_a_generator_that_refuses_a_shifted_image_is_measured_without_that_proto
             return images
 
     found = measure(Strict(), Items(*noise(2, 3, 32, 32).sign()), tmp_path, Options(**SMALL))
-    assert list(found.measurements["shift_psnr"]) == ["circular", "crop"]
+    assert list(found.measurements["shift_psnr"]) == ["circular", "crop", "crop_edge"]
     assert found.notes == ["fractional: not measured for 0.png, 1.png: the generator failed: out of range"]
 
 
@@ -619,7 +619,7 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocols": ["roll"]}, "protocols='roll' is not one of circular, crop, fractional"),
+        ({"protocols": ["roll"]}, "protocols='roll' is not one of circular, crop, crop_edge, fractional"),
         ({"shifts": [[0, 0]]}, "zero shift"),
         ({"shifts": [[0, 0.5]]}, r"\[0, 0\.5\] is not a pair of integers"),
         ({"batch_size": 0}, "batch_size=0 is not an integer of at least 1"),
@@ -635,6 +635,7 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
         ({"corruptions": {"images": 0}}, r"corruptions\.images=0"),
         ({"corruptions": {"names": ["frog"]}}, r"corruptions\.names='frog' is not one of gaussian_noise, "),
         ({"corruptions": {"severities": [1, 6]}}, r"corruptions\.severities=\[1, 6\] are not some of 1, 2, 3, 4, 5"),
+        ({"corruptions": {"severities": [2.0]}}, r"corruptions\.severities=\[2\.0\] are not some of"),
     ],
 )
 def test_a_bad_option_is_named(options, message):

@@ -9,6 +9,8 @@ import torch
 from torch import distributed
 
 from genstab import FeatureDistance, ShiftConsistency
+from genstab.metrics.kernel_distance import KernelDistance
+from genstab.metrics.patch_frechet import PatchFrechet
 from genstab.metrics.sliced_wasserstein import SlicedWasserstein
 from genstab.metrics.spectrum import SpectrumError
 
@@ -27,17 +29,34 @@ def measure(start, stop, metrics):
     features, of_shifted, logits, others, output, target = (batch[start:stop] for batch in batches())
     metrics[0].update(features, of_shifted, (1, -2), (8, 9))
     metrics[1].update(logits, others)
-    for metric in metrics[2:]:
+    metrics[2].update(features, of_shifted)
+    metrics[3].update(logits, others)
+    for metric in metrics[4:]:
         metric.update(output, target)
+
+
+def every():
+    return (
+        FeatureDistance(),
+        ShiftConsistency(),
+        PatchFrechet(3),
+        KernelDistance(3),
+        SlicedWasserstein(),
+        SpectrumError(),
+    )
+
+
+def values(metrics):
+    found = [metric.compute() for metric in metrics]
+    return [value.item() for each in found for value in (each if isinstance(each, tuple) else (each,))]
 
 
 def process(rank, store, out):
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    metrics = (FeatureDistance(), ShiftConsistency(), SlicedWasserstein(), SpectrumError())
+    metrics = every()
     for shares in SHARES:
         measure(*shares[rank], metrics)
-    values = [metric.compute().item() for metric in metrics]
-    Path(f"{out}.{rank}").write_text(json.dumps(values))
+    Path(f"{out}.{rank}").write_text(json.dumps(values(metrics)))
     distributed.barrier()
     distributed.destroy_process_group()
 

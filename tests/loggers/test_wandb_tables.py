@@ -38,11 +38,13 @@ def test_rows_per_shift():
 
 
 def test_rows_per_image_join_what_was_measured_and_keep_images_of_one_name_apart():
-    assert rows("per_image", MEASURED) == [
-        ["a", 15.0, None, None, 0.1, 10.0, None, 0.5, None],
-        ["b", 30.0, None, None, None, None, None, None, None],
-        ["a (2)", 30.0, None, None, None, None, None, None, None],
-        ["c", None, None, None, 0.3, None, None, 0.6, None],
+    columns, table = tables(MEASURED)["per_image"]
+    named = [dict(zip(columns, row, strict=True)) for row in table]
+    assert [{key: value for key, value in row.items() if value is not None} for row in named] == [
+        {"image": "a", "circular dB": 15.0, "l1": 0.1, "psnr": 10.0, "tv": 0.5},
+        {"image": "b", "circular dB": 30.0},
+        {"image": "a (2)", "circular dB": 30.0},
+        {"image": "c", "l1": 0.3, "tv": 0.6},
     ]
 
 

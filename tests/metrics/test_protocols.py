@@ -65,7 +65,7 @@ def test_a_training_logs_it():
     trainer.validate(model, pairs_loader(3, 2), verbose=False)
     logged = {key for key in trainer.callback_metrics if "shift" in key}
     each = ("", "_pooled", "_worst_shift")
-    assert logged == {f"val/shift_psnr_{name}{end}" for name in ("mirrored", "crop") for end in each} | {
+    assert logged == {f"val/shift_psnr_{name}{end}" for name in ("mirrored", "crop", "crop_edge") for end in each} | {
         "val/shift_period"
     }
     expected = shift_psnr(model, Pairs(3).source, SHIFTS, "mirrored")
@@ -138,7 +138,7 @@ def test_motions_that_are_no_shifts(monkeypatch, tmp_path):
 
 
 def test_what_is_not_registered_is_named_with_the_choices():
-    with pytest.raises(InputError, match="protocol='mirrored' is not one of circular, crop, fractional"):
+    with pytest.raises(InputError, match="protocol='mirrored' is not one of circular, crop, crop_edge, fractional"):
         shift_psnr(nn.Identity(), noise(1, 1, 8, 8), SHIFTS, "mirrored")
 
 
@@ -153,8 +153,13 @@ def test_log_keys():
             "mean": "val/shift_psnr_crop", "pooled": "val/shift_psnr_crop_pooled",
             "worst_shift": "val/shift_psnr_crop_worst_shift",
         },
+        "crop_edge": {
+            "mean": "val/shift_psnr_crop_edge", "pooled": "val/shift_psnr_crop_edge_pooled",
+            "worst_shift": "val/shift_psnr_crop_edge_worst_shift",
+        },
         "fractional": {
             "mean": "val/shift_psnr_fractional", "pooled": "val/shift_psnr_fractional_pooled",
             "worst_shift": "val/shift_psnr_fractional_worst_shift",
         },
+        **{name: {"pooled": f"val/shift_psnr_{name}"} for name in ("eqt", "eqt_frac", "eqr")},
     }  # fmt: skip

@@ -64,7 +64,7 @@ def test_shifts_that_leave_nothing():
         translate(ramp(4, 5), (0, 1), margin=2)
     with pytest.raises(InputError, match="4×5 is too small"):
         window(ramp(4, 5), (0, 0), [(4, 0)])
-    with pytest.raises(InputError, match="protocol='zoom' is not one of circular, crop, fractional"):
+    with pytest.raises(InputError, match="protocol='zoom' is not one of circular, crop, crop_edge, fractional"):
         next(shift_pairs(torch.tanh, ramp(4, 5), [(0, 1)], "zoom"))
     with pytest.raises(InputError, match="another size"):
         next(shift_pairs(lambda x: x[..., ::2], ramp(4, 5), [(0, 1)]))

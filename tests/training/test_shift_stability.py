@@ -80,8 +80,8 @@ def test_tables_of_each_shift_and_image_are_those_of_the_pure_function(batch_siz
     trainer = Trainer(callbacks=[callback], **QUIET)
     trainer.validate(model, pairs_loader(5, batch_size), verbose=False)
     assert callback.names == ["0", "1", "2", "3"]
-    assert callback.shifts == {"circular": SHIFTS, "crop": SHIFTS, "fractional": PARTS}
-    for protocol in THREE:
+    assert callback.shifts == {"circular": SHIFTS, "crop": SHIFTS, "crop_edge": SHIFTS, "fractional": PARTS}
+    for protocol in callback.shifts:
         error, count = shift_errors(model, images[:4], callback.shifts[protocol], protocol, margin=2)
         table, pooled = callback.tables[protocol], callback.pooled[protocol]
         assert table.dtype == torch.float64
@@ -301,7 +301,7 @@ def test_the_offline_wandb_file_has_metrics_and_pictures_at_the_same_step(tmp_pa
     [
         ({"shifts": []}, "shifts: the list is empty"),
         ({"shifts": [[0, 1], [0, 0]]}, "the zero shift"),
-        ({"protocols": ["circular", "zoom"]}, "protocol='zoom' is not one of circular, crop, fractional"),
+        ({"protocols": ["circular", "zoom"]}, "protocol='zoom' is not one of circular, crop, crop_edge, fractional"),
         ({"images": 0}, "images=0"),
         ({"margin": -1}, "margin=-1"),
         ({"fractional_shifts": [[0, math.nan]]}, r"shifts: \[0, nan\] is not a pair of finite numbers"),

@@ -12,9 +12,9 @@ from genstab.data.collate import names_of, source_of
 from genstab.data.shares import dataset_positions
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference, submodule
-from genstab.metrics.protocols import PROTOCOLS, Motion, in_chunks, shift_pairs
+from genstab.metrics.protocols import PROTOCOLS, Motion, by_passes, in_chunks
 from genstab.metrics.shift_ops import EIGHT_TO_THE_RIGHT, PARTS_OF_A_PIXEL, parse_shifts
-from genstab.metrics.shift_psnr import psnr_table, shift_period, squared_error
+from genstab.metrics.shift_psnr import errors_by_protocol, psnr_table, shift_period
 from genstab.runtime.gather import all_gathered
 
 MOST_COLUMNS = 1000
@@ -24,10 +24,10 @@ class ShiftStability(Callback):
     """Measure the shift PSNR of a module's generator in every validation.
 
     Logs `val/shift_psnr` (protocol `circular`) and `val/shift_psnr_NAME` of every other protocol, such as
-    `val/shift_psnr_crop`, each also with `_pooled` and `_worst_shift`, and `val/shift_psnr_worst`, in dB; and
-    `val/shift_period`, that of `crop`, or else of `circular`, in pixels. The numbers do not depend on
-    the batch size or the number of processes. Weights, modes and the random state are not changed. An output that is
-    not finite makes the numbers NaN.
+    `val/shift_psnr_crop`, and with it `val/shift_psnr_crop_edge` without a margin, each also with `_pooled` and
+    `_worst_shift`, and `val/shift_psnr_worst`, in dB; and `val/shift_period`, that of `crop`, or else of
+    `circular`, in pixels. The numbers do not depend on the batch size or the number of processes. Weights, modes
+    and the random state are not changed. An output that is not finite makes the numbers NaN.
 
     After each validation every process has, for each protocol: `tables`, dB of shape (shifts, images) with the images
     in the order of the dataset, NaN where nothing was measured; `pooled`, dB of shape (shifts,), one PSNR over all
@@ -75,6 +75,8 @@ class ShiftStability(Callback):
         self.shifts: dict[str, Sequence[Motion]] = {}
         for protocol in protocols:
             check_choice("protocol", protocol, PROTOCOLS)
+        self.passes = by_passes(protocols)
+        for protocol in (each for group in self.passes.values() for each in group):
             self.shifts[protocol] = PROTOCOLS[protocol].measured(whole, parts)
         self.images, self.data_range, self.cap = images, data_range, cap
         self.options = {"margin": margin, "forward_batch": forward_batch, "multiple": multiple}
@@ -122,10 +124,14 @@ class ShiftStability(Callback):
         with inference(submodule(pl_module, self.generator)) as generate:
             if not all(PROTOCOLS[protocol].windows for protocol in self.shifts):
                 options["output"] = in_chunks(generate, source, self.options["forward_batch"])  # for all protocols
-            for protocol, shifts in self.shifts.items():
-                pairs = shift_pairs(generate, source, shifts, protocol, **options)
-                errors, pixels = zip(*(squared_error(*pair_and_mask) for _, *pair_and_mask in pairs), strict=True)
-                self._errors[protocol].append((positions, torch.stack(errors), torch.stack(pixels)))
+            for first, group in self.passes.items():
+                by_shift = [
+                    errors
+                    for _, errors, _ in errors_by_protocol(generate, source, self.shifts[first], group, **options)
+                ]
+                for protocol in group:
+                    errors, pixels = zip(*(each[protocol] for each in by_shift), strict=True)
+                    self._errors[protocol].append((positions, torch.stack(errors), torch.stack(pixels)))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the dB of this validation, over all processes."""
