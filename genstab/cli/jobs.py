@@ -18,7 +18,7 @@ from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
 from genstab.cli.model_options import split_options
-from genstab.cli.recorded import recorded
+from genstab.cli.recorded import given, recorded
 from genstab.cli.run_folder import claim, keep_config
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
@@ -66,7 +66,7 @@ def run_measure(config: DictConfig) -> float | None:
         if "on_error" in config.data:
             config.data.on_error = "raise"  # the command's own `on_error` decides
         with open_dict(config.data):
-            read_alike(model, config.data)
+            read_alike(model, config.data, given("data"))
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
@@ -26,6 +27,13 @@ def recorded(config: DictConfig) -> dict[str, Any]:
     """
     with _variables_stay_names():
         return _plain(config)
+
+
+def given(group: str) -> set[str]:
+    """Return the keys of a group that the command line of this job set: `value_range` for `data.value_range=auto`."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = [word.lstrip("+").partition("=")[0].split(".") for word in words]
+    return {key[1] for key in keys if key[0] == group and len(key) > 1}
 
 
 @contextmanager

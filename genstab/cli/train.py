@@ -26,6 +26,7 @@ from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
+from genstab.inference.trained_on import trained_on
 from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
@@ -87,7 +88,9 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         # Lightning's own do not work with two optimizers.
         accepted = signature.types if (signature := signature_of(str(config.model.get("_target_")))) else {}
         given = {name: config.trainer[name] for name in OFF if name in accepted and name in config.trainer}
-        data, model = instantiate(config.data), instantiate(config.model, **given)
+        ranges = trained_on(checkpoint).get("value_range") if checkpoint else None
+        read_on = {"value_range": ranges} if ranges else {}  # `auto` is found once, when a training begins
+        data, model = instantiate(config.data, **read_on), instantiate(config.model, **given)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
             notes: list[str] = []
