@@ -94,16 +94,16 @@ def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
         return []
     key, when = _judged(known, headline), _when()
     psnr, said = known[key], _said(known, key, named=True)
+    border = f"; up to the border {_said(known, edge)}" if (edge := _judged(known, _EDGE)) in known else ""
     if "capped" in raised:
         sentences = [f"Not evidence of stability: {said} is the cap, which any constant output reaches."]
     elif psnr >= CAP:
-        sentences = [f"Follows its input exactly {when[headline]}: {said}, the cap."]
+        sentences = [f"Follows its input exactly {when[headline]}: {said}, the cap{border}."]
     else:
         levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
         judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
         change = 100 * 10 ** (-psnr / 20)
         share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-        border = f"; up to the border {_said(known, edge)}" if (edge := _judged(known, _EDGE)) in known else ""
         sentences = [f"{judgement} {when[headline]}: {said}, a change of {share} % of the value range{border}."]
     if "random" in raised:
         floor = known["val/noise_floor"]
