@@ -197,7 +197,7 @@ def test_what_follows_how_stable(metrics, expected):
         ({CROP: 45.0, CROP_WORST_SHIFT: 44.0, f"{CROP}_edge": 33.0, f"{CROP}_edge_worst_shift": 32.0},
          ["Is steady when the camera moves: shift PSNR crop at worst shift 44.0 dB, a change of 0.63 % of the value"
           " range; up to the border 32.0 dB.", "Without targets, blur cannot be ruled out as the reason for its 44.0 dB"
-          " (total variation 0.1)."]),
+          " (total variation 0.100)."]),
         # a training does not say how many images there are; nothing is hidden here
         ({CROP: 46.0, CROP_POOLED: 46.0, CROP_WORST_SHIFT: 45.5, SHARE: 0.25, PERIOD: 1},
          ["No visible flicker when the camera moves: shift PSNR crop at worst shift 45.5 dB, a change of 0.53 % of the"
