@@ -1,6 +1,6 @@
 # make train      virtual environment, install, train on the embedded data
 # make test       virtual environment, install, lint, types, all tests
-# make test-fast  the tests of one process each: for daily work
+# make test-fast  the tests that are not marked slow: for daily work
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +21,7 @@ pytest: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not ddp and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check $(SOURCES)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from genstab.metrics.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
     from genstab.metrics.spectrum import SpectrumError as SpectrumError
     from genstab.networks.patchgan import PatchGAN as PatchGAN
-    from genstab.networks.pixelgan import PixelGAN as PixelGAN
+    from genstab.networks.patchgan import PixelGAN as PixelGAN
     from genstab.networks.resnet import ResNetGenerator as ResNetGenerator
     from genstab.networks.unet import UNet as UNet
     from genstab.training.callbacks.shift_stability import ShiftStability as ShiftStability
@@ -53,17 +53,16 @@ _PLACES = {
     "metrics.shift_psnr": ["ShiftPSNR", "shift_psnr"],
     "metrics.sliced_wasserstein": ["SlicedWasserstein"],
     "metrics.spectrum": ["SpectrumError"],
-    "networks.patchgan": ["PatchGAN"],
-    "networks.pixelgan": ["PixelGAN"],
+    "networks.patchgan": ["PatchGAN", "PixelGAN"],
     "networks.resnet": ["ResNetGenerator"],
     "networks.unet": ["UNet"],
     "training.callbacks.shift_stability": ["ShiftStability"],
     "training.pix2pix": ["Pix2Pix"],
 }
 _PUBLIC = {name: f"genstab.{module}" for module, names in _PLACES.items() for name in names}
-_MODULES = {"surgery": "genstab.layers.surgery"}
-# Modules of version 0.1 that stand in the `_target_` of its configs.
-_MOVED = {
+# A public module, and those of version 0.1 that stand in the `_target_` of its configs.
+_MODULES = {
+    "surgery": "genstab.layers.surgery",
     "csv_log": "genstab.loggers.csv_log",
     "estimate": "genstab.training.callbacks.time_left",
     "folder": "genstab.data.folder",
@@ -75,7 +74,7 @@ _MOVED = {
     "watch": "genstab.training.callbacks.collapse",
 }
 
-__all__ = ["__version__", *_PUBLIC, *_MODULES]
+__all__ = ["__version__", *_PUBLIC, "surgery"]
 
 if not TYPE_CHECKING:
 
@@ -83,12 +82,12 @@ if not TYPE_CHECKING:
         """Import a public name, or a module of version 0.1, when it is first asked for."""
         if name in _PUBLIC:
             value = getattr(import_module(_PUBLIC[name]), name)
-        elif name in _MODULES or name in _MOVED:
-            value = import_module(_MODULES.get(name) or _MOVED[name])
+        elif name in _MODULES:
+            value = import_module(_MODULES[name])
         else:
             raise AttributeError(f"module 'genstab' has no attribute {name!r}")
         globals()[name] = value
         return value
 
     def __dir__() -> list[str]:
-        return sorted(globals() | _PUBLIC | _MODULES)
+        return sorted({*globals(), *__all__})

@@ -54,7 +54,7 @@ def check_counts(least: int = 1, **counts: object) -> None:
     genstab.errors.InputError: levels=0 is not an integer of at least 1
     """
     for name, count in counts.items():
-        if not isinstance(count, int) or count < least:
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise InputError(f"{name}={count} is not an integer of at least {least}")
 
 

@@ -16,6 +16,7 @@ from genstab.cli.jobs import run_measure, run_report
 from genstab.cli.main import CONF
 from genstab.cli.train import run_train
 
+pytestmark = pytest.mark.slow
 STORED = Path(__file__).parent / "v0_1" / "runs.tar.xz"
 # `_target_` paths of its configs that name a module.
 TARGETS = (

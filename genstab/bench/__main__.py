@@ -27,8 +27,8 @@ from genstab.runtime.provenance import machine
 Report = dict[str, Any]
 DESCRIPTION = """Compare time and peak memory in one run.
 
-Whatever is compared runs in turn (A B C, B C A, …) in one process, so a machine that slows down changes the times but
-hardly the ratios, which are medians over rounds. Close other programs nevertheless."""
+Whatever is compared runs in turn in one process, and ratios are medians over rounds; close other programs nevertheless.
+"""
 EXAMPLES = """examples:
   python -m genstab.bench layers --only blur --dtype float32      the blurs alone
   python -m genstab.bench step --antialias tri3xpre --batch 4     one option and none
@@ -123,29 +123,24 @@ def _steps(options: argparse.Namespace, device: torch.device) -> Report:
 
 
 def _guards(options: argparse.Namespace, device: torch.device) -> Report:
-    results = []
-    for batch in options.batch:
-        results += time_guards(batch, options.size, options.channels, device, options.seconds)
+    shapes = [(batch, options.size, options.channels) for batch in options.batch]
+    results = [result for shape in shapes for result in time_guards(*shape, device, options.seconds)]
     return {"versions": {"torch": torch.__version__}, "results": results}
 
 
 RUN = {"layers": _layers, "step": _steps, "guards": _guards}
 
 
-def _notes(report: Report) -> list[str]:
-    """Return notes for the tables: machine, versions, and what was not measured."""
-    facts = report["machine"]
-    lines = [f"{', '.join(facts['devices'])}, {facts['threads']} threads of torch, {facts['platform']}"]
-    if report["settings"]["compile"]:
-        lines.append("Compiled with torch.compile")
-    lines.append(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
-    lines += [f"Not compared: {name}, {reason}" for name, reason in report.get("missing", {}).items()]
-    return lines + [f"Left out: {layer}" for layer in dict.fromkeys(report.get("left_out", []))]
-
-
 def markdown(report: Report) -> str:
-    """Return the tables as Markdown with the command that made them, the short one last."""
-    parts = [f"```\n{report['command']}\n```", "  \n".join(_notes(report))]
+    """Return the tables as Markdown, the short one last, after command, machine, versions and what was not measured."""
+    facts = report["machine"]
+    notes = [f"{', '.join(facts['devices'])}, {facts['threads']} threads of torch, {facts['platform']}"]
+    if report["settings"]["compile"]:
+        notes.append("Compiled with torch.compile")
+    notes.append(", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    notes += [f"Not compared: {name}, {reason}" for name, reason in report.get("missing", {}).items()]
+    notes += [f"Left out: {layer}" for layer in dict.fromkeys(report.get("left_out", []))]
+    parts = [f"```\n{report['command']}\n```", "  \n".join(notes)]
     details = details_table(report["results"])
     if report["settings"]["command"] == "layers":
         parts += ["<details><summary>Every layer at every shape</summary>", details, "</details>"]
@@ -157,11 +152,7 @@ def markdown(report: Report) -> str:
 
 
 def run(arguments: Sequence[str]) -> Report:
-    """Run the benchmark that command-line arguments describe; print it, write its files, return what they hold.
-
-    Raises:
-        SystemExit: an invalid argument; argparse prints which and what is allowed.
-    """
+    """Run the benchmark that command-line arguments describe; print it, write its files, return what they hold."""
     options = _parser().parse_args(arguments)
     device = torch.device(options.device)
     report: Report = {

@@ -59,11 +59,8 @@ def compare(times: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
     results = {}
     for name, values in times.items():
         low, median, high = quartiles(values)
-        ratios = {
-            other: quartiles([a / b for a, b in zip(values, times[other], strict=True)])
-            for other in times
-            if other != name
-        }
+        by_round = {other: zip(values, times[other], strict=True) for other in times if other != name}
+        ratios = {other: quartiles([a / b for a, b in pairs]) for other, pairs in by_round.items()}
         results[name] = {
             "seconds": median,
             "seconds_quartiles": [low, high],

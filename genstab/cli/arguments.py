@@ -21,9 +21,15 @@ _PLUGIN = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher
 
 def check_words(words: Sequence[str]) -> None:
     """Raise an `InputError` for a word that is neither an option nor an override."""
-    for before, word in zip(["", *words], words, strict=False):
-        if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE:
-            raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
+    for word in _not_overrides(words):
+        raise InputError(f"{word!r} is not key=value, as in model.checkpoint=FILE (--help lists the keys)")
+
+
+def _not_overrides(words: Sequence[str]) -> list[str]:
+    pairs = zip(["", *words], words, strict=False)
+    return [
+        word for before, word in pairs if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE
+    ]
 
 
 def check_launcher(words: Sequence[str]) -> None:
@@ -57,10 +63,7 @@ def name_model(words: Sequence[str]) -> list[str]:
     >>> name_model(["runs/a", "output=model.onnx"])
     ['++model.checkpoint=runs/a', 'output=model.onnx']
     """
-    pairs = zip(["", *words], words, strict=False)
-    named = [
-        word for before, word in pairs if "=" not in word and word[:1] not in ("-", "~") and before not in _WITH_VALUE
-    ]
+    named = _not_overrides(words)
     if len(named) > 1:
         raise InputError(f"{named[1]!r} is not key=value, and the model is {named[0]!r} already")
     return to_overrides([f"model.checkpoint={word}" if word in named else word for word in words])
@@ -78,15 +81,11 @@ def to_overrides(words: Sequence[str]) -> list[str]:
     sweep = MULTIRUN & set(words)
 
     def override(word: str) -> str:
-        key, is_override, value = word.partition("=")
-        special = (
-            re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII)
-            and not value.startswith(("'", '"'))
-            and not re.search(r"\$\{|\\", value)
-        )
-        plain = key in _PATHS and (not sweep or key[:6] == "hydra." or Path(value).exists())
-        quoted = f"{key}={_quoted(value)}" if is_override and special and plain else word
-        return re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", quoted)
+        key, _, value = word.partition("=")
+        special = re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII) and not re.search(r"^['\"]|\$\{|\\", value)
+        if special and key in _PATHS and (not sweep or key.startswith("hydra.") or Path(value).exists()):
+            word = f"{key}={quoted(value)}"
+        return re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", word)
 
     return [override(word) for word in words]
 
@@ -94,11 +93,11 @@ def to_overrides(words: Sequence[str]) -> list[str]:
 def name_runs(words: Sequence[str]) -> list[str]:
     """Collect the words that are not overrides, the folders of `genstab report`, in the key `runs`."""
     runs = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).exists())]
-    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={_quoted(found[2])}", word) for word in words]
-    return [f"runs=[{','.join(map(_quoted, runs))}]"] * bool(runs) + [word for word in rest if word not in runs]
+    rest = [re.sub("^(title|output)=(.*)", lambda found: f"{found[1]}={quoted(found[2])}", word) for word in words]
+    return [f"runs=[{','.join(map(quoted, runs))}]"] * bool(runs) + [word for word in rest if word not in runs]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Quote a text for the grammar of Hydra, in which colons, commas and brackets have a meaning."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

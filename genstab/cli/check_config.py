@@ -51,22 +51,19 @@ def check_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
             raise InputError(f"{key} is not known: did you mean {close[0]}?")
 
 
-def check_head(generator: Mapping[str, Any]) -> None:
-    """Raise an `InputError` where `antialias=stable` sets the U-Net's `head` and another network was chosen."""
-    target = generator.get("_target_", "")
-    signature = signature_of(target) if isinstance(target, str) else None
-    if "head" in generator and signature and not signature.is_open and "head" not in signature.types:
-        raise InputError(
-            f"model.generator.head={written(generator['head'])}, which antialias=stable sets, is not known to {target}"
-            ": choose another antialias, or ~model.generator.head for the other parts of the recipe"
-        )
-
-
 def check_training(config: Mapping[str, Any]) -> None:
     """Raise an `InputError` for options of a training run that have the right types but make no sense together."""
     check_seed(config["seed"])
     check_type("output_dir", config.get("output_dir", ""), str)
-    _check_beginning(config)
+    path, file = config.get("ckpt_path"), config.get("init_from")
+    if file is not None and path not in (None, "last"):
+        raise InputError(
+            f"ckpt_path={path} resumes a training and init_from={file} begins another one: leave one of them out "
+            "(with ckpt_path=last, init_from counts as long as there is no checkpoint)"
+        )
+    for key in ("init_from_d", "init_from_prefix"):
+        if file is None and config.get(key) is not None:
+            raise InputError(f"{key}={config[key]} needs init_from=FILE, for the generator")
     trainer, callbacks = config.get("trainer", {}), config.get("callbacks", {})
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer.get(name) in (0, 0.0) and not isinstance(trainer[name], bool):
@@ -88,18 +85,6 @@ def check_training(config: Mapping[str, Any]) -> None:
         if not (callback is None or isinstance(callback, Mapping)):
             raise InputError(f"callbacks.{name}={written(callback)} is neither null nor a group of keys")
     _check_overlapping_crops(config.get("data", {}), config.get("model", {}))
-
-
-def _check_beginning(config: Mapping[str, Any]) -> None:
-    path, file = config.get("ckpt_path"), config.get("init_from")
-    if file is not None and path not in (None, "last"):
-        raise InputError(
-            f"ckpt_path={path} resumes a training and init_from={file} begins another one: leave one of them out "
-            "(with ckpt_path=last, init_from counts as long as there is no checkpoint)"
-        )
-    for key in ("init_from_d", "init_from_prefix"):
-        if file is None and config.get(key) is not None:
-            raise InputError(f"{key}={config[key]} needs init_from=FILE, for the generator")
 
 
 def check_seed(seed: object) -> None:
@@ -142,6 +127,11 @@ def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") 
         key = f"{group}.{name}".lstrip(".")
         if name in types:
             check_type(key, value, types[name])
+        elif not is_open and key == "model.generator.head":
+            raise InputError(
+                f"{key}={written(value)}, which antialias=stable sets, is not known to {target}: choose another "
+                f"antialias, or ~{key} for the other parts of the recipe"
+            )
         elif not is_open:
             close = get_close_matches(name, types, n=2, cutoff=0.7)
             takes = f": did you mean {' or '.join(close)}?" if close else f"; {target} takes {', '.join(types)}"

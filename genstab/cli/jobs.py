@@ -3,9 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pytorch_lightning import seed_everything
 from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
-from genstab.cli.model_options import check_model, split_options
+from genstab.cli.model_options import split_options
 from genstab.cli.recorded import recorded
+from genstab.cli.run_folder import keep_config
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -49,10 +51,11 @@ def run_measure(config: DictConfig) -> float | None:
     quieten()
     began = time.perf_counter()
     with input_errors():
+        check_measurable(config.output_dir)
+        keep_config(config)
         config.run_name = config.run_name or _name(config)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
-        check_measurable(config.output_dir)
         check_folder(config.output_dir)
         notes: list[str] = []
         model = nn.Identity() if config.control == "blur" else model_of(config.model, notes)
@@ -107,33 +110,33 @@ def run_predict(config: DictConfig) -> None:
     """Apply a model to a folder of images as `config` says; print a summary."""
     quieten()
     with input_errors():
-        source, output = config.input, config.output
         size = None if config.size is None else as_size("size", config.size)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
-        values = parse_values(**{key: plain[key] for key in VALUE_OPTIONS})
+        meaning = {key: plain[key] for key in VALUE_OPTIONS}
+        values = parse_values(**meaning)
         notes: list[str] = []
         model = model_of(config.model, notes)
         device = place(model, config.device)
-        options = {key: config[key] for key in ("batch_size", "recursive", "overwrite", "on_error", "max_megapixels")}
-        read = {key: config[key] for key in ("source_range", "target_range", "source_labels", "source_interpolation")}
-        # every other option may change the results
-        made_by = {
-            key: each
-            for key, each in plain.items()
-            if key not in ("input", "output", "size", "device", *options, *read)
-        }
-        made_by["model"] = {key: each for key, each in plain["model"].items() if key != "checkpoint"}
-        given = {"values": values, "notes": notes, "made_by": made_by, **options, **read}
+        made_by = {**meaning, "model": {key: each for key, each in plain["model"].items() if key != "checkpoint"}}
+        options = {key: plain[key] for key in signature(predict_folder).parameters if key in plain}
+        options |= {"size": size, "device": device, "values": values, "notes": notes, "made_by": made_by}
         try:
-            result = predict_folder(model, source, output, size=size, device=device, **given)
+            result = predict_folder(model, config.input, **options)
         finally:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-    print(result.summary(output))
-    for reason in result.failed.values():
+    _conclude(
+        result.summary(config.output), result.failed.values(), f"images were left out: {shortened([*result.failed])}"
+    )
+
+
+def _conclude(summary: str, left_out: Collection[str], what: str) -> None:
+    """Print the summary of a job and why something was left out; the code of the program is not 0 then."""
+    print(summary)
+    for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
-    if result.failed:
-        raise InputError(f"{len(result.failed)} images were left out: {shortened(list(result.failed))}")
+    if left_out:
+        raise InputError(f"{len(left_out)} {what}")
 
 
 def run_export(config: DictConfig) -> None:
@@ -179,16 +182,12 @@ def _tables(options: Sequence[Option], baseline: str | None) -> str:
 
 def run_shard(config: DictConfig) -> None:
     """Write shards as `config` says; print a summary."""
-    options = {key: config[key] for key in ("size", "seed", "check", "on_error", "convert", "val_share", "val_seed")}
+    options = {str(key): value for key, value in config.items() if key not in ("input", "output")}
     with input_errors():
         written = write_shards(config.input, config.output, **options)
     if written.held:
         print(written.held)
-    print(written.summary(config.output))
-    for reason in written.left_out:
-        print(f"left out: {reason}", file=sys.stderr)
-    if written.left_out:
-        raise InputError(f"{len(written.left_out)} pairs were left out")
+    _conclude(written.summary(config.output), written.left_out, "pairs were left out")
 
 
 def run_workspace(config: DictConfig) -> None:
@@ -204,7 +203,6 @@ def model_of(options: DictConfig, notes: list[str] | None = None) -> nn.Module:
     class may be in the current folder. `notes` gets what the loading has to say.
     """
     given = dict(OmegaConf.to_container(options, resolve=True))  # type: ignore[arg-type]  # a dict
-    check_model(given)
     loading, keys = split_options(given)
     checkpoint = loading.pop("checkpoint", None)
     if "_target_" not in keys:

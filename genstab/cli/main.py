@@ -27,7 +27,7 @@ from genstab.cli.arguments import (
     name_runs,
     to_overrides,
 )
-from genstab.cli.check_config import check_head, check_keys, check_options, check_seed, check_training, check_type
+from genstab.cli.check_config import check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.model_options import check_model
 from genstab.cli.recorded import without_values
@@ -45,7 +45,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once per program, like `now`
-VALUES = "genstab.inference.value_range.parse_values"
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
 # What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
@@ -71,38 +70,34 @@ class Command:
     """A command of `genstab`."""
 
     job: str  # the function that takes the config, imported after the config was checked
-    used_by: str = ""  # the function or class that takes the keys outside of groups
+    used_by: tuple[str, ...] = ()  # the functions or classes that take the keys outside of groups
     loads_model: bool = False  # whether keys under `model` say what to load
     overrides: Callable[[Sequence[str]], list[str]] = to_overrides  # of Hydra, from the words on the command line
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise an `InputError` for the first option that is not known or has the wrong type."""
-        model = config.get("model", {})
         if self.loads_model:
-            check_model(model)
+            check_model(config["model"])
             config = {key: value for key, value in config.items() if key != "model"}
-        elif isinstance(generator := model.get("generator"), dict):
-            check_head(generator)
         check_options(config)
-        types = signature.types if (signature := signature_of(self.used_by)) else {}
-        for key in types.keys() & config.keys():
-            check_type(key, config[key], types[key])
-        if isinstance(config.get("seed"), int):  # null keeps the order of shards
-            check_seed(config["seed"])
-        if self.loads_model and (values := signature_of(VALUES)):
-            for key in values.types.keys() & config.keys():
-                check_type(key, config[key], values.types[key])
+        for target in self.used_by:
+            types = signature.types if (signature := signature_of(target)) else {}
+            for key in types.keys() & config.keys():
+                check_type(key, config[key], types[key])
         if "trainer" in config:
             check_training(config)
+        elif config.get("seed") is not None:  # null keeps the order of shards
+            check_seed(config["seed"])
 
 
+_VALUES = "genstab.inference.value_range.parse_values"
 COMMANDS = {
     "train": Command("genstab.cli.submitit:run_wherever", overrides=name_networks),
-    "measure": Command("genstab.cli.jobs:run_measure", "genstab.evaluation.options.MeasureOptions", True),
-    "predict": Command("genstab.cli.jobs:run_predict", "genstab.inference.predict.predict", True),
-    "export": Command("genstab.cli.jobs:run_export", "genstab.inference.export.export", True, name_model),
+    "measure": Command("genstab.cli.jobs:run_measure", ("genstab.evaluation.options.MeasureOptions",), True),
+    "predict": Command("genstab.cli.jobs:run_predict", ("genstab.inference.predict.predict", _VALUES), True),
+    "export": Command("genstab.cli.jobs:run_export", ("genstab.inference.export.export",), True, name_model),
     "report": Command("genstab.cli.jobs:run_report", overrides=name_runs),
-    "shard": Command("genstab.cli.jobs:run_shard", "genstab.data.shards.write.write_shards"),
+    "shard": Command("genstab.cli.jobs:run_shard", ("genstab.data.shards.write.write_shards",)),
     "workspace": Command("genstab.cli.jobs:run_workspace"),
 }
 
@@ -127,21 +122,23 @@ def _readers_may_leave() -> Iterator[None]:
 @_readers_may_leave()
 def main() -> None:
     """Run the command that `sys.argv[1]` names."""
-    if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
-        train()  # Lightning starts the other processes without the name of the command
-        return
     command = sys.argv.pop(1) if len(sys.argv) > 1 else "--help"
-    if command in ("-h", "--help"):
+    if command == "train" or _started_by_lightning():
+        train()
+    elif command in ("-h", "--help"):
         print(USAGE)
     elif command == "--version":
         print(version_text())
-    elif command == "train":
-        train()
     elif command in COMMANDS:
         _launch(command)
     else:
         meant = "".join(f"; did you mean {each}?" for each in get_close_matches(command, COMMANDS, n=1))
         sys.exit(f"genstab: {command!r} is not one of {', '.join(COMMANDS)}{meant}")
+
+
+def _started_by_lightning() -> bool:
+    """Return whether this is one of the other processes of a training: their command line is not to be looked at."""
+    return WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ
 
 
 @_readers_may_leave()
@@ -150,7 +147,7 @@ def train() -> None:
     """Run `genstab train`, with the Hydra overrides in `sys.argv`: alone, or as one of several processes."""
     processes: Rendezvous | None = None
     with _one_line_errors():
-        if WORKER_CONFIG in os.environ and "LOCAL_RANK" in os.environ:
+        if _started_by_lightning():
             from genstab.cli.train import run_train
 
             run_train(OmegaConf.create(os.environ[WORKER_CONFIG]))  # type: ignore[arg-type]  # a dict

@@ -9,20 +9,21 @@ from genstab.cli.signatures import signature_of
 from genstab.errors import InputError
 
 LOADER = "genstab.inference.load_model.load_model"
-_NOT_OPTIONS = ("network", "notes")
 
 
 def split_options(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the keys that are arguments of `load_model`, and those of the network that `_target_` names.
 
-    A key that the network's own signature has is the network's, also where `load_model` has one of that name.
+    What both may take is the network's: the keys in its signature, and norm and padding, which `load_model` takes for
+    files that need no `_target_`.
 
-    >>> split_options({"_target_": "genstab.UNet", "norm": "batch", "output": 0})
-    ({'output': 0}, {'_target_': 'genstab.UNet', 'norm': 'batch'})
+    >>> split_options({"_target_": "timm.create_model", "padding": 2, "output": 0})
+    ({'output': 0}, {'_target_': 'timm.create_model', 'padding': 2})
     """
-    loader, network = signature_of(LOADER), signature_of(str(model.get("_target_", "")))
-    assert loader is not None
-    own = loader.types.keys() - (network.types.keys() if network else set()) - set(_NOT_OPTIONS)
+    own = _loader_keys()
+    if "_target_" in model:
+        network = signature_of(str(model["_target_"]))
+        own -= {"norm", "padding", *(network.types if network else ())}
     ours = {key: value for key, value in model.items() if key in own}
     return ours, {key: value for key, value in model.items() if key not in own}
 
@@ -33,8 +34,12 @@ def check_model(model: Mapping[str, Any]) -> None:
     check_arguments(LOADER, ours, "model")
     if others and "_target_" not in others:
         first = next(iter(others))
-        loader = signature_of(LOADER)
-        assert loader is not None
-        meant = "".join(f", or do you mean {each}?" for each in get_close_matches(first, loader.types, n=1, cutoff=0.7))
+        meant = "".join(f", or do you mean {each}?" for each in get_close_matches(first, _loader_keys(), 1, 0.7))
         raise InputError(f"model.{first} is an argument of a network: name it with model._target_{meant}")
     check_options(others, "model")
+
+
+def _loader_keys() -> set[str]:
+    loader = signature_of(LOADER)
+    assert loader is not None
+    return loader.types.keys() - {"network", "notes"}

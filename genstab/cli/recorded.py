@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
+from genstab.cli.arguments import quoted
+
 SHORTEST = 4  # characters of a value that is hidden in a message: shorter ones are no secrets
 
 
@@ -59,8 +61,7 @@ def _word(value: Any) -> str:
     text = "null" if value is None else str(value)
     if re.fullmatch(r"[\w./%*@?|+-]+", text, re.ASCII) or text.startswith("${oc.env:"):
         return text
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return quoted(text)
 
 
 def _plain(node: Container) -> Any:

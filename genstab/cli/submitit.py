@@ -33,11 +33,10 @@ def run_wherever(config: DictConfig, processes: Rendezvous | None = None) -> flo
         if processes.rank:
             try:
                 follow(processes)
-            except Stopped:
-                raise
-            except SystemExit:
-                # submitit would report the missing return value of a task that exits, instead of the reason
-                return None
+            except SystemExit as end:
+                if isinstance(end, Stopped):
+                    raise
+            # submitit would report the missing return value of a task that exits, instead of the reason
             return None
         with processes.end_others_on_exit():
             return run_train(config, processes)

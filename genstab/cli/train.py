@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
 from genstab.cli.recorded import recorded, without_values
+from genstab.cli.run_folder import keep_config
 from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
@@ -57,11 +58,12 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     """
     quieten()
     check_devices(config.trainer)
-    config.ckpt_path = None if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
-    wanted, say = config.ckpt_path, rank_zero_only(print)
-    path = _checkpoint_of(config)
-    config.ckpt_path = None if path is None else str(path)
+    say = rank_zero_only(print)
     with input_errors():
+        wanted = "" if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
+        path = _checkpoint_of(config, wanted)
+        _claim(config, path)
+        config.ckpt_path = None if path is None else str(path)
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
             config.update(check_begun(path, checkpoint, recorded(config)))
@@ -73,7 +75,6 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             if summary.get("steps") == place["steps"] and not changes(checkpoint.get("config", {}), record):
                 say(f"Nothing left to do: all {summary['steps']} batches are done, see {written}")
                 return summary.get("val/shift_psnr")
-        rank_zero_only(check_unused)(config.output_dir, path, (CHECKPOINT,) if wanted else (CHECKPOINT, Path(SUMMARY)))
         if wanted:
             say(
                 f"Resuming from {path} of {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M:%S}"
@@ -83,8 +84,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         seed_everything(config.seed, workers=True, verbose=False)
         # Lightning's own do not work with two optimizers.
         accepted = signature.types if (signature := signature_of(str(config.model.get("_target_")))) else {}
-        given = {name: config.trainer.get(name) for name in OFF if name in accepted}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {name: config.trainer[name] for name in OFF if name in accepted and name in config.trainer}
         data, model = instantiate(config.data), instantiate(config.model, **given)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
@@ -102,12 +102,15 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         for made, kind in ((model, LightningModule), (data, LightningDataModule), *((c, Callback) for c in callbacks)):
             if not isinstance(made, kind):
                 raise InputError(f"the config builds a {type(made).__name__} instead of a {kind.__name__}")
-        callbacks.append(ending := RunSummary(config.output_dir, record, begun))
+        callbacks.append(ending := RunSummary(config.output_dir, record, begun, _to_resume(config)))
         off = {name: OFF[name] for name in given}
         trainer = instantiate(config.trainer, logger=logger, callbacks=callbacks, _convert_="all", **off)
         if 0 < trainer.overfit_batches < 1:  # a share of the training set; Lightning takes it of the validation set too
             limit = config.trainer.get("limit_val_batches")
             trainer.limit_val_batches = 1.0 if limit is None else limit
+        for each in trainer.checkpoint_callbacks:
+            if not trainer.limit_val_batches and str(getattr(each, "monitor", "")).startswith("val/"):
+                each.save_top_k = 0  # there will be no number to choose the best by
         if processes is not None:
             processes.check_size(trainer.num_devices, trainer.num_nodes)
         data.trainer = trainer  # which tells whether there is a validation
@@ -176,18 +179,26 @@ def _job(config: DictConfig) -> HydraConf | None:
     return hydra if OmegaConf.select(hydra, "runtime.output_dir") == config.output_dir else None
 
 
-def _checkpoint_of(config: DictConfig) -> Path | None:
+@rank_zero_only
+def _claim(config: DictConfig, checkpoint: Path | None) -> None:
+    """Refuse the folder of another training run, before anything is written into it."""
+    signs = (CHECKPOINT, Path(SUMMARY)) if config.ckpt_path in (None, "") else (CHECKPOINT,)
+    check_unused(config.output_dir, checkpoint, signs)
+    keep_config(config)
+
+
+def _checkpoint_of(config: DictConfig, wanted: str) -> Path | None:
     """Return the checkpoint that `ckpt_path` stands for; None to train from the start."""
-    if not config.ckpt_path:
+    if not wanted:
         return None
     fixed = True
     if hydra := _job(config):
         sweep = hydra.mode == RunMode.MULTIRUN
         name = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         fixed = any(override.startswith(f"{name}=") for override in hydra.overrides.hydra)
-        if sweep and not fixed and config.ckpt_path == LAST:
+        if sweep and not fixed and wanted == LAST:
             raise InputError("ckpt_path=last in a sweep needs the sweep's folder: hydra.sweep.dir=multirun/DATE/TIME")
-    return find_checkpoint(config.ckpt_path, config.output_dir, fixed, begins=bool(config.init_from))
+    return find_checkpoint(wanted, config.output_dir, fixed, begins=bool(config.init_from))
 
 
 def _to_resume(config: DictConfig) -> str:

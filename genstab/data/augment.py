@@ -41,9 +41,8 @@ class PairAugment(nn.Module):
         super().__init__()
         if load_size is not None and (load_size[0] < crop_size[0] or load_size[1] < crop_size[1]):
             raise InputError(f"load_size={load_size} is smaller than crop_size={crop_size}")
-        self.crop_size, self.load_size = crop_size, load_size
+        self.crop_size, self.load_size, self.source_interpolation = crop_size, load_size, source_interpolation
         self.size = crop_size[0] + extra, crop_size[1] + extra
-        self.load_size, self.source_interpolation = load_size, source_interpolation
         self.resize = K.Resize(load_size, antialias=True) if load_size is not None else nn.Identity()
         self.crop = K.RandomCrop(self.size)
         self.flip = K.RandomHorizontalFlip(p=0.5 if flip else 0.0)

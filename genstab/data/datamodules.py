@@ -4,8 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -96,10 +95,8 @@ class PairData(LightningDataModule):
     ) -> None:
         super().__init__()
         check_counts(batch_size=batch_size, val_batch_size=val_batch_size)
-        if twin_reach is not None:
-            overlap_offset = twin_reach
-        if overlap_offset:
-            check_counts(overlap_offset=overlap_offset)
+        overlap_offset = overlap_offset if twin_reach is None else twin_reach
+        check_counts(least=0, overlap_offset=overlap_offset)
         self.crop_size = as_size("crop_size", crop_size)
         self.load_size = None if load_size is None else as_size("load_size", load_size)
         self.overlap_offset = overlap_offset
@@ -275,14 +272,13 @@ class PairedData(PairData):
         self.channels = (source_labels or source_channels, target_channels)
         ranges = parse_ranges(value_range)
         self.auto = [side for side, each in ranges.items() if each == "auto"]
-        given = {side: None if side in self.auto else each for side, each in ranges.items()}
+        given, of_target = ({**ranges, **dict.fromkeys(self.auto)}[side] for side in SIDES)
         self.readings = {
-            "source": Reading(given["source"], source_labels, source_interpolation, max_megapixels),
-            "target": Reading(given["target"], max_megapixels=max_megapixels),
+            "source": Reading(given, source_labels, source_interpolation, max_megapixels),
+            "target": Reading(of_target, max_megapixels=max_megapixels),
         }
         self.augment.source_interpolation = self.readings["source"].interpolation
         self.decoded = False
-        self.said = False
 
     def prepare_data(self) -> None:
         """With `check=full`, read every pair once, on one process."""
@@ -308,13 +304,15 @@ class PairedData(PairData):
         """Return the pairs of a split; without a folder for validation, both splits are made of the training pairs."""
         if not self.val_share or has_pairs(self.root, "val") or not (split == "val" or self._validates()):
             return find_pairs(self.root, split)
+        if not self._by_share["train"]:
+            raise InputError(f"data.val_share={self.val_share} of the training pairs leaves none for training")
+        return self._by_share[split]
+
+    @cached_property
+    def _by_share(self) -> dict[str, list[Pair]]:
         pairs, said = split_pairs(self.root, self.val_share, self.val_seed)
-        if not self.said:
-            rank_zero_only(print)(said)
-            self.said = True
-        if not pairs[split]:
-            raise InputError(f"data.val_share={self.val_share} of {len(pairs['val'])} pairs leaves none for training")
-        return pairs[split]
+        rank_zero_only(print)(said)
+        return pairs
 
     def _pairs(self, split: str) -> PairDataset:
         """Return a split as it is in the files, unchecked."""
@@ -334,12 +332,13 @@ class PairedData(PairData):
     @property
     def described(self) -> dict[str, Any]:
         """How files are read, where that is not the default: what the generator must know about later images."""
-        source, target = (self.readings[side] for side in SIDES)
-        ranges = {"source": source.value_range, "target": target.value_range}
-        found: dict[str, Any] = {"value_range": ranges} if any(ranges.values()) else {}
-        found |= {"source_labels": source.labels} if source.labels else {}
-        found |= {"source_interpolation": source.interpolation} if source.interpolation != "bilinear" else {}
-        return found
+        source, ranges = self.readings["source"], {side: self.readings[side].value_range for side in SIDES}
+        options = {
+            "value_range": ranges if any(ranges.values()) else None,
+            "source_labels": source.labels,
+            "source_interpolation": source.interpolation if source.interpolation != "bilinear" else None,
+        }
+        return {key: value for key, value in options.items() if value is not None}
 
     def _find_ranges(self) -> None:
         """Find the values of `value_range=auto` in the training pairs; every process finds the same."""
@@ -347,10 +346,13 @@ class PairedData(PairData):
             return
         found: dict[str, list[Range]] = {side: [] for side in self.auto}
         for pair in tqdm(self._listed("train"), "finding values", unit="pair", leave=False, delay=1, disable=None):
-            a, b = pair.a, pair.a if pair.b is None else pair.b
-            for side, path in zip(SIDES, self._ab(a, b), strict=True):
-                if side in found and (values := self._values_of(path)):
-                    found[side].append(values)
+            files = dict(zip(SIDES, self._ab(pair.a, pair.b or pair.a), strict=True))
+            for side, values in found.items():
+                try:
+                    values += filter(None, [pixel_range(files[side], self.readings[side])])
+                except InputError:
+                    if self.on_error == "raise":
+                        raise  # otherwise it is skipped and named later
         for side, each in found.items():
             if each:
                 least, greatest = min(low for low, _ in each), max(high for _, high in each)
@@ -360,32 +362,15 @@ class PairedData(PairData):
                 rank_zero_only(print)(f"data.value_range=auto: {side}s hold {least:g} to {greatest:g}")
         self.auto = []
 
-    def _values_of(self, path: Path) -> Range | None:
-        try:
-            return pixel_range(path, self.readings["source"].max_megapixels)
-        except InputError:
-            if self.on_error == "raise":
-                raise
-            return None  # it is skipped and named later
-
-    def _channels_ab(self) -> tuple[int, int]:
-        return self._ab(*self.channels)
-
     def _ab(self, source: T, target: T) -> tuple[T, T]:
         return (source, target) if self.direction == "AtoB" else (target, source)
 
     def _wanted(self, split: str) -> Wanted:
         self._find_ranges()
-        channels_a, channels_b = self._channels_ab()
-        source, target = (self.readings[side] for side in SIDES)
+        least, what = (self.crop_size, "crop") if split == "train" else ((SSIM_WINDOW, SSIM_WINDOW), "window of SSIM")
         native = self.load_size is None  # otherwise images are resized, so that none is too small
-        options: dict[str, Any] = {"same_size": native, "convert": self.convert}
-        options |= dict(zip(("reading_a", "reading_b"), self._ab(source, target), strict=True))
-        if native and split == "train":
-            options |= {"least": self.crop_size, "what": "crop"}
-        elif native:
-            options |= {"least": (SSIM_WINDOW, SSIM_WINDOW), "what": "window of SSIM"}
-        return Wanted(channels_a, channels_b, **options)
+        readings = self._ab(self.readings["source"], self.readings["target"])
+        return Wanted(*self._ab(*self.channels), least if native else None, what, native, self.convert, *readings)
 
     def _size(self, split: str, sizes: set[Size]) -> Size | None:
         """Return the size to which the dataset resizes images of these sizes; None: it does not resize them."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import kornia_rs
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from genstab.data.formats import formats_of
 from genstab.errors import InputError
@@ -24,6 +24,7 @@ from genstab.errors import InputError
 PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AS_IT_IS = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}  # every other mode becomes RGB
+_ORIENTATION = ExifTags.Base.Orientation
 _MAX_EXIF = 1 << 20  # bytes; larger chunks are ignored
 # Compressions that tifffile decodes without a limit unless imagecodecs is installed: a decompressor that takes one, and
 # the largest ratio.
@@ -56,7 +57,7 @@ class Header:
         dtype: name of their type, such as `uint8`.
         indices: returns the indices of a palette or of two levels, (H, W, 1), if the file has them.
         profile: the ICC profile, or None.
-        tags: returns the tags of a GeoTIFF: code, type, count and value of each.
+        tags: those of a GeoTIFF.
     """
 
     shape: tuple[int, int, int]
@@ -65,7 +66,7 @@ class Header:
     dtype: str = "uint8"
     indices: Callable[[], np.ndarray] | None = None
     profile: bytes | None = None
-    tags: Callable[[], list[Tag]] = list
+    tags: tuple[Tag, ...] = ()
 
 
 def max_pixels(limit: int | None = None) -> int:
@@ -73,8 +74,7 @@ def max_pixels(limit: int | None = None) -> int:
     return limit or 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
 
 
-def _orientation(exif: Mapping[int, Any]) -> int:
-    value = exif.get(ExifTags.Base.Orientation, 1)
+def _orientation(value: Any) -> int:
     return value if value in range(1, 9) else 1
 
 
@@ -90,12 +90,17 @@ def pillow_header(file: BinaryIO, formats: tuple[str, ...] | None = None, limit:
         finally:
             Image.MAX_IMAGE_PIXELS = before
         # For PNG, getexif() would decode the image: see `png_header`. A TIFF is rotated by Pillow when it loads.
-        orientation = 1 if image.format in ("PNG", "TIFF") else _orientation(image.getexif())
+        orientation = 1 if image.format in ("PNG", "TIFF") else _orientation(image.getexif().get(_ORIENTATION))
     # A phone's JPEG may hold a second, auxiliary image (MPO), and a PSD its layers; the first one is the photo.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         raise InputError(f"cannot read {file.name}: it holds several images, not one")
     deep = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")  # which Pillow scales to 65535
     dtype = "uint16" if deep else {"I": "int32", "F": "float32"}.get(image.mode, "uint8")
+    if dtype == "uint8" and (bits := _bits(file, image)) > 8:
+        if image.format == "PPM":
+            return _deep_ppm(file, image, limit)
+        cut = f"{image.format} of {bits} bits, of which Pillow keeps 8"
+        raise InputError(f"cannot read {file.name}: {cut}: convert it to a PNG or TIFF of 16 bits")
     mode = image.mode if dtype != "uint8" else _AS_IT_IS.get(image.mode, "RGB")
 
     def decode() -> np.ndarray:
@@ -112,6 +117,45 @@ def pillow_header(file: BinaryIO, formats: tuple[str, ...] | None = None, limit:
         (image.height, image.width, Image.getmodebands(mode)), orientation, decode, dtype,
         indices if image.mode in ("P", "1") else None, None if image.mode == "LAB" else image.info.get("icc_profile"),
     )  # fmt: skip
+
+
+def _bits(file: BinaryIO, image: ImageFile.ImageFile) -> int:
+    """Return the bits per channel in the file, of formats that Pillow cuts to 8 bits without a word."""
+    if image.format == "PPM":
+        _, _, _, arguments = image.tile[0]
+        return int(arguments[1]).bit_length() if isinstance(arguments, tuple) else 8  # of the greatest value
+    if image.format not in ("AVIF", "JPEG2000", "SGI"):
+        return 8
+    file.seek(0)
+    start = file.read(1 << 24)
+    if image.format == "SGI":
+        return 8 * start[3]  # bytes per channel
+    if image.format == "AVIF":  # in the configuration of AV1: high_bitdepth, twelve_bit
+        flags = start[start.index(b"av1C") + 6]
+        return 8 + 2 * bool(flags & 64) + 2 * bool(flags & 32)
+    size = start.index(b"\xff\x4f\xff\x51") + 2  # the marker that begins a codestream: 38 bytes, 3 for each channel
+    channels = int.from_bytes(start[size + 38 : size + 40])
+    return 1 + max(depth & 127 for depth in start[size + 40 : size + 40 + 3 * channels : 3])
+
+
+def _deep_ppm(file: BinaryIO, image: ImageFile.ImageFile, limit: int | None) -> Header:
+    """Return the header of a PPM of 16 bits, which Pillow keeps in a grey one: read it as one of triple width."""
+    width, height = image.size
+    tile: Any = image.tile[0]
+
+    def decode() -> np.ndarray:
+        file.seek(0)
+        data = file.read()
+        start = b"%b %d %d %d\n" % (b"P2" if data.startswith(b"P3") else b"P5", 3 * width, height, tile.args[1])
+        grey = pillow_header(io.BytesIO(start + data[tile.offset :]), ("PPM",), 3 * max_pixels(limit))
+        return grey.decode().reshape(height, width, 3)
+
+    return Header((height, width, 3), 1, decode, "uint16")
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_header(file: BinaryIO, limit: int | None = None) -> Header:
@@ -134,7 +178,7 @@ def png_header(file: BinaryIO, limit: int | None = None) -> Header:
             file.seek(length + 4, io.SEEK_CUR)
     if colour == 3 and b"PLTE" not in kinds:  # Pillow would invent one
         raise InputError(f"cannot read {file.name}: it needs a palette, which is missing")
-    orientation = _orientation(exif)
+    orientation = _orientation(exif.get(_ORIENTATION))
     file.seek(0)
     header = pillow_header(file, ("PNG",), limit)  # checks the header chunk too
     if depth != 16:
@@ -146,8 +190,7 @@ def png_header(file: BinaryIO, limit: int | None = None) -> Header:
         if colour == 4:
             # kornia_rs does not support grey with alpha, and Pillow reduces it to 8 bits. But its bytes are laid out as
             # those of 8-bit RGBA, so decode it as such.
-            fields = b"IHDR" + data[16:24] + bytes([8, 6]) + data[26:29]
-            data = data[:12] + fields + struct.pack(">I", zlib.crc32(fields)) + data[33:]
+            data = PNG + png_chunk(b"IHDR", data[16:24] + bytes([8, 6]) + data[26:29]) + data[33:]
             return pillow_header(io.BytesIO(data), ("PNG",), limit).decode().view(">u2").astype(np.uint16)
         return kornia_rs.io.decode_image_png_u16(data, (height, width), {0: "mono", 2: "rgb", 6: "rgba"}[colour])
 
@@ -182,7 +225,7 @@ def tiff_header(file: BinaryIO, limit: int | None = None) -> Header:
     kinds = tifffile.PHOTOMETRIC
     plain = bits > 1 and page.photometric in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB)
     if plain and not packed:
-        return replace(_plain(file, picture), tags=lambda: _geotiff(page), profile=page.tags.valueof(_ICC))
+        return replace(_plain(file, picture), tags=_geotiff(page), profile=page.tags.valueof(_ICC))
     # Pillow keeps 8 bits and 16-bit grey. It reduces 16-bit colour to 8 bits, does not invert 16-bit grey, drops
     # channels that it does not know, and unlike tifffile divides by premultiplied alpha.
     cuts = bits == 16 and (page.photometric != kinds.MINISBLACK or page.samplesperpixel > 1)
@@ -191,7 +234,7 @@ def tiff_header(file: BinaryIO, limit: int | None = None) -> Header:
             header = pillow_header(file, ("TIFF",), limit)
             kept = dtype == np.bool_ or dtype == header.dtype or (dtype, header.dtype) == (np.int16, "int32")
             if kept and (not plain or header.shape[2] == page.samplesperpixel):
-                return replace(header, tags=lambda: _geotiff(page))
+                return replace(header, tags=_geotiff(page))
     cure = "install the package imagecodecs to read it" if packed else "save it as grey or RGB"
     what = f"{page.compression!r}, {page.photometric!r} at {bits} bits in {page.samplesperpixel} channels"
     raise InputError(f"cannot read {file.name}: {what}; {cure}")
@@ -209,9 +252,9 @@ def _without_auxiliary(series: tifffile.TiffPageSeries) -> tifffile.TiffPageSeri
     return series if own else None
 
 
-def _geotiff(page: Any) -> list[Tag]:
-    tags = [tag for tag in page.tags if tag.code in GEOTIFF and tag.count <= _MAX_EXIF]
-    return [(tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags]
+def _geotiff(page: Any) -> tuple[Tag, ...]:
+    tags = (tag for tag in page.tags if tag.code in GEOTIFF and tag.count <= _MAX_EXIF)
+    return tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags)
 
 
 def _is_decodable(compression: int) -> bool:
@@ -263,5 +306,5 @@ def _plain(file: BinaryIO, picture: tifffile.TiffPageSeries) -> Header:
             pixels = np.iinfo(pixels.dtype).max - pixels
         return pixels[..., None] if axes == "YX" else pixels.transpose(1, 2, 0) if axes == "CYX" else pixels
 
-    orientation = page.tags.valueof(ExifTags.Base.Orientation, default=1)
-    return Header((height, width, channels), orientation if orientation in range(1, 9) else 1, decode, str(page.dtype))
+    orientation = _orientation(page.tags.valueof(_ORIENTATION))
+    return Header((height, width, channels), orientation, decode, str(page.dtype))

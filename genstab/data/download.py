@@ -3,17 +3,17 @@
 import http.client
 import os
 import shutil
-import socket
-import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.request import urlopen
 
-from torch.hub import download_url_to_file
+from tqdm import tqdm
 
 from genstab.errors import InputError
+from genstab.runtime.files import write_whole
 
 FACADES_URL = "http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz"
 """CMP Façades (Tyleček and Šára 2013) as pix2pix uses them: photo and label map side by side."""
@@ -25,17 +25,16 @@ TIMEOUT = 30.0  # seconds without an answer
 
 
 def fetch(url: str, path: str | Path) -> None:
-    """Download `url` to `path`, which is written only when the server has sent everything.
+    """Download `url` to `path`, which is there only when all of it is written.
 
     Raises:
         InputError: no network, refused or not found; the message says how to continue without a network.
     """
-    path = Path(path)
-    before = socket.getdefaulttimeout()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(TIMEOUT)  # torch.hub waits without end for a server that does not answer
-        download_url_to_file(url, str(path), progress=sys.stderr.isatty())
+        with urlopen(url, timeout=TIMEOUT) as answer:
+            size = int(answer.headers.get("Content-Length", 0)) or None
+            with tqdm.wrapattr(answer, "read", size, desc="downloading", leave=False, disable=None) as content:
+                write_whole(path, lambda file: shutil.copyfileobj(content, file))
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection
@@ -44,8 +43,6 @@ def fetch(url: str, path: str | Path) -> None:
             f"cannot download {url} ({' '.join(str(reason).split()) or type(error).__name__}): fetch it on "
             f"another machine and place it at {path}, or use data=paired data.root=DIR with your own images"
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def unpack(archive: str | Path, folder: str | Path, max_bytes: int = 2 << 30, max_members: int = 100_000) -> None:

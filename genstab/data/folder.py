@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from genstab.data.augment import Size
-from genstab.data.channels import converted, is_convertible
 from genstab.data.datamodules import as_size
 from genstab.data.image_io import image_shape, read_image
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
@@ -21,19 +20,13 @@ from genstab.errors import InputError, check_counts, reason
 class FolderImages(Dataset[dict[str, Any]]):
     """Read the images in a folder as {"source": (C, H, W) float32 in [-1, 1], "name": relative path}.
 
-    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1]. With `channels`,
-    those of another number of channels are converted, see `genstab.data.channels.converted`.
+    With `size=(H, W)`, images of another size are resized: bilinear, anti-aliased, clamped to [-1, 1].
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        size: Size | None = None,
-        recursive: bool = True,
-        channels: int | None = None,
-        reading: Reading = AS_STORED,
+        self, root: str | Path, size: Size | None = None, recursive: bool = True, reading: Reading = AS_STORED
     ) -> None:
-        self.root, self.size, self.channels, self.reading = Path(root).expanduser(), size, channels, reading
+        self.root, self.size, self.reading = Path(root).expanduser(), size, reading
         self.paths = find_images(self.root, recursive)
 
     def __len__(self) -> int:
@@ -47,10 +40,6 @@ class FolderImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
         image = read_image(path, self.reading)
-        if self.channels is not None:
-            if not is_convertible(len(image), self.channels):
-                raise InputError(f"{path} has {len(image)} channels, which cannot be converted to {self.channels}")
-            image = converted(image, self.channels)
         return {
             "source": image if self.size is None else resized(image, self.size, self.reading.interpolation),
             "name": printable(path.relative_to(self.root).as_posix()),
@@ -67,12 +56,11 @@ class ClassImages(FolderImages):
         self,
         root: str | Path,
         size: Size | None = None,
-        channels: int | None = None,
         class_file: str | Path | None = None,
         reading: Reading = AS_STORED,
     ) -> None:
-        super().__init__(root, size, channels=channels, reading=reading)
-        self.class_file = class_file
+        super().__init__(root, size, reading=reading)
+        self.class_file = class_file  # for messages
         folders = [path.name for path in self.root.iterdir() if path.is_dir() and is_seen(path.name)]
         self.classes = sorted(folders, key=natural)
         of = [path.relative_to(self.root).parts for path in self.paths]
@@ -118,13 +106,11 @@ def read_classes(path: str | Path) -> list[list[str]]:
     try:
         if isinstance(found, dict):
             numbered = all(isinstance(each, int) for each in found.values())
-            pairs = [(each, name) if numbered else (int(name), each) for name, each in found.items()]
-            if sorted(index for index, _ in pairs) != list(range(len(pairs))):
-                raise ValueError
-            found = [each for _, each in sorted(pairs, key=lambda pair: pair[0])]
+            numbers = {(each if numbered else int(name)): (name if numbered else each) for name, each in found.items()}
+            found = [numbers[index] for index in range(len(found))]
         rows = [each if isinstance(each, list) else [each] for each in found if each or isinstance(each, int)]
         names = [[str(name) for name in row] for row in rows]
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, KeyError):
         names = []
     if not names or not all(names):
         raise InputError(
@@ -174,17 +160,18 @@ class FolderData(LightningDataModule):
         max_megapixels: float | None = None,
     ) -> None:
         super().__init__()
-        range_of_values = parse_range("value_range", value_range)
-        self.reading = Reading(range_of_values, source_labels, source_interpolation, max_megapixels)
-        check_counts(val_batch_size=val_batch_size, source_channels=source_channels)
+        self.reading = Reading(
+            parse_range("data.value_range", value_range), source_labels, source_interpolation, max_megapixels,
+            source_channels if convert else None,
+        )  # fmt: skip
+        check_counts(val_batch_size=val_batch_size)
         check_counts(least=0, num_workers=num_workers)
         self.root, self.recursive = root, recursive
-        self.channels = source_channels if convert else None
         self.size = None if size is None else as_size("size", size)
         self.val_batch_size, self.num_workers = val_batch_size, num_workers
 
     def _images(self) -> FolderImages:
-        return FolderImages(self.root, self.size, self.recursive, self.channels, self.reading)
+        return FolderImages(self.root, self.size, self.recursive, self.reading)
 
     def setup(self, stage: str) -> None:
         """List the images."""
@@ -197,8 +184,18 @@ class FolderData(LightningDataModule):
         raise InputError(self.untrained)
 
     def val_dataloader(self) -> DataLoader:
-        """Check the headers and return the images in order."""
-        _check_alike(self.val_set.paths, self.size, self.channels, self.reading)
+        """Check that the headers of all images are alike, and return the images in order."""
+        first = self.val_set.paths[0]
+        channels, *size = image_shape(first, self.reading)
+        for path in tqdm(self.val_set.paths[1:], "checking images", leave=False, delay=1, disable=None):
+            others, *other = image_shape(path, self.reading)
+            if others != channels:
+                advice = "" if self.reading.channels else ", or set data.convert=true"
+                raise InputError(
+                    f"{path} has {others} channels but {first} has {channels}: all images must have the same{advice}"
+                )
+            if self.size is None and other != size:
+                raise InputError(f"{path} is {hxw(other)} but {first} is {hxw(size)}: set data.size=[height,width]")
         return DataLoader(self.val_set, self.val_batch_size, num_workers=self.num_workers)
 
 
@@ -220,18 +217,4 @@ class ClassData(FolderData):
         self.classes = classes
 
     def _images(self) -> ClassImages:
-        return ClassImages(self.root, self.size, self.channels, self.classes, self.reading)
-
-
-def _check_alike(paths: Sequence[Path], size: Size | None, converted_to: int | None, reading: Reading) -> None:
-    """Raise an `InputError` unless all images have the same channels and size, or are converted and resized."""
-    channels, *first = image_shape(paths[0], reading)
-    for path in tqdm(paths[1:], "checking images", leave=False, delay=1, disable=None):
-        others, *other = image_shape(path, reading)
-        if others != channels and converted_to is None:
-            raise InputError(
-                f"{path} has {others} channels but {paths[0]} has {channels}: all images must have the same, "
-                "or set data.convert=true"
-            )
-        if size is None and other != first:
-            raise InputError(f"{path} is {hxw(other)} but {paths[0]} is {hxw(first)}: set data.size=[height,width]")
+        return ClassImages(self.root, self.size, self.classes, self.reading)

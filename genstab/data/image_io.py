@@ -3,7 +3,6 @@
 import io
 import os
 import stat
-import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from genstab.data.decoders import (
     Tag,
     max_pixels,
     pillow_header,
+    png_chunk,
     png_header,
     tiff_header,
 )
@@ -53,11 +53,6 @@ class ImageInfo:
     profile: bytes | None
     tags: tuple[Tag, ...]
 
-    @property
-    def depth(self) -> int:
-        """The bits per channel."""
-        return 8 * np.dtype(self.dtype).itemsize
-
 
 def read_image(path: str | Path, reading: Reading = AS_STORED) -> torch.Tensor:
     """Read an image file as float32 in [-1, 1]: `v / 255 * 2 - 1`, with 65535 for files of 16 bits.
@@ -83,7 +78,7 @@ def read_image(path: str | Path, reading: Reading = AS_STORED) -> torch.Tensor:
     >>> image.shape, image[:, 0, 0]
     (torch.Size([3, 1, 2]), tensor([ 1.0000, -1.0000, -0.6000]))
     """
-    with _opened(path, reading.max_pixels) as header:
+    with _opened(path, reading) as header:
         return _values(header, path, reading)
 
 
@@ -92,7 +87,7 @@ def decode_image(data: bytes, name: str, reading: Reading = AS_STORED) -> torch.
     file = io.BytesIO(data)
     file.name = name  # for messages, as an open file has one
     with _reasons(name):
-        return _values(_header(file, len(data), name, reading.max_pixels), name, reading)
+        return _values(_header(file, len(data), reading.max_pixels), name, reading)
 
 
 def _values(header: Header, name: str | Path, reading: Reading) -> torch.Tensor:
@@ -110,7 +105,7 @@ def _pixels(header: Header, name: str | Path) -> np.ndarray:
 
 
 def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
-    if header.dtype not in ("uint8", "uint16", "bool") and reading.value_range is None and reading.labels is None:
+    if header.dtype not in ("uint8", "uint16") and reading.value_range is None and reading.labels is None:
         bits = 8 * np.dtype(header.dtype).itemsize
         raise InputError(
             f"cannot read {name}: pixels of {header.dtype}, {bits} bits, are not uint8 or uint16: set their range of "
@@ -120,13 +115,12 @@ def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
 
 def image_info(path: str | Path, reading: Reading = AS_STORED) -> ImageInfo:
     """Return what the header of an image file says; errors are those of `read_image`."""
-    with _opened(path, reading.max_pixels) as header:
+    with _opened(path, reading) as header:
         _check_type(header, path, reading)
         height, width, channels = header.shape
-        channels = reading.labels or channels
-        shape = (channels, width, height) if header.orientation >= 5 else (channels, height, width)
-        dtype = "uint8" if header.dtype == "bool" else header.dtype
-        return ImageInfo(shape, dtype, header.orientation, header.profile, tuple(header.tags()))
+        size = (width, height) if header.orientation >= 5 else (height, width)
+        shape = reading.channels_of(channels), *size
+        return ImageInfo(shape, header.dtype, header.orientation, header.profile, header.tags)
 
 
 def image_shape(path: str | Path, reading: Reading = AS_STORED) -> tuple[int, int, int]:
@@ -134,17 +128,17 @@ def image_shape(path: str | Path, reading: Reading = AS_STORED) -> tuple[int, in
     return image_info(path, reading).shape
 
 
-def pixel_range(path: str | Path, max_megapixels: float | None = None) -> Range | None:
+def pixel_range(path: str | Path, reading: Reading = AS_STORED) -> Range | None:
     """Return the least and the greatest value of the pixels of a file, without those that are no data.
 
     None: there are none, or the file is of 8 bits, for which there is nothing to find out.
     """
-    with _opened(path, Reading(max_megapixels=max_megapixels).max_pixels) as header:
-        if header.dtype in ("uint8", "bool"):
+    with _opened(path, reading) as header:
+        if header.dtype == "uint8":
             return None
         pixels = _pixels(header, path)
         seen = np.isfinite(pixels)
-        for _, _, _, value in (tag for tag in header.tags() if tag[0] == GDAL_NODATA):
+        for _, _, _, value in (tag for tag in header.tags if tag[0] == GDAL_NODATA):
             with suppress(ValueError):
                 seen &= pixels != float(value)
         found = pixels[seen]
@@ -169,7 +163,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: str | Path, limit: int | None = None) -> Iterator[Header]:
+def _opened(path: str | Path, reading: Reading) -> Iterator[Header]:
     """Open a file and read its header; `Header.decode` works until the file is closed."""
     with _reasons(path):
         kind = os.stat(path)
@@ -177,10 +171,11 @@ def _opened(path: str | Path, limit: int | None = None) -> Iterator[Header]:
             # Opening a pipe may block for ever.
             raise InputError(f"cannot read {path}: it is not a file but a device or a pipe")
         with open(path, "rb") as file:
-            yield _header(file, kind.st_size, path, limit)
+            yield _header(file, kind.st_size, reading.max_pixels)
 
 
-def _header(file: BinaryIO, size: int, name: str | Path, limit: int | None) -> Header:
+def _header(file: BinaryIO, size: int, limit: int | None) -> Header:
+    name = file.name
     if size > (most := 8 * max_pixels(limit)):  # bytes of the largest image, uncompressed RGBA of 16 bits
         raise InputError(f"cannot read {name}: {size} bytes exceed the limit of {most}{LARGER}")
     suffix = Path(name).suffix
@@ -223,24 +218,17 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 _PNG16 = {1: "mono", 3: "rgb", 4: "rgba"}
-_TIFF = dict.fromkeys((8, 16), range(1, 1 << 16))
 # Numbers of channels that each format supports, by depth.
 _HOLDS: dict[str, Mapping[int, range | tuple[int, ...]]] = {
     ".png": {8: (1, 2, 3, 4), 16: (1, 3, 4)},
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
-    ".jpg": {8: (1, 3)},
-    ".jpeg": {8: (1, 3)},
-    ".jpe": {8: (1, 3)},
-    ".jfif": {8: (1, 3)},
+    **{suffix: dict.fromkeys((8, 16), range(1, 1 << 16)) for suffix in (".tif", ".tiff")},
+    **{suffix: {8: (1, 3)} for suffix in (".jpg", ".jpeg", ".jpe", ".jfif")},
     ".webp": {8: (3, 4)},
     ".bmp": {8: (1, 3)},
 }
-_JPEG = {"quality": 95, "subsampling": 0}
-_WEBP = {"lossless": True, "exact": True}  # exact keeps the colours where alpha is 0
 _OPTIONS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), _JPEG),
-    ".webp": _WEBP,
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},  # exact keeps the colours where alpha is 0
 }
 
 
@@ -260,8 +248,7 @@ def type_of_format(path: str | Path, dtype: str) -> str:
 def write_image(
     path: str | Path,
     image: torch.Tensor,
-    depth: int = 8,
-    dtype: str | None = None,
+    dtype: str = "uint8",
     value_range: Range | None = None,
     profile: bytes | None = None,
     tags: Sequence[Tag] = (),
@@ -269,15 +256,13 @@ def write_image(
     """Write an image in [-1, 1] to a file, the inverse of `read_image`; the suffix chooses the format.
 
     Values are clamped, scaled to 255 or 65535 and rounded, half to even. PNG, TIFF, BMP and WebP are lossless; JPEG has
-    quality 95 without chroma subsampling. Missing folders are made, and the file is written
-    atomically.
+    quality 95 without chroma subsampling. Missing folders are made, and the file is written atomically.
 
     Args:
         path: .png (1 to 4 channels; 16 bits: 1, 3 or 4), .tif or .tiff (any number), .jpg, .jpeg, .jpe or .jfif (1 or
             3), .webp (3 or 4) or .bmp (1 or 3). With 2 or 4 channels, the last one is alpha.
         image: floating point, shape (C, H, W).
-        depth: 8, or 16 for PNG and TIFF.
-        dtype: the type of the pixels in place of `depth`: also `int16`, `float32` and the like, for TIFF.
+        dtype: the type of the pixels: `uint8`; `uint16` for PNG and TIFF; `int16`, `float32` and the like for TIFF.
         value_range: the values that -1 and 1 become; None: the range of the type, for `uint8` and `uint16`.
         profile: an ICC profile to keep; left out where it is of another number of channels, or BMP.
         tags: of a GeoTIFF to keep, from `image_info`.
@@ -287,7 +272,7 @@ def write_image(
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_image(f"{folder}/a.png", torch.tensor([[[-1.0, 0.0, 2.0]]]), depth=16)
+    ...     write_image(f"{folder}/a.png", torch.tensor([[[-1.0, 0.0, 2.0]]]), "uint16")
     ...     read_image(f"{folder}/a.png")
     tensor([[[-1.0000e+00,  1.5259e-05,  1.0000e+00]]])
     """
@@ -295,11 +280,10 @@ def write_image(
     suffix = path.suffix.lower()
     if suffix not in _HOLDS:
         raise InputError(f"cannot write {path}: {suffix!r} is not one of {', '.join(_HOLDS)}")
-    wanted = dtype or f"uint{depth}"
-    if (dtype is None and depth not in (8, 16)) or type_of_format(path, wanted) != wanted:
+    if type_of_format(path, dtype) != dtype:
         bits = " or ".join(map(str, _HOLDS[suffix]))
-        raise InputError(f"cannot write {path}: {suffix} has {bits} bits, not {dtype or depth}")
-    kind = np.dtype(wanted)
+        raise InputError(f"cannot write {path}: {suffix} has {bits} bits, not {dtype}")
+    kind = np.dtype(dtype)
     if not image.is_floating_point() or image.ndim != 3:
         raise InputError(f"cannot write {path}: {image.dtype} {tuple(image.shape)} is not floating point (C, H, W)")
     allowed = _HOLDS[suffix][16 if kind == np.uint16 else 8]
@@ -336,10 +320,10 @@ def _save(file: BinaryIO, pixels: np.ndarray, suffix: str, profile: bytes | None
     channels = pixels.shape[2]
     if suffix in (".tif", ".tiff"):
         colour = "rgb" if channels in (3, 4) else "minisblack"
-        extra = {2: ["unassalpha"], 4: ["unassalpha"]}.get(channels, [0] * (channels - 1) if channels > 4 else None)
-        squeezed = pixels[..., 0] if channels == 1 else pixels
+        extra = ["unassalpha"] if channels in (2, 4) else [0] * (channels - 1) if channels > 4 else None
         tifffile.imwrite(
-            file, squeezed, photometric=colour, planarconfig="contig" if channels > 1 else None, extrasamples=extra,
+            file, pixels.squeeze(2) if channels == 1 else pixels, photometric=colour, extrasamples=extra,
+            planarconfig="contig" if channels > 1 else None,
             compression="zlib", metadata=None, iccprofile=profile, extratags=[(*tag, True) for tag in tags],
         )  # fmt: skip
     elif pixels.dtype == np.uint16:
@@ -349,13 +333,9 @@ def _save(file: BinaryIO, pixels: np.ndarray, suffix: str, profile: bytes | None
             raise OSError(str(error)) from error
         if profile is not None:
             written = Path(file.name).read_bytes()
-            file.write(written[:33] + _chunk(b"iCCP", b"ICC\0\0" + zlib.compress(profile)) + written[33:])
+            file.write(written[:33] + png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(profile)) + written[33:])
     else:
         image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)  # 2, 3, 4 channels: LA, RGB, RGBA
-        options = {} if profile is None or suffix == ".bmp" else {"icc_profile": profile}
-        image.save(file, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}), **options)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    """Return a chunk of a PNG."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        kind = Image.registered_extensions()[suffix]
+        options = {} if profile is None or kind == "BMP" else {"icc_profile": profile}
+        image.save(file, kind, **_OPTIONS.get(kind, {}), **options)

@@ -41,7 +41,7 @@ class Wanted:
     """What every pair must have.
 
     Args:
-        channels_a, channels_b: of the images A and B.
+        channels_a, channels_b: of the images A and B; None allows any.
         least: the least (H, W) that `what`, as named in messages, needs; None allows any.
         what: see `least`.
         same_size: whether A and B of a pair must have the same size; one that lies beside an upright one is refused
@@ -50,8 +50,8 @@ class Wanted:
         reading_a, reading_b: how the pixels of A and B are read; of files with both images, as `reading_a`.
     """
 
-    channels_a: int
-    channels_b: int
+    channels_a: int | None = None
+    channels_b: int | None = None
     least: _Size | None = None
     what: str = "crop"
     same_size: bool = True
@@ -71,7 +71,8 @@ class Wanted:
                     "two folders"
                 )
             self._check_channels(pair.a, "B", shape_a[0], self.channels_b)
-            _check_even(pair.a, shape_a[2])
+            if shape_a[2] % 2:
+                raise InputError(f"{pair.a} is {shape_a[2]} pixels wide: images side by side need an even width")
             size = size_b = shape_a[1], shape_a[2] // 2
         else:
             self._check_channels(pair.b, "B", shape_b[0], self.channels_b)
@@ -95,8 +96,8 @@ class Wanted:
             return ""
         return orientation_note(image_info(pair.a, self.reading_a), image_info(pair.b, self.reading_b))
 
-    def _check_channels(self, path: Path, side: str, channels: int, wanted: int) -> None:
-        if channels == wanted or (self.convert and is_convertible(channels, wanted)):
+    def _check_channels(self, path: Path, side: str, channels: int, wanted: int | None) -> None:
+        if wanted in (None, channels) or (self.convert and is_convertible(channels, wanted)):
             return
         key, other = ("source", "target") if side == "A" else ("target", "source")
         convert = f", or data.convert=true to convert it to {wanted}" if is_convertible(channels, wanted) else ""
@@ -104,6 +105,9 @@ class Wanted:
             f"{path} has {channels} channel{'s' * (channels != 1)}, but side {side} needs {wanted}: "
             f"set data.{key}_channels={channels} (data.{other}_channels with data.direction=BtoA){convert}"
         )
+
+
+ANY = Wanted()
 
 
 def find_pairs(root: str | Path, split: str) -> list[Pair]:
@@ -249,7 +253,7 @@ class PairDataset(Dataset[dict[str, Any]]):
     Args:
         direction: "AtoB" (the source is A) or "BtoA".
         size: (H, W) to resize to; None does not resize.
-        wanted: what the files must have, and how they are read; None does not check them.
+        wanted: what the files must have, and how they are read.
         on_error: "raise" or "skip".
 
     Raises:
@@ -257,15 +261,9 @@ class PairDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        direction: str = "AtoB",
-        size: tuple[int, int] | None = None,
-        wanted: Wanted | None = None,
-        on_error: str = "raise",
+        self, direction: str = "AtoB", size: _Size | None = None, wanted: Wanted = ANY, on_error: str = "raise"
     ) -> None:
         self.direction, self.size, self.wanted, self.on_error = direction, size, wanted, on_error
-        self.reading_a, self.reading_b = (wanted.reading_a, wanted.reading_b) if wanted else (AS_STORED, AS_STORED)
-        self.interpolation = (self.reading_a if direction == "AtoB" else self.reading_b).interpolation
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -290,17 +288,17 @@ class PairDataset(Dataset[dict[str, Any]]):
 
     def _item(self, index: int) -> dict[str, Any]:
         pair, a, b = self._read(index)
-        if self.wanted is not None:
-            self.wanted.check(pair, a.shape, None if b is None else b.shape)
+        self.wanted.check(pair, a.shape, None if b is None else b.shape)
         if b is None:
-            _check_even(pair.a, a.shape[2])
             # Copy: a view would send the whole image from the worker to the main process.
             a, b = (half.clone(memory_format=torch.contiguous_format) for half in a.chunk(2, dim=2))
-        if self.wanted is not None and self.wanted.convert:
-            a, b = converted(a, self.wanted.channels_a), converted(b, self.wanted.channels_b)
-        source, target = (a, b) if self.direction == "AtoB" else (b, a)
+        a, b = converted(a, self.wanted.channels_a or len(a)), converted(b, self.wanted.channels_b or len(b))
         if self.size is not None:
-            source, target = resized(source, self.size, self.interpolation), resized(target, self.size)
+            a, b = (
+                resized(image, self.size, reading.interpolation)
+                for image, reading in ((a, self.wanted.reading_a), (b, self.wanted.reading_b))
+            )
+        source, target = (a, b) if self.direction == "AtoB" else (b, a)
         return {"source": source, "target": target, "name": pair.name}
 
 
@@ -316,13 +314,12 @@ class PairedImages(PairDataset):
 
     def check_headers(self, images: int) -> None:
         """Check the headers of the first pairs; raise the `InputError` of the first one that is not as wanted."""
-        if self.wanted is not None:
-            check_pairs(self.pairs[:images], self.wanted)
+        check_pairs(self.pairs[:images], self.wanted)
 
     def _read(self, index: int) -> tuple[Pair, Tensor, Tensor | None]:
         pair = self.pairs[index]
-        b = None if pair.b is None else read_image(pair.b, self.reading_b)
-        return pair, read_image(pair.a, self.reading_a), b
+        b = None if pair.b is None else read_image(pair.b, self.wanted.reading_b)
+        return pair, read_image(pair.a, self.wanted.reading_a), b
 
 
 def _images(folder: Path) -> dict[str, Path]:
@@ -368,8 +365,3 @@ def _matched(root: Path, name_a: str, name_b: str) -> list[Pair]:
         found[f"{name}_A" if name in found else name] = (path, rest_b[name])
     pairs = [Pair(printable(name), *files) for name, files in found.items()]
     return sorted(pairs, key=lambda pair: natural(pair.name))
-
-
-def _check_even(path: Path, width: int) -> None:
-    if width % 2:
-        raise InputError(f"{path} is {width} pixels wide: images side by side need an even width")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genstab.data.channels import converted, is_convertible
 from genstab.errors import InputError, check_choice, check_counts
 
 INTERPOLATIONS = ("bilinear", "nearest")
@@ -28,6 +29,7 @@ class Reading:
             channels, 1 in that of the class and −1 in the others. A pixel of 255 has no class. None: pixels are values.
         interpolation: `bilinear`, or `nearest`, which keeps the colours of label maps; always nearest with `labels`.
         max_megapixels: the most pixels of an image, in millions; None: 179, twice the limit of Pillow.
+        channels: convert images with other channels, see `genstab.data.channels.converted`; None: as they are.
 
     Raises:
         InputError: an argument has another type or value.
@@ -37,12 +39,15 @@ class Reading:
     labels: int | None = None
     interpolation: str = "bilinear"
     max_megapixels: float | None = None
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("source_interpolation", self.interpolation, INTERPOLATIONS)
         if self.labels is not None:
             check_counts(least=2, source_labels=self.labels)
             object.__setattr__(self, "interpolation", "nearest")
+        if self.channels is not None:
+            check_counts(source_channels=self.channels)
         if self.max_megapixels is not None and not 0 < self.max_megapixels < 1e6:
             raise InputError(f"max_megapixels={self.max_megapixels} is not a positive number")
 
@@ -51,10 +56,20 @@ class Reading:
         """The most pixels of an image."""
         return None if self.max_megapixels is None else int(1e6 * self.max_megapixels)
 
+    def channels_of(self, stored: int) -> int:
+        """Return the number of channels of the values of a file with so many."""
+        if self.labels is not None:
+            return self.labels
+        return self.channels if self.channels and is_convertible(stored, self.channels) else stored
+
     def values(self, pixels: np.ndarray, name: object) -> Tensor:
         """Return the values of pixels (H, W, C) as (C, H, W) in [−1, 1], float32; `name` is for messages."""
         if self.labels is not None:
             return _one_hot(pixels, self.labels, name)
+        values = self._scaled(pixels)
+        return values if self.channels is None else converted(values, self.channels, name)
+
+    def _scaled(self, pixels: np.ndarray) -> Tensor:
         # Flipped views have negative strides, which torch refuses: copy.
         planes = pixels.transpose(2, 0, 1)
         if self.value_range is None or pixels.dtype == np.uint8:
@@ -106,6 +121,8 @@ def parse_range(name: str, value: Any) -> Range | None:
     """Return [least, greatest] as a pair of numbers; None stays None."""
     if value is None:
         return None
+    if value == "auto":
+        raise InputError(f"{name}=auto finds the values of training pairs, with data=paired: set [least,greatest] here")
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(numbers) != 2 or not all(isinstance(each, int | float) for each in numbers) or not numbers[0] < numbers[1]:
         raise InputError(f"{name}={value!r} is not [least, greatest] with least < greatest")
@@ -126,10 +143,7 @@ def parse_ranges(value: Any) -> dict[str, Any]:
         each = {side: value.get(side) for side in SIDES}
     else:
         each = dict.fromkeys(SIDES, value)
-    return {
-        side: one if isinstance(one, str) and one == "auto" else parse_range("value_range", one)
-        for side, one in each.items()
-    }
+    return {side: one if one == "auto" else parse_range("data.value_range", one) for side, one in each.items()}
 
 
 def almost_constant(sources: Tensor | Sequence[Tensor]) -> str | None:

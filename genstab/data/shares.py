@@ -88,18 +88,12 @@ def _positions(loaders: Any, batch_idx: int, batch_length: int, world_size: int,
     The position of an image that does not count is −1. The size is the number of different images, and that of rows:
     with an `EpochSampler`, all images of a small last batch may be there equally often.
     """
-    loader = first_loader(loaders)
-    sampler, batch_size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
-    mine = torch.arange(batch_length)
-    positions, images = rank + world_size * mine, world_size * batch_length
-    if world_size == 1 or batch_size is None or not isinstance(sampler, DistributedSampler):
-        return positions, images, images
-    left = len(sampler.dataset) - batch_idx * batch_size * world_size  # type: ignore[arg-type]  # a Sized dataset
-    if left >= batch_size * world_size:
-        return positions, images, images
-    if isinstance(sampler, EpochSampler) and sampler.few and sampler.even:
-        return (rank * batch_length + mine) % sampler.few, sampler.few, images
-    return torch.where(positions < left, positions, -1), left, left
+    images = images_in_batch(loaders, batch_idx, batch_length, world_size)
+    sampler, mine = getattr(first_loader(loaders), "sampler", None), torch.arange(batch_length)
+    if isinstance(sampler, EpochSampler) and sampler.few == images and sampler.even:
+        return (rank * batch_length + mine) % images, images, world_size * batch_length
+    positions = rank + world_size * mine
+    return torch.where(positions < images, positions, -1), images, images
 
 
 def images_in_batch(loaders: Any, batch_idx: int, batch_length: int, world_size: int = 1) -> int:

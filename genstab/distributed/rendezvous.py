@@ -195,7 +195,11 @@ class Rendezvous:
 def join_rendezvous() -> Rendezvous | None:
     """Meet the processes that torchrun, SLURM or submitit started with this one; None if it was started alone."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        _set_torchrun_variables()
+        # on this machine: describe the tasks as torchrun does, which Lightning understands
+        job, size, rank = (os.environ[f"SUBMITIT_LOCAL_{name}"] for name in ("JOB_ID", "NTASKS", "GLOBALID"))
+        os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": "0"}
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(15000 + int(job) % 10000)  # as Lightning makes it of a SLURM job's number
         return Rendezvous("submitit", TorchElasticEnvironment())
     if TorchElasticEnvironment.detect():
         return Rendezvous("torchrun", TorchElasticEnvironment())
@@ -205,14 +209,6 @@ def join_rendezvous() -> Rendezvous | None:
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))
         return Rendezvous("SLURM", SLURMEnvironment())
     return None
-
-
-def _set_torchrun_variables() -> None:
-    """Describe the tasks of a job of submitit on this machine as torchrun does, which Lightning understands."""
-    job, tasks, rank = (os.environ[f"SUBMITIT_LOCAL_{name}"] for name in ("JOB_ID", "NTASKS", "GLOBALID"))
-    os.environ |= {"TORCHELASTIC_RUN_ID": job, "WORLD_SIZE": tasks, "LOCAL_WORLD_SIZE": tasks, "GROUP_RANK": "0"}
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(15000 + int(job) % 10000)  # as Lightning makes it of a SLURM job's number
 
 
 def _meet_at(port: int | None) -> None:

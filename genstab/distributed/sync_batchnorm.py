@@ -3,48 +3,22 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-ALL_BUT_CHANNELS = (0, 2, 3)
 
 
-class _Normalise(torch.autograd.Function):
-    """Normalise by mean and variance over all processes; one all-reduce forward and one backward."""
+class _SumOfAll(torch.autograd.Function):
+    """The sum over all processes, forward and backward; that of `torch.distributed.nn` is deprecated."""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dtype = torch.promote_types(input.dtype, torch.float32)
-        var, mean = torch.var_mean(input.to(dtype), ALL_BUT_CHANNELS, correction=0)
-        mean, var = mean.double(), var.double()  # in which the square of a mean can be added and taken off again
-        sums = torch.stack([torch.ones_like(mean), mean, var + mean**2]) * (input.numel() // input.shape[1])
-        torch.distributed.all_reduce(sums)
-        count, mean = sums[0, 0], sums[1] / sums[0]
-        var = (sums[2] / sums[0] - mean**2).clamp(min=0)
-        ctx.save_for_backward(input, weight, mean.to(dtype), (var + eps).rsqrt().to(dtype), count)
-        mean, var = mean.to(dtype), var.to(dtype)
-        output = F.batch_norm(input, mean, var, weight, bias, training=False, eps=eps)
-        ctx.mark_non_differentiable(mean, var, count)
-        return output, mean, var, count
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, mean, scale, count = ctx.saved_tensors
-        shape = (1, -1, 1, 1)
-        normalised = (input - mean.view(shape)) * scale.view(shape)
-        own = torch.stack([(grad * normalised).sum(ALL_BUT_CHANNELS), grad.sum(ALL_BUT_CHANNELS)])
-        means = own.to(torch.float64, copy=True)
-        torch.distributed.all_reduce(means)
-        of_product, of_grad = (means / count).to(own.dtype)
-        change = grad - of_grad.view(shape) - normalised * of_product.view(shape)
-        change = change * (scale if weight is None else scale * weight).view(shape)
-        by_weight, by_bias = (None, None) if weight is None else (own[0], own[1])
-        return change.to(input.dtype), by_weight, by_bias, None
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _SumOfAll.forward(ctx, grad)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -61,14 +35,23 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
             return super().forward(input)
         self._check_input_dim(input)
-        output, mean, var, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        images = input.to(torch.promote_types(input.dtype, torch.float32))
+        # in float64, where the square of a mean can be added and taken off again
+        var, mean = (each.double() for each in torch.var_mean(images, (0, 2, 3), correction=0))
+        sums = torch.stack([torch.ones_like(mean), mean, var + mean**2]) * (images.numel() // images.shape[1])
+        count, *sums = _SumOfAll.apply(sums)
+        mean, squares = (each / count for each in sums)
+        var = (squares - mean**2).clamp(min=0)
+        scale = (var + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        mean_, scale_ = (each.to(images.dtype).view(1, -1, 1, 1) for each in (mean, scale))
+        output = (images - mean_) * scale_ + (0 if self.bias is None else self.bias.view(1, -1, 1, 1))
         running_mean, running_var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if running_mean is not None and running_var is not None and batches is not None:  # track_running_stats
             batches.add_(1)
             momentum = 1 / batches.item() if self.momentum is None else self.momentum
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), momentum)
-        return output
+            running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
+            running_var.lerp_((var * count / (count - 1)).detach().to(running_var.dtype), momentum)
+        return output.to(input.dtype)
 
 
 class SyncBatchNorms(LayerSync):

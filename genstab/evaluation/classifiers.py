@@ -14,7 +14,7 @@ from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import InputSize, Size, centre
 from genstab.metrics.consistency import classes, same_class
-from genstab.metrics.protocols import Generate
+from genstab.metrics.protocols import in_chunks
 
 PROTOCOLS = ("crop", "circular")
 
@@ -127,7 +127,8 @@ def classifier_stability(
                     for image, some in zip(parts[protocol], places, strict=True)
                     for place in some
                 ]
-                named = _classify(classify, views, forward_batch).view(len(images), -1)
+                outputs = in_chunks(classify, torch.stack(views), forward_batch)
+                named = classes(outputs).cpu().view(len(images), -1)
                 agree = same_class(named[:, 1::2].flatten(), named[:, 2::2].flatten()).view(len(images), pairs)
                 same[protocol] += agree.double().mean(1).tolist()
                 if labels is not None:
@@ -166,15 +167,3 @@ def _labels_of(batch: Any, images: int) -> Tensor | None:
     if labels.shape != (images,) or labels.is_floating_point():
         raise InputError(f"labels of shape {tuple(labels.shape)}, {labels.dtype}, are not {images} integers")
     return labels.cpu()
-
-
-def _classify(classify: Generate, views: list[Tensor], forward_batch: int) -> Tensor:
-    """Return the class of each view (C, H, W) on the CPU."""
-    named = []
-    for start in range(0, len(views), forward_batch):
-        some = torch.stack(views[start : start + forward_batch])
-        outputs = classify(some)
-        if outputs.ndim != 2 or len(outputs) != len(some):
-            raise InputError(f"the classifier returns {tuple(outputs.shape)} for {len(some)} images, not logits (N, K)")
-        named.append(classes(outputs).cpu())
-    return torch.cat(named)

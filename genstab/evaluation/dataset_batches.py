@@ -78,7 +78,7 @@ def number_of_images(dataset: Dataset, images: int | None) -> int:
 
 
 def batches(
-    dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str], failed: list[str] | None = None
+    dataset: Dataset, images: int | None, batch_size: int, skip: bool, notes: list[str], failed: list[str]
 ) -> Iterator[Batch]:
     """Read up to `images` images and yield them in batches of one size, with a progress bar.
 
@@ -110,9 +110,9 @@ def batches(
         try:
             item = dataset[position]
         except InputError as error:
-            if not skip and (failed is None or not begun):
-                raise InputError(f"{error} {others}") from error
-            if not skip and failed is not None:
+            if not skip:
+                if not begun:
+                    raise InputError(f"{error} {others}") from error
                 failed.append(str(error))
             notes.append(f"skipped: {error}")
             continue

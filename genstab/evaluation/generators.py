@@ -16,7 +16,7 @@ from genstab.evaluation.options import MeasureOptions
 from genstab.inference.conventions import ModelError
 from genstab.inference.input_size import takes
 from genstab.metrics.output_spread import OutputSpread
-from genstab.metrics.perceptual import Perceptual, incomparable, note
+from genstab.metrics.perceptual import Perceptual, incomparable
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, Protocol, by_passes, shift_pairs
 from genstab.metrics.quality import image_quality, total_variation
 from genstab.metrics.realism import Realism
@@ -55,7 +55,7 @@ def measure_generator(
     realism = MeasuredRealism(rolled.images.device) if options.realism else None
     groups = by_passes(options.protocols).values()
     protocols = [ProtocolErrors(group, options, results.notes, fixed) for group in groups]
-    spread, as_a_set = OutputSpread(), SetQuality()
+    spread, spectrum, patches = OutputSpread(), SpectrumError(), SlicedWasserstein()
     quality: dict[str, list[Tensor]] = defaultdict(list)
     floors: list[Tensor] = []
     names: list[str] = []
@@ -69,13 +69,17 @@ def measure_generator(
             floors.append(decibel(error / pixels).cpu())
         for each in protocols:
             each.add(generate, batch, len(names), None if names else rolled)
-        for key, values in _quality(output, batch.target, results.notes).items():
+        shown = output.float().cpu()
+        for key, values in _quality(shown, batch.target, results.notes).items():
             quality[key].append(values)
         if (distances := perceptual.add(output, batch.target, results.notes)) is not None:
             quality["lpips"].append(distances)
         if realism is not None:
             quality["perceptual"].append(realism.add(output, batch.target, results.notes))
-        as_a_set.add(output, batch.target)
+        if batch.target is not None and batch.target.shape == shown.shape:
+            spectrum.update(shown, batch.target)
+            room = max(0, MOST_PATCHED - len(names))
+            patches.update(shown[:room], batch.target[:room])
         names += batch.names
     for each in protocols:
         each.report(names, results)
@@ -90,7 +94,9 @@ def measure_generator(
     between, results.summary["val/output_std"], results.summary["val/constant_outputs"] = spread.compute()
     if between is not None:
         results.summary["val/output_spread"] = between
-    results.summary |= as_a_set.summary(results.notes) | perceptual.summary(results.notes)
+    if spectrum.update_called:
+        results.summary |= {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
+    results.summary |= perceptual.summary(results.notes)
     results.summary |= {} if realism is None else realism.summary()
     results.summary["images"] = len(names)
 
@@ -108,7 +114,7 @@ class ProtocolErrors:
         self.common: dict[str, Any] = {"margin": options.margin, "forward_batch": options.batch_size}
         # by protocol: positions, errors and numbers of pixels
         self.errors: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in group}
-        self.multiples: dict[torch.Size, int | str] = {}
+        self.multiples: dict[torch.Size, int] = {}
 
     def add(self, generate: Generate, batch: Batch, position: int, rolled: RolledOutputs | None = None) -> None:
         """Measure a batch, the first image of which has this position; note why if it cannot be measured."""
@@ -116,45 +122,41 @@ class ProtocolErrors:
         try:
             if self.protocol.windows and self.fixed:
                 images, output = batch.with_room(self.shifts), None
-        except InputError as small:
-            self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {small}")
+            multiple = self._multiple(generate, images[:1])
+        except InputError as reason:
+            self._leave_out(batch, str(reason))
             return
-        size = images.shape[1:]
-        if size not in self.multiples:
-            self.multiples[size] = self._multiple(generate, images[:1])
-        if isinstance(multiple := self.multiples[size], int):
-            try:
-                found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.group}
-                known: dict[str, Any] = {"multiple": multiple, "output": output, "names": batch.names}
-                by_shift = errors_by_protocol(generate, images, self.shifts, self.group, **self.common, **known)
-                for shift, errors, output_of_shifted in by_shift:
-                    for name, (error, pixels) in errors.items():
-                        found[name].append((error.cpu(), pixels.cpu()))
-                        if rolled is not None and name == "circular":
-                            rolled.add(shift, (error / pixels).cpu(), output_of_shifted)
-                positions = torch.arange(position, position + len(batch.names))
-                for name, pairs in found.items():
-                    error, pixels = (torch.stack(each) for each in zip(*pairs, strict=True))
-                    self.errors[name].append((positions, error, pixels))
-            except ModelError as failure:  # it may reject shifted images
-                multiple = self.multiples[size] = f"the generator failed: {failure.reason}"
-        if isinstance(multiple, str):
-            self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {multiple}")
-
-    def _multiple(self, generate: Generate, image: Tensor) -> int | str:
-        """Return the multiple for the sides of windows of an image (1, C, H, W), or why it cannot be measured."""
-        multiple = self.options.multiple or 1
+        known: dict[str, Any] = {"multiple": multiple, "output": output, "names": batch.names}
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.group}
         try:
-            if self.protocol.windows and not self.options.multiple:
-                multiple = fitting_multiple(generate, image, self.shifts, self.protocol) or 0
-                if not multiple:
-                    return "the generator takes no window smaller than the image"
-            # is there room for every shift?
-            one = image[:, :1]
-            list(shift_pairs(lambda x: x, one, self.shifts, self.protocol.name, multiple=multiple, **self.common))
-        except InputError as error:
-            return f"{error} (other {'' if self.protocol.name == 'circular' else 'margin or '}shifts may fit)"
-        return multiple
+            by_shift = errors_by_protocol(generate, images, self.shifts, self.group, **self.common, **known)
+            for shift, errors, output_of_shifted in by_shift:
+                for name, (error, pixels) in errors.items():
+                    found[name].append((error.cpu(), pixels.cpu()))
+                    if rolled is not None and name == "circular":
+                        rolled.add(shift, (error / pixels).cpu(), output_of_shifted)
+        except ModelError as failure:  # it may reject shifted images
+            self._leave_out(batch, f"the generator failed: {failure.reason}")
+            return
+        positions = torch.arange(position, position + len(batch.names))
+        for name, pairs in found.items():
+            error, pixels = (torch.stack(each) for each in zip(*pairs, strict=True))
+            self.errors[name].append((positions, error, pixels))
+
+    def _leave_out(self, batch: Batch, reason: str) -> None:
+        self.notes.append(f"{self.protocol.name}: not measured for {shortened(batch.names)}: {reason}")
+
+    def _multiple(self, generate: Generate, image: Tensor) -> int:
+        """Return the multiple for the sides of windows of an image (1, C, H, W), which has room for every shift."""
+        size = image.shape[1:]
+        if size not in self.multiples:
+            multiple, protocol = self.options.multiple, self.protocol
+            if multiple is None:
+                multiple = fitting_multiple(generate, image, self.shifts, protocol) if protocol.windows else 1
+            # raises where there is no room
+            list(shift_pairs(lambda x: x, image, self.shifts, protocol.name, multiple=multiple, **self.common))
+            self.multiples[size] = multiple
+        return self.multiples[size]
 
     def report(self, names: list[str], results: Measured) -> None:
         """Add the dB of each shift and image, and the reductions under the log keys of the protocols."""
@@ -173,10 +175,11 @@ class ProtocolErrors:
 
 def fitting_multiple(
     generate: Generate, image: Tensor, shifts: Sequence[Motion], protocol: Protocol = PROTOCOLS["crop"]
-) -> int | None:
+) -> int:
     """Find the smallest power of two, up to 256, such that the generator takes windows with sides of its multiples.
 
-    None: there is no such window of the image (1, C, H, W).
+    Raises:
+        InputError: there is no such window of the image (1, C, H, W), or no room for the shifts.
     """
     for multiple in (2**power for power in range(9)):
         try:
@@ -184,20 +187,19 @@ def fitting_multiple(
         except InputError:
             if multiple == 1:
                 raise
-            return None
+            break
         if takes(generate, part):
             return multiple
-    return None
+    raise InputError("the generator takes no window smaller than the image")
 
 
 def _quality(output: Tensor, target: Tensor | None, notes: list[str]) -> dict[str, Tensor]:
     """Return the quality of each image; without comparable targets NaN, except for the total variation."""
-    output = output.float().cpu()
     if target is not None and target.shape == output.shape:
         return image_quality(output, target)
     if target is not None:
         shapes = ["×".join(map(str, images.shape[1:])) for images in (output, target)]
-        note(notes, f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}")
+        notes.append(f"quality: not measured, outputs are {shapes[0]} and targets {shapes[1]}")
     unknown = dict.fromkeys(("l1", "psnr", "ssim", "tv", "tv_target"), output.new_full((len(output),), math.nan))
     return {**unknown, "tv": total_variation(output)} if target is None else unknown
 
@@ -214,33 +216,6 @@ def first_output(generate: Generate, source: Tensor, names: list[str]) -> Tensor
         raise InputError(said) from error
 
 
-class SetQuality:
-    """How far outputs and targets differ as sets: power spectra and patches, for each size of images."""
-
-    def __init__(self) -> None:
-        self.by_shape: dict[tuple[int, ...], list[Any]] = {}
-
-    def add(self, output: Tensor, target: Tensor | None) -> None:
-        """Add outputs and targets, each (N, C, H, W), if they have the same shape."""
-        if target is None or target.shape != output.shape:
-            return
-        output = output.float().cpu()
-        entry = self.by_shape.setdefault(output.shape[1:], [0, SpectrumError(), SlicedWasserstein()])
-        entry[1].update(output, target)
-        if (room := MOST_PATCHED - entry[0]) > 0:
-            entry[2].update(output[:room], target[:room])
-        entry[0] += len(output)
-
-    def summary(self, notes: list[str]) -> dict[str, float]:
-        """Return both numbers for the most frequent size; add a note if there are others."""
-        if not self.by_shape:
-            return {}
-        shape, (number, spectrum, patches) = max(self.by_shape.items(), key=lambda item: item[1][0])
-        if len(self.by_shape) > 1:
-            notes.append(f"spectrum_error, swd: of the {number} images of {'×'.join(map(str, shape))} alone")
-        return {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
-
-
 class MeasuredRealism:
     """`Realism` of those images of a measurement that it can compare."""
 
@@ -255,7 +230,7 @@ class MeasuredRealism:
         if not reason and min(output.shape[-2:]) < SMALLEST:
             reason = f"images of {hxw(output.shape[-2:])} are below {SMALLEST}×{SMALLEST}"
         if reason or target is None:
-            note(notes, f"realism: not measured, {reason}")
+            notes.append(f"realism: not measured, {reason}")
             return torch.full((len(output),), math.nan)
         return self.metric.update(output.to(self.device), target.to(self.device)).cpu()
 

@@ -1,9 +1,8 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from timeit import Timer
@@ -22,15 +21,16 @@ from genstab.evaluation.controls import OfTargets, controlled
 from genstab.evaluation.dataset_batches import Batch, batches, number_of_images
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
+from genstab.evaluation.progress import Progress, passes_of
 from genstab.evaluation.robustness import corruption_errors, corruption_picture, relative_corruption_error
 from genstab.inference.conventions import ModelError
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import InputSize, advice, find_input_size, fits
 from genstab.inference.value_range import first_call
-from genstab.metrics.corruptions import SMALLEST, corruptions_for
+from genstab.metrics.corruptions import corruptions_for
 from genstab.metrics.feature_distance import feature_maps
 from genstab.metrics.layer_outputs import choose_layers
-from genstab.metrics.protocols import PROTOCOLS, Generate, by_passes
+from genstab.metrics.protocols import PROTOCOLS, Generate
 from genstab.metrics.shift_map import RolledOutputs, circular_grid, map_table, measure_map
 from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
@@ -40,7 +40,6 @@ from genstab.runtime.run_folder import MEASURED, check_measurable
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
-QUIET = 10.0  # seconds between two lines on how far it is, in a log
 
 
 def measure(
@@ -69,19 +68,19 @@ def measure(
         PartlyMeasuredError: an image could not be read after others were measured, which `folder` and the error hold.
     """
     options = options or MeasureOptions()
+    baseline = None
     if options.corruptions and options.corruptions["baseline"]:
-        read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # fail early if it is missing
+        baseline = read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # before any work
     if options.control == "blur":
         model, dataset = nn.Identity(), OfTargets(dataset)
     folder = Path(folder)
     check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
-    with ExitStack() as stack, _same_buffers(model), inference(model, options.dtype) as call:
-        measurement = _Measurement(model, call, folder, options, stack)
-        measurement.results.notes += notes
-        measurement.say = say
+    with _same_buffers(model), inference(model, options.dtype) as call:
+        measurement = _Measurement(model, call, call, folder, options, say, baseline, Measured(notes=[*notes]))
         found = measurement.run(dataset)
+    found.notes[:] = dict.fromkeys(found.notes)
     if measurement.failed:
         raise PartlyMeasuredError(measurement.failed, found)
     return found
@@ -107,26 +106,29 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
+@dataclass
 class _Measurement:
     """One measurement: every image once, then the parts that look at the first ones alone."""
 
-    def __init__(
-        self, model: nn.Module, call: Generate, folder: Path, options: MeasureOptions, stack: ExitStack
-    ) -> None:
-        self.model, self.call, self.folder, self.options, self.stack = model, call, folder, options, stack
-        self.device = next((each.device for each in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        self.results = Measured()
-        self.names: list[str] = []
-        self.first: Batch | None = None
-        self.sizes: set[torch.Size] = set()
-        self.size = InputSize()
-        self.failed: list[str] = []
-        self.say: Callable[[str], object] = lambda line: None
-        self.said = time.monotonic()
+    model: nn.Module
+    native: Generate  # of its own values
+    call: Generate  # of images in [−1, 1]
+    folder: Path
+    options: MeasureOptions
+    say: Callable[[str], object]
+    baseline: Mapping[str, Any] | None
+    results: Measured
+    names: list[str] = field(default_factory=list)
+    first: Batch | None = None
+    sizes: set[torch.Size] = field(default_factory=set)
+    size: InputSize = field(default_factory=InputSize)
+    failed: list[str] = field(default_factory=list)
+    decibels: dict[Shift, float] = field(default_factory=dict)  # of the shift map
+    progress: Progress | None = None
 
     def run(self, dataset: Dataset) -> Measured:
         options, results = self.options, self.results
-        parts = (options.map, options.features, options.corruptions)
+        parts = (options.features, options.corruptions, options.map)
         number = max([SHOWN, *(part["images"] for part in parts if part)])
         images = self._batches(dataset, number)
         batch = next(images)
@@ -142,8 +144,7 @@ class _Measurement:
         speed = results.summary["images_per_second"] = self._speed(batch.source[: min(number, options.batch_size)])
         count = number_of_images(dataset, options.images)
         passes = passes_of(options, count, output.ndim == 2, batch.source.shape[1])
-        time_left = duration(passes / speed)
-        self.say(f"Measuring {count} images: {passes:,} passes at {speed:.3g} per second, at least {time_left}")
+        self.progress = Progress(count, *passes, speed, self.say)
         images = chain([batch], images)
         rolled: RolledOutputs | None = None
         if output.ndim == 2:
@@ -160,82 +161,78 @@ class _Measurement:
         if len(self.sizes) > 1:
             size = hxw(first.source.shape[2:])
             results.notes.append(f"map, features, corruptions, animation: on images of {size} alone")
-        self._say_next("feature distance", options.features)
-        with self._noted("features"):
-            self._features(first.source, rolled)
-        self._say_next("corruptions", options.corruptions)
-        with self._noted("corruptions"):
-            self._corruptions(first)
-        decibels: dict[Shift, float] = {}
-        if rolled is not None:
-            self._say_next("shift map", options.map)
-            with self._noted("map"):
-                decibels = self._map(first, rolled)
+        for name, part, measure_part in (
+            ("features", options.features, self._features),
+            ("corruptions", options.corruptions, self._corruptions),
+            ("map", options.map if rolled is not None else None, self._map),
+        ):
+            if part:
+                of_part = first.first(part["images"])
+                self.say(f"Next: {name}, of {len(of_part.names)} images")
+                try:
+                    measure_part(part, of_part, rolled)
+                except InputError as error:  # the numbers of the other parts are kept
+                    results.notes.append(f"{name}: not measured, {error}")
         for name in MEASURED:
             (self.folder / name).unlink(missing_ok=True)  # of an earlier measurement
         write_json(self.folder / MEASUREMENTS, results.measurements)  # first, as it tells whose the others are
         if rolled is not None:
-            self._pictures(first, rolled, decibels)
+            self._pictures(first, rolled)
         for key, picture in results.pictures.items():
             save_picture(picture, self.folder / f"{key}.png")
         return results
 
     def _batches(self, dataset: Dataset, number: int) -> Iterator[Batch]:
         """Yield the batches; keep the names, and up to `number` of the first images with what was added to them."""
-        options = self.options
+        options, notes = self.options, self.results.notes
+        device = next((each.device for each in (*self.model.parameters(), *self.model.buffers())), None)
         skip = options.on_error == "skip"
-        notes = self.results.notes
         for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
             if not self.names and (line := almost_constant(batch.source)):
                 notes.append(f"in the first batch, {line}")
-            batch.source = batch.source.to(self.device)
+            batch.source = batch.source.to(device)
             if not self.size.is_any:
                 self._cut(batch)
             yield batch
             self.sizes.add(batch.source.shape[1:])
             self.names += batch.names
-            if not sys.stderr.isatty() and time.monotonic() > self.said + QUIET:  # where no bar is drawn
-                self.said = time.monotonic()
-                self.say(f"{len(self.names)} images measured")
             self.first = self.first.extended(batch, number) if self.first else batch.first(number)
+            assert self.progress is not None  # it began with the first batch
+            self.progress.measured(len(self.names))
 
     def _first_output(self, batch: Batch) -> Tensor:
         """Call the model with the values and with a size of images that it takes, found by trying, and note them."""
-        said: list[str] = []
-        contexts: list[ExitStack] = []
-
-        def first(images: Tensor) -> Tensor:
-            output, context = first_call(self.model, self.call, self.options.values, images, said, batch.target)
-            contexts.append(context)
-            return output
-
-        failure: InputError | None = None
+        found = None
         try:
-            output = first_output(first, batch.source, batch.names)
-            found = None if output.ndim != 4 or fits(output, batch.source) else self._other_size(batch)
+            output, said = self._converted(batch)
+            if output.ndim == 4 and not fits(output, batch.source):
+                found = find_input_size(self.model, self.call, batch.source)
         except InputError as error:
             if not isinstance(error.__cause__, ModelError):
                 raise
-            failure, found = error, self._other_size(batch)
+            found = find_input_size(self.model, self.call, batch.source)
+            if found is None:
+                raise InputError(f"{error}{advice(self.model, self.call, batch.source)}") from error
         if found is not None:
-            for context in contexts:
-                context.close()  # or values would be converted twice
-            said.clear()
             self.size = found
             self._cut(batch)
             size = hxw(batch.source.shape[2:])
             self.results.notes.append(
                 f"the model takes {found}: images are cut to their centre, {size} of {batch.names[0]}"
             )
-            output = first_output(first, batch.source, batch.names)
-        elif failure is not None:
-            raise InputError(f"{failure}{advice(self.model, self.call, batch.source)}") from failure
-        self.stack.push(contexts[-1])
+            output, said = self._converted(batch)
         self.results.notes += said
         return output  # another size than the model's multiples is explained where shifts need it
 
-    def _other_size(self, batch: Batch) -> InputSize | None:
-        return find_input_size(self.model, self.call, batch.source)
+    def _converted(self, batch: Batch) -> tuple[Tensor, list[str]]:
+        """Call the model with the values that it takes, from now on, and return what was found of them."""
+        said: list[str] = []
+
+        def call(images: Tensor) -> Tensor:
+            output, self.call = first_call(self.native, self.options.values, images, said, batch.target)
+            return output
+
+        return first_output(call, batch.source, batch.names), said
 
     def _cut(self, batch: Batch) -> None:
         given = batch.source.shape[2:]
@@ -245,19 +242,6 @@ class _Measurement:
             cure = f"data.size=[{wanted[0]},{wanted[1]}] resizes images"
             raise InputError(f"{batch.names[0]} is {hxw(given)}, but the model takes {self.size}: {cure}")
         batch.cut(size)
-
-    def _say_next(self, part: str, options: Mapping[str, Any] | None) -> None:
-        if options:
-            images = min(options["images"], 0 if self.first is None else len(self.first.names))
-            self.say(f"Next: {part}, of {images} images")
-
-    @contextmanager
-    def _noted(self, part: str) -> Iterator[None]:
-        """Turn an error in one part into a note, and keep the numbers of the other parts."""
-        try:
-            yield
-        except InputError as error:
-            self.results.notes.append(f"{part}: not measured, {error}")
 
     def _classifier(self, images: Iterable[Batch], dataset: Dataset, classes: int) -> None:
         """Measure consistency and accuracy of a classifier."""
@@ -304,78 +288,71 @@ class _Measurement:
         timer = Timer(lambda: self.call(source), timer=benchmark.timer)  # a clock that waits for an accelerator
         return len(source) / min(timer.repeat(3, number=1))
 
-    def _features(self, source: Tensor, rolled: RolledOutputs | None) -> None:
+    def _features(self, part: Mapping[str, Any], images: Batch, rolled: RolledOutputs | None) -> None:
         """Measure the feature distance; the map reuses the outputs."""
-        part, options, results = self.options.features, self.options, self.results
-        if part is None:
-            return
-        images = source[: part["images"]]
-        shifts = circular_grid(images, part["reach"])
+        options, results = self.options, self.results
+        shifts = circular_grid(images.source, part["reach"])
         distances = feature_maps(
             self.model,
-            images,
+            images.source,
             shifts,
             part["layers"],
             options.batch_size,
             options.dtype,
-            rolled.compare if rolled is not None and len(images) <= options.batch_size else None,
+            rolled.compare if rolled is not None and len(images.names) <= options.batch_size else None,
         )
         reach = shifts[-1][0]
         grids = {layer: grid.tolist() for layer, grid in distance_grids(distances, reach).items()}
-        results.measurements["features"] = {"reach": reach, "images": len(images), "layers": grids}
+        results.measurements["features"] = {"reach": reach, "images": len(images.names), "layers": grids}
         means = [each.mean().item() for each in distances.values()]
         results.summary["val/feature_distance"] = sum(means) / len(means)
         results.pictures["features"] = feature_map_picture(grids)
 
-    def _corruptions(self, first: Batch) -> None:
+    def _corruptions(self, part: Mapping[str, Any], images: Batch, rolled: RolledOutputs | None) -> None:
         """Measure how far a generator's output moves under corruptions, or how often a classifier is wrong."""
         options, results = self.options, self.results
-        expected = first.labels if first.output is None else first.output
-        if options.corruptions is None or expected is None:
+        expected = images.labels if images.output is None else images.output
+        if expected is None:
             return
-        images = first.first(options.corruptions["images"])
-        if min(images.source.shape[2:]) < SMALLEST:
-            size = hxw(images.source.shape[2:])
-            raise InputError(f"{size} images are smaller than {SMALLEST}×{SMALLEST}")
-        severities = list(options.corruptions["severities"])
-        names = list(options.corruptions["names"] or corruptions_for(images.source.shape[1]))
+        severities = list(part["severities"])
+        names = list(part["names"] or corruptions_for(images.source.shape[1]))
         errors = corruption_errors(
             self.call,
             images.source,
-            expected[: len(images.names)],
+            expected,
             names,
             severities,
             seed=options.seed,
             indices=images.positions,
             forward_batch=options.batch_size,
         ).mean(2)
-        part: dict[str, Any] = {"severities": severities, "images": images.names, "relative": None}
-        part["errors"] = dict(zip(names, errors.tolist(), strict=True))
+        found: dict[str, Any] = {"severities": severities, "images": images.names, "relative": None}
+        found["errors"] = dict(zip(names, errors.tolist(), strict=True))
         if images.output is None:
             key = "corruption_errors"
             results.summary["val/corruption_error"] = errors.mean().item()
         else:
             key = "corruptions"
-            part["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
+            found["decibels"] = dict(zip(names, decibel(errors).tolist(), strict=True))
             results.summary["val/corruption_psnr"] = decibel(errors).mean().item()
-            results.pictures["corruptions"] = corruption_picture(part["decibels"], severities)
-        results.measurements[key] = part
-        if folder := options.corruptions["baseline"]:
-            part["relative"], results.summary["val/corruption_relative"] = _relative(part, key, folder)
+            results.pictures["corruptions"] = corruption_picture(found["decibels"], severities)
+        results.measurements[key] = found
+        if self.baseline is not None:
+            try:
+                relative = relative_corruption_error(found, self.baseline[key])
+            except (AttributeError, KeyError, TypeError) as error:
+                reason = f"its {MEASUREMENTS} has no {key}, or not those of a measurement"
+                raise InputError(f"corruptions.baseline={part['baseline']}: {reason}") from error
+            found["relative"], results.summary["val/corruption_relative"] = relative
 
-    def _map(self, first: Batch, rolled: RolledOutputs) -> dict[Shift, float]:
-        part, options = self.options.map, self.options
-        if part is None:
-            return {}
-        images, protocol = first.first(part["images"]), PROTOCOLS[part["protocol"]]
+    def _map(self, part: Mapping[str, Any], images: Batch, rolled: RolledOutputs | None) -> None:
+        options, protocol, shifts = self.options, PROTOCOLS[part["protocol"]], grid_shifts(part["reach"])
         multiple, source = options.multiple, images.source
         if protocol.windows and self.size.fixed:
-            source = images.with_room(grid_shifts(part["reach"]))
+            source = images.with_room(shifts)
         if protocol.windows and multiple is None:
-            multiple = fitting_multiple(self.call, source[:1], grid_shifts(part["reach"]), protocol)
-            if multiple is None:
-                raise InputError("the generator takes no window smaller than the images")
-        decibels = measure_map(
+            multiple = fitting_multiple(self.call, source[:1], shifts, protocol)
+        self.decibels = measure_map(
             self.call,
             source,
             part["reach"],
@@ -386,48 +363,14 @@ class _Measurement:
             multiple=multiple or 1,
             names=images.names,
         )
-        self.results.measurements["shift_map"] = map_table(decibels, len(images.names), protocol.name)
-        return decibels
+        self.results.measurements["shift_map"] = map_table(self.decibels, len(images.names), protocol.name)
 
-    def _pictures(self, first: Batch, rolled: RolledOutputs, decibels: dict[Shift, float]) -> None:
+    def _pictures(self, first: Batch, rolled: RolledOutputs) -> None:
         shown, part = first.first(SHOWN), self.options.map
         columns = {"source": shown.source, "output": shown.output, "target": shown.target}
         samples = {key: images for key, images in columns.items() if images is not None}
         title = "" if part is None else f"{part['protocol']}, {len(first.names[: part['images']])} images"
-        self.results.pictures |= write_exhibits(self.folder, self.call, samples, rolled, decibels, title, FRAMES)
-
-
-def passes_of(options: MeasureOptions, images: int, classifier: bool, channels: int) -> int:
-    """Return about how many images a measurement passes through the model.
-
-    >>> passes_of(MeasureOptions(features=None, corruptions=None, map=None), images=10, classifier=False, channels=3)
-    230
-    """
-    part = options.consistency or PARTS["consistency"]
-    per_image = 2 * (1 + 2 * part["pairs"])
-    if not classifier:
-        moving = [PROTOCOLS[name] for name in by_passes(options.protocols)]
-        shifts = (len(each.measured(options.shifts, options.fractional_shifts)) for each in moving)
-        per_image = 1 + options.noise_floor + sum(shifts) + sum(each.windows is not None for each in moving)
-    total = images * per_image
-    for name in ("features",) if classifier else ("map", "features"):
-        if each := getattr(options, name):
-            total += min(images, each["images"]) * ((2 * each["reach"] + 1) ** 2 - 1)
-    if each := options.corruptions:
-        names = each["names"] or corruptions_for(channels)
-        total += min(images, each["images"]) * len(names) * len(each["severities"])
-    return total
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it.
-
-    >>> duration(41.6), duration(300), duration(9000)
-    ('42 s', '5 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+        self.results.pictures |= write_exhibits(self.folder, self.call, samples, rolled, self.decibels, title, FRAMES)
 
 
 def _parameters(model: nn.Module) -> int | None:
@@ -435,16 +378,3 @@ def _parameters(model: nn.Module) -> int | None:
     if hasattr(model, "parameter_count"):
         return model.parameter_count  # type: ignore[return-value]  # a Program
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _relative(part: Mapping[str, Any], key: str, folder: str) -> tuple[dict[str, float], float]:
-    baseline = read_json(Path(folder, MEASUREMENTS)).get(key)
-    if baseline is None:
-        raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} has no {key}")
-    try:
-        images, errors, severities = baseline["images"], baseline["errors"], baseline["severities"]
-        if images != part["images"]:
-            raise InputError(f"corruptions.baseline={folder} was measured on {images}, not {part['images']}")
-        return relative_corruption_error(part["errors"], errors, part["severities"], severities)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"corruptions.baseline={folder}: its {MEASUREMENTS} is no measurement's") from error

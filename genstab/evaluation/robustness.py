@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from genstab.metrics.corruptions import SEVERITIES, corrupt
 from genstab.metrics.protocols import Generate, in_chunks, require_finite
 from genstab.metrics.shift_psnr import squared_error
 from genstab.report.figures import Picture, pixels
-
-Errors = Mapping[str, Sequence[float]]
 
 
 def corruption_errors(
@@ -53,27 +52,32 @@ def corruption_errors(
 
 
 def relative_corruption_error(
-    errors: Errors, baseline_errors: Errors, severities: Sequence[int], baseline_severities: Sequence[int]
+    measured: Mapping[str, Any], baseline: Mapping[str, Any]
 ) -> tuple[dict[str, float], float]:
     """Compute the error of each corruption relative to a baseline, and its mean: CE and mCE of the paper.
 
     The ratio is the sum of the errors over the severities divided by that of the baseline (equation 1); below 1 is more
     robust than the baseline. The paper uses error rates of classifiers and AlexNet as the baseline; mean squared errors
-    work too. The errors of each corruption are in the order of the severities, which must be the same for both.
+    work too. Both have `errors` by the name of the corruption, in the order of the `severities`, and their `images`.
+
+    Raises:
+        InputError: they are of other images, severities or corruptions, or the baseline has no error.
     """
-    if list(severities) != list(baseline_severities):
-        raise InputError(f"the baseline has severities {[*baseline_severities]}, not {[*severities]}")
-    if set(errors) != set(baseline_errors):
-        raise InputError(f"the baseline has corruptions {sorted(baseline_errors)}, not {sorted(errors)}")
+    for what in ("images", "severities"):
+        if measured[what] != baseline[what]:
+            raise InputError(f"the baseline has {what} {baseline[what]}, not {measured[what]}")
+    errors, others = measured["errors"], baseline["errors"]
+    if set(errors) != set(others):
+        raise InputError(f"the baseline has corruptions {sorted(others)}, not {sorted(errors)}")
     ratios = {}
     for name, values in errors.items():
-        if not sum(baseline_errors[name]) > 0:
+        if not sum(others[name]) > 0:
             raise InputError(f"{name}: the baseline has no error; leave this corruption out")
-        ratios[name] = float(sum(values) / sum(baseline_errors[name]))
+        ratios[name] = float(sum(values) / sum(others[name]))
     return ratios, sum(ratios.values()) / len(ratios)
 
 
-def corruption_picture(decibels: Errors, severities: Sequence[int] = SEVERITIES) -> Picture:
+def corruption_picture(decibels: Mapping[str, Sequence[float]], severities: Sequence[int] = SEVERITIES) -> Picture:
     """Draw a heat map of dB over corruptions and severities.
 
     The colours always range from 5 dB (dark) to 40 dB (bright), so that pictures can be compared.

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from genstab.metrics.measurements import SAME, number
-from genstab.metrics.registry import metrics as registered
-from genstab.metrics.registry import protocols
+from genstab.metrics.measurements import SAME, is_constant, number
+from genstab.metrics.protocols import PROTOCOLS, Protocol
+from genstab.metrics.registry import metrics
 
 # A shift PSNR of d dB is a root mean square change of 10^(−d/20) of the value range. One of 255 grey levels, about the
 # smallest step that a display shows and the eye sees, is 48 dB; on texture the eye needs several.
@@ -25,45 +25,11 @@ LESS_ROBUST, MORE_ROBUST = 1.1, 0.9  # corruption error relative to the baseline
 INCONSISTENT, CONSISTENT = 0.9, 0.98  # of pairs of shifts; plain ImageNet classifiers have 0.8 to 0.9 (Zhang 2019)
 MOSTLY_WRONG = 0.5  # accuracy
 
-_CIRCULAR, _PERIOD, _CONSTANT = "val/shift_psnr", "val/shift_period", "val/constant_outputs"
-_EDGE = "val/shift_psnr_crop_edge"  # a film shows its border, which the margin of `crop` leaves out
-_CONSISTENCY = {"val/consistency": "the camera moves", "val/consistency_roll": "the image is rolled around"}
+Known = Mapping[str, float]
 
 
-def flags(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the noteworthy findings as short words; a missing number raises none.
-
-    >>> flags({"val/shift_psnr": 41.0, "val/tv": 0.05, "val/tv_target": 0.1})
-    ['blurry']
-    """
-    known = _known(metrics)
-    psnr, ratio, consistency = (
-        known.get(_judged(known, _headline(known))),
-        registered()["tv_ratio"].of(known),
-        known.get(_consistency(known), 1.0),
-    )
-    constant, flat = (known.get(key, 1.0) < SAME for key in ("val/output_spread", "val/output_std"))
-    raised = {
-        "flickers": psnr is not None and psnr < FLICKERS,
-        "random": known.get("val/noise_floor", CAP) < CAP,
-        "rolling-only": bool(_behind(known)),  # another protocol is far below circular
-        "uneven": bool(_uneven(known)),  # the worst or the pooled number is far below the mean
-        "periodic": known.get(_PERIOD, 1) > 1,
-        "partly-constant": 0 < known.get(_CONSTANT, 0) < 1,
-        "blurry": ratio is not None and ratio < BLURRY,
-        "busy": ratio is not None and ratio > BUSY,
-        "constant": constant,
-        "flat": flat,
-        "capped": (constant or flat) and psnr is not None and psnr >= CAP,
-        "fragile": known.get("val/corruption_relative", 1.0) > LESS_ROBUST,
-        "inconsistent": consistency < INCONSISTENT,
-        "inaccurate": known.get("val/accuracy", 1.0) < MOSTLY_WRONG,
-    }
-    return [flag for flag, is_raised in raised.items() if is_raised]
-
-
-def verdict(metrics: Mapping[str, Any]) -> list[str]:
-    """Judge a model by the numbers of its `summary.json`: at most six sentences, each with its number.
+def verdict(summary: Mapping[str, Any]) -> list[str]:
+    """Judge a model by the numbers of its `summary.json`: at most six sentences.
 
     They say how stable it is, by the protocol `crop` if measured, which is what a camera does, at its worst shift, or
     else by the pooled number or the mean; whether that number is reliable; and what it costs. Numbers that are missing,
@@ -71,169 +37,146 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
 
     >>> for sentence in verdict({"val/shift_psnr": 31.0, "val/tv": 0.05, "val/tv_target": 0.1}):
     ...     print(sentence)
-    Shimmers when the image is rolled around: shift PSNR circular 31.0 dB, a change of 2.8 % of the value range.
-    Its outputs are blurry, with 50 % of the targets' total variation: part of its stability comes from blur.
+    Shimmers when the image is rolled around: 31.0 dB, a change of 2.8 % of the value range.
+    Blurry, which makes it more stable: 50 % of the targets' total variation.
     """
-    known, raised = _known(metrics), flags(metrics)
-    if _consistency(known) or "val/accuracy" in known:
-        sentences = _classifier(known, raised)
-    else:
-        sentences = [*_stability(known, raised), *_cost(known, raised)]
-    relative = known.get("val/corruption_relative")
-    if relative is not None:
-        side = "More" if relative < MORE_ROBUST else "Less" if relative > LESS_ROBUST else "About as"
-        link = "as" if side == "About as" else "than"
-        sentences.append(f"{side} robust to corruptions {link} the baseline: errors {relative:.2f} times as large.")
-    return sentences
+    known = {key: value for key in summary if (value := number(summary[key])) is not None}
+    parts = (_stability, _noise, _rolling, _unevenness, _sharpness, _consistency, _accuracy, _robustness)
+    return [sentence for part in parts if (sentence := part(known))]
 
 
-def _stability(known: Mapping[str, float], raised: list[str]) -> list[str]:
-    """How stable the model is, and whether the number is reliable."""
-    headline = _headline(known)
-    if not headline:
-        return []
-    key, when = _judged(known, headline), _when()
-    psnr, said = known[key], _said(known, key, named=True)
-    border = f"; up to the border {_said(known, edge)}" if (edge := _judged(known, _EDGE)) in known else ""
-    if "capped" in raised:
-        sentences = [f"Not evidence of stability: {said} is the cap, which any constant output reaches."]
-    elif psnr >= CAP:
-        sentences = [f"Follows its input exactly {when[headline]}: {said}, the cap{border}."]
-    else:
-        levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
-        judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
-        change = 100 * 10 ** (-psnr / 20)
-        share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-        sentences = [f"{judgement} {when[headline]}: {said}, a change of {share} % of the value range{border}."]
-    if "random" in raised:
-        floor = known["val/noise_floor"]
-        chance = f"Not deterministic: two runs on one input agree to {_said(known, 'val/noise_floor')}"
-        if psnr > floor - NOISE:
-            sentences.append(f"{chance}, so that {_said(known, key)} is indistinguishable from its noise.")
-        else:
-            sentences.append(f"{chance}; shifts change it more, {floor - psnr:.1f} dB below that noise floor.")
-    if "rolling-only" in raised:
-        others = _list(known, {_judged(known, other): when[other] for other in _behind(known)})
-        circular = _said(known, _judged(known, _CIRCULAR))
-        sentences.append(f"Circular shifts overstate its stability: {circular} {when[_CIRCULAR]}, but {others}.")
-    reasons = _reasons(known)
-    if "uneven" in raised:
-        mean, hidden = _uneven(known)[0]
-        rest = "; ".join(reasons) or "some shifts or some images are much worse than others"
-        sentences.append(f"Uneven: the mean is {_said(known, mean)}, but {_list(known, hidden)}; {rest}.")
-    elif reasons:
-        said = "; ".join(reasons)
-        sentences.append(f"{said[0].upper()}{said[1:]}.")
-    return sentences
+def _stability(known: Known) -> str:
+    if (headline := _headline(known)) is None:
+        return ""
+    psnr, said = _judged(known, headline)
+    if psnr >= CAP:
+        if is_constant(known):
+            return f"No evidence of stability: constant outputs always reach {said}, the cap."
+        return f"Follows its input exactly {headline.when}: {said}, the cap{_border(known)}."
+    levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
+    judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
+    change = 100 * 10 ** (-psnr / 20)
+    share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
+    return f"{judgement} {headline.when}: {said}, a change of {share} % of the value range{_border(known)}."
 
 
-def _reasons(known: Mapping[str, float]) -> list[str]:
-    """Why some shifts or some images are easier than others, in words."""
+def _border(known: Known) -> str:
+    """Say what the margin of `crop` leaves out: a film shows its border."""
+    edge = PROTOCOLS["crop_edge"]
+    return f"; up to the border {_judged(known, edge)[1]}" if edge.key in known else ""
+
+
+def _noise(known: Known) -> str:
+    headline, floor = _headline(known), known.get("val/noise_floor", CAP)
+    if headline is None or floor >= CAP:
+        return ""
+    chance = f"Not deterministic (noise floor {_text(known, 'val/noise_floor')})"
+    if _judged(known, headline)[0] > floor - NOISE:
+        return f"{chance}: shifts change its output hardly more than noise does."
+    return f"{chance}, but shifts change its output more."
+
+
+def _rolling(known: Known) -> str:
+    circular = PROTOCOLS["circular"]
+    if circular.key not in known:
+        return ""
+    psnr, said = _judged(known, circular)
+    others = [(*_judged(known, each), each.when) for each in _measured(known) if each is not circular]
+    behind = [f"{words} {when}" for other, words, when in others if other <= psnr - GAP and other < STILL]
+    return f"Circular shifts overstate its stability: {said}, but {' and '.join(behind)}." if behind else ""
+
+
+def _unevenness(known: Known) -> str:
+    """Say if the mean hides much lower numbers, and why some shifts or some images are easier than others."""
     reasons = []
-    if (period := known.get(_PERIOD, 1)) > 1:
-        reasons.append(f"a period of {period:.0f} pixels (aliasing): its multiples change the output much less")
-    if 0 < (share := known.get(_CONSTANT, 0)) < 1:
+    if (period := known.get("val/shift_period", 1)) > 1:
+        reasons.append(f"aliasing: shifts by multiples of {period:.0f} pixels change the output much less")
+    if 0 < (share := known.get("val/constant_outputs", 0)) < 1:
         total = known.get("images", 0)
-        some = f"{share * total:.0f} of {total:.0f} images" if total else f"{100 * share:.2g} % of the images"
-        reasons.append(f"{some} have constant outputs, which no shift changes")
-    return reasons
+        some = f"{share * total:.0f} of {total:.0f}" if total else f"{100 * share:.2g} % of the"
+        reasons.append(f"{some} outputs are constant, which no shift changes")
+    said = "; ".join(reasons)
+    headline = _headline(known)
+    for key in dict.fromkeys([headline.key, "val/shift_psnr"] if headline else []):
+        numbers = (f"{key}_pooled", POOLED_GAP, "pooled"), (f"{key}_worst", GAP, "at the worst shift and image")
+        hidden = [
+            f"{_text(known, each)} {words}"
+            for each, gap, words in numbers
+            if {each, key} <= known.keys() and known[each] <= known[key] - gap and known[each] < STILL
+        ]
+        if hidden:
+            said = "; ".join([f"uneven: a mean of {_text(known, key)}, but {' and '.join(hidden)}", *reasons])
+            break
+    return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
-def _cost(known: Mapping[str, float], raised: list[str]) -> list[str]:
-    """What the stability costs."""
-    psnr, ratio = known.get(_judged(known, _headline(known))), registered()["tv_ratio"].of(known)
-    stable = psnr is not None and psnr >= FLICKERS
-    if "constant" in raised:
-        spread = 100 * known["val/output_spread"]
-        return [f"Produces nearly the same image for every input: outputs differ by {spread:.2g} % of the range."]
-    if "flat" in raised:
-        return [f"Its outputs are nearly flat: they vary by {100 * known['val/output_std']:.2g} % of the range."]
+def _sharpness(known: Known) -> str:
+    for key, words in (
+        ("val/output_spread", "Produces nearly the same image for every input: outputs differ"),
+        ("val/output_std", "Its outputs are nearly flat: they vary"),
+    ):
+        if known.get(key, 1) < SAME:
+            return f"{words} by {100 * known[key]:.2g} % of the value range."
+    headline, ratio = _headline(known), metrics()["tv_ratio"].of(known)
+    stable = headline is not None and _judged(known, headline)[0] >= FLICKERS
     if ratio is not None:
-        share = f"{100 * ratio:.0f} % of the targets' total variation"
-        if "blurry" in raised:
-            return [
-                f"Its outputs are blurry, with {share}"
-                + (": part of its stability comes from blur." if stable else ".")
-            ]
-        if "busy" in raised:
-            return [f"Its outputs are too busy, with {share}."]
-        return [f"Not due to blur: its outputs have {share}." if stable else f"About as sharp as the targets: {share}."]
+        blurry = "Blurry, which makes it more stable" if stable else "Blurry"
+        sharp = blurry if ratio < BLURRY else "Too busy" if ratio > BUSY else "About as sharp as the targets"
+        return f"{sharp}: {100 * ratio:.0f} % of the targets' total variation."
     if stable and "val/tv_target" not in known:
-        shown = f" ({_said(known, 'val/tv', named=True)})" if "val/tv" in known else ""
-        return [f"Without targets, blur cannot be ruled out as the reason for its {psnr:.1f} dB{shown}."]
-    return []
+        shown = f" ({metrics()['val/tv'].name} {_text(known, 'val/tv')})" if "val/tv" in known else ""
+        return f"Without targets, blur cannot be ruled out as the reason{shown}."
+    return ""
 
 
-def _classifier(known: Mapping[str, float], raised: list[str]) -> list[str]:
-    sentences = []
-    if key := _consistency(known):
-        often = "Often" if known[key] < INCONSISTENT else "Sometimes" if known[key] < CONSISTENT else "Hardly ever"
-        same = f"one class for two shifts in {100 * known[key]:.1f} % of pairs"
-        sentences.append(f"{often} changes its answer when {_CONSISTENCY[key]}: {same}.")
-    if "val/accuracy" in known:
-        right = f"It is right in {100 * known['val/accuracy']:.1f} % of cases"
-        wrong = ", less than half: a constant answer would be perfectly consistent."
-        sentences.append(right + (wrong if "inaccurate" in raised else "."))
-    return sentences
+def _consistency(known: Known) -> str:
+    for key, when in (("val/consistency", "the camera moves"), ("val/consistency_roll", "the image is rolled around")):
+        if (share := known.get(key)) is not None:
+            often = "Often" if share < INCONSISTENT else "Sometimes" if share < CONSISTENT else "Hardly ever"
+            return f"{often} changes its answer when {when}: the same class in {100 * share:.1f} % of pairs of shifts."
+    return ""
 
 
-def _known(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key in metrics if (value := number(metrics[key])) is not None}
+def _accuracy(known: Known) -> str:
+    if (right := known.get("val/accuracy")) is None:
+        return ""
+    wrong = ", less than half: a constant answer would be perfectly consistent" if right < MOSTLY_WRONG else ""
+    return f"Right in {100 * right:.1f} % of cases{wrong}."
 
 
-def _said(known: Mapping[str, float], key: str, named: bool = False) -> str:
-    metric = registered()[key]
-    return f"{metric.name} {metric.text(known[key])}" if named else metric.text(known[key])
+def _robustness(known: Known) -> str:
+    if (relative := known.get("val/corruption_relative")) is None:
+        return ""
+    more = "More robust to corruptions than" if relative < MORE_ROBUST else "Less robust to corruptions than"
+    side = more if not MORE_ROBUST <= relative <= LESS_ROBUST else "About as robust to corruptions as"
+    return f"{side} the baseline: errors {relative:.2f} times as large."
 
 
-def _list(known: Mapping[str, float], words: Mapping[str, str]) -> str:
-    return " and ".join(f"{_said(known, key)} {each}" for key, each in words.items())
+def _text(known: Known, key: str) -> str:
+    return metrics()[key].text(known[key])
 
 
-def _when() -> dict[str, str]:
-    """Return what moves, in words, by the log key of each protocol; the camera first."""
-    order = sorted(protocols().values(), key=lambda protocol: protocol.name != "crop")
-    return {protocol.key: protocol.when for protocol in order if protocol.when}
+def _measured(known: Known) -> list[Protocol]:
+    """Return the protocols that were measured, the camera first."""
+    return [
+        each
+        for each in sorted(PROTOCOLS.values(), key=lambda each: each.name != "crop")
+        if each.key in known and each.when
+    ]
 
 
-def _headline(known: Mapping[str, float]) -> str:
-    return next((key for key in _when() if key in known), "")
+def _headline(known: Known) -> Protocol | None:
+    return next(iter(_measured(known)), None)
 
 
-def _judged(known: Mapping[str, float], key: str) -> str:
-    """Return the key of the number that judges a protocol: at its worst shift, or pooled, or else the mean, its `key`.
+def _judged(known: Known, protocol: Protocol) -> tuple[float, str]:
+    """Return the dB that judge a protocol, and with words for them: at its worst shift, pooled, or else the mean.
 
     The mean of the dB would hide every second shift, or half of the images, behind the other half.
     """
-    if known.get(key, CAP) >= CAP:  # so are the others
-        return key
-    return next((each for each in (f"{key}_worst_shift", f"{key}_pooled") if each in known), key)
-
-
-def _consistency(known: Mapping[str, float]) -> str:
-    """Return the key of the consistency to judge; empty for a generator."""
-    return next((key for key in _CONSISTENCY if key in known), "")
-
-
-def _far_below(known: Mapping[str, float], key: str, other: str, gap: float = GAP) -> bool:
-    """Return whether a number is far below another one, and low enough to be visible."""
-    return {key, other} <= known.keys() and known[key] <= known[other] - gap and known[key] < STILL
-
-
-def _behind(known: Mapping[str, float]) -> list[str]:
-    circular = _judged(known, _CIRCULAR)
-    return [key for key in _when() if key != _CIRCULAR and _far_below(known, _judged(known, key), circular)]
-
-
-def _uneven(known: Mapping[str, float]) -> list[tuple[str, dict[str, str]]]:
-    """Return the means that hide numbers, and those with words for them: of the headline, then of circular."""
-    found = []
-    for mean in dict.fromkeys((_headline(known), _CIRCULAR)):
-        numbers = {"pooled": ("pooled", POOLED_GAP), "worst": ("at the worst shift and image", GAP)}
-        hidden = {
-            f"{mean}_{each}": words
-            for each, (words, gap) in numbers.items()
-            if _far_below(known, f"{mean}_{each}", mean, gap)
-        }
-        found += [(mean, hidden)] if hidden else []
-    return found
+    key = protocol.key
+    if known[key] < CAP:  # or so are the others
+        for lower, words in ((f"{key}_worst_shift", "at the worst shift"), (f"{key}_pooled", "pooled")):
+            if lower in known:
+                return known[lower], f"{_text(known, lower)} {words}"
+    return known[key], _text(known, key)

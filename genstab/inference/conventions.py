@@ -1,7 +1,7 @@
 """How a model is called and what it returns: further inputs, the layout of its images, which of several outputs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice
 
+Call = Callable[[Tensor], Tensor]
 LAYOUTS = ("nchw", "nhwc")
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -20,6 +21,15 @@ class ModelError(InputError):
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
         self.reason = message if reason is None else reason
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error of somebody's model says, in one line, with the kind of error unless that is usual."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[-1 if "Traceback" in str(error) else 0]  # TorchScript shows where before it says what
+    if isinstance(error, RuntimeError | ValueError | AssertionError) and said:
+        return said.removeprefix("RuntimeError: ")
+    return f"{type(error).__name__}: {said}".removesuffix(": ")
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ which the paper and the repository have, and replication are layers without para
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from genstab.errors import InputError, check_choice
+from genstab.errors import InputError
 from genstab.inference.weights import Weights, choose, described_state, mismatches, state_dicts
 from genstab.layers.filters import AntiAlias, taps
-from genstab.networks.resnet import BLOCK_PADDING, ResNetGenerator
+from genstab.networks.resnet import ResNetGenerator
 from genstab.networks.unet import UNet
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -90,20 +90,20 @@ def which_norm(path: Path, weights: Weights, layers: dict[str, str], requested: 
         allowed = ["instance"]  # files of 2018; the repository ignores these statistics, too
     else:
         allowed = ["instance", "none"] if f"{conv}.bias" in weights else ["none", "instance"]
-    if requested not in (None, *allowed):
-        raise InputError(f"norm={requested!r} does not fit {path}: its keys allow {' or '.join(allowed)}")
-    return requested or allowed[0]
+    return _allowed("norm", requested, allowed, path)
 
 
 def which_padding(path: Path, layers: dict[str, str], requested: str | None, notes: list[str] | None) -> str:
     """Return the padding of the residual blocks that the keys imply, or the requested one if they allow it."""
     allowed = ("zeros",) if layers["blocks.0.conv1"].endswith(".0") else ("reflect", "replicate")
-    if requested is not None:
-        check_choice("padding", requested, BLOCK_PADDING)
-        if requested not in allowed:
-            raise InputError(f"padding={requested!r} does not fit {path}: its keys allow {' or '.join(allowed)}")
-    elif len(allowed) > 1 and notes is not None:
+    if requested is None and len(allowed) > 1 and notes is not None:
         notes.append(f"{path.name}: its keys do not tell reflection from replication; model.padding=replicate if so")
+    return _allowed("padding", requested, allowed, path)
+
+
+def _allowed(name: str, requested: str | None, allowed: Sequence[str], path: Path) -> str:
+    if requested not in (None, *allowed):
+        raise InputError(f"{name}={requested!r} does not fit {path}: its keys allow {' or '.join(allowed)}")
     return requested or allowed[0]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genstab.errors import InputError
-from genstab.inference.conventions import ModelError, one_tensor
+from genstab.inference.conventions import ModelError, one_tensor, reason_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -59,7 +59,7 @@ def inference(module: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator
         except (Exception, SystemExit) as error:
             if "can't allocate memory" in str(error):  # torch has no class for it on CPUs
                 raise
-            said = _reason(error)
+            said = reason_of(error)
             raise ModelError(f"the generator cannot take images of shape {shape}: {said}", said) from error
         output = one_tensor(output, images)
         return output.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -90,11 +90,3 @@ def _ieee_float32() -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = lines[-1 if "Traceback" in str(error) else 0]  # TorchScript shows where before it says what
-    if isinstance(error, RuntimeError | ValueError | AssertionError) and said:
-        return said
-    return f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice, check_counts
-from genstab.inference.conventions import ModelError
+from genstab.inference.conventions import ModelError, reason_of
 from genstab.inference.eval_mode import inference
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, Program, load_program
+from genstab.inference.weights import shape_text
 from genstab.runtime.files import write_whole, writing
 
 FORMATS = {"onnx": ONNX, "torchscript": TORCHSCRIPT, "pt2": EXPORTED}
@@ -64,21 +65,29 @@ def export(
         raise InputError("format=onnx needs onnx, onnxscript and onnxruntime: pip install 'genstab[onnx]'")
     if output.is_dir():
         raise InputError(f"output={output} is a folder: name a file in it")
-    count = channels if channels is not None else _channels(model)
+    if channels is None:
+        channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    if channels is None:
+        raise InputError(f"channels: {type(model).__name__} has no convolution that tells them: set channels=3")
     sizes = [size, (size[0] + size[1], 2 * size[0]) if dynamic else size]  # both divisible by what divides `size`
-    images = [_noise(batch, count, each) for batch, each in zip((2, 1), sizes, strict=True)]
+    noise = torch.Generator().manual_seed(0)
+    images = [torch.rand((2 - i, channels, *each), generator=noise) * 2 - 1 for i, each in enumerate(sizes)]
+    expected = []
     with inference(model) as generator:
-        first = _outputs(generator, images[0], "size=[H,W] and channels=C set them")
-        second = _outputs(generator, images[1], "dynamic=false exports for size alone")
+        for each in images:
+            try:
+                expected.append(generator(each))
+            except ModelError as error:
+                cure = "dynamic=false exports for size alone" if expected else "size=[H,W] and channels=C set them"
+                raise InputError(f"{error} ({cure})") from error
     with TemporaryDirectory() as folder:
         path = Path(folder, f"model{output.suffix}")
         model.eval()  # not `inference`: torch.export reads a setting of cuDNN that it changes
-        with torch.no_grad(), _quiet():
+        with _refused(f"the model cannot be exported as {format}"), torch.no_grad(), _quiet():
             _record(model, images[0], path, format, dynamic)
         with _refused(f"the {format} file fails, so {output} was not written"):
             program = load_program(path, FORMATS[format])
-            actual = [program(each) for each in images]
-        greatest = _difference([first, second], actual, output)
+            greatest = max(_difference(right, program(each)) for right, each in zip(expected, images, strict=True))
         with writing("output", output), path.open("rb") as file:
             write_whole(output, lambda target: shutil.copyfileobj(file, target))
     seen = " and ".join(f"{height}×{width}" for height, width in dict.fromkeys(sizes))
@@ -86,63 +95,40 @@ def export(
     return f"{output}: {FORMATS[format]} for {takes}; differs from the model by {greatest:.0e} at most, at {seen}"
 
 
-def _channels(model: nn.Module) -> int:
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
-            return layer.in_channels
-    raise InputError(f"channels: {type(model).__name__} has no convolution that tells them: set channels=3")
-
-
-def _noise(batch: int, channels: int, size: tuple[int, int]) -> Tensor:
-    return torch.rand((batch, channels, *size), generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def _outputs(generator: Callable[[Tensor], Tensor], images: Tensor, advice: str) -> Tensor:
-    try:
-        return generator(images)
-    except ModelError as error:
-        raise InputError(f"{error} ({advice})") from error
-
-
 def _record(model: nn.Module, images: Tensor, path: Path, format: str, dynamic: bool) -> None:
     """Write the file. The first axis of the images is dynamic, and with `dynamic` height and width, too."""
     names = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
-    with _refused(f"the model cannot be exported as {format}"):
-        if format == "torchscript":
-            torch.jit.save(torch.jit.trace(model, images, check_trace=False), str(path))
-        elif format == "onnx":
-            torch.onnx.export(
-                model,
-                (images,),
-                path,
-                input_names=["images"],
-                output_names=["outputs"],
-                dynamo=True,
-                dynamic_shapes=(names,),
-                external_data=False,
-                verbose=False,
-            )
-        else:
-            axes = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
-            torch.export.save(torch.export.export(model, (images,), dynamic_shapes=(axes,)), path)
+    if format == "torchscript":
+        torch.jit.save(torch.jit.trace(model, images, check_trace=False), str(path))
+    elif format == "onnx":
+        torch.onnx.export(
+            model,
+            (images,),
+            path,
+            input_names=["images"],
+            output_names=["outputs"],
+            dynamo=True,
+            dynamic_shapes=(names,),
+            external_data=False,
+            verbose=False,
+        )
+    else:
+        axes = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
+        torch.export.save(torch.export.export(model, (images,), dynamic_shapes=(axes,)), path)
 
 
-def _difference(expected: list[Tensor], actual: list[Tensor], output: Path) -> float:
+def _difference(expected: Tensor, actual: Tensor) -> float:
     """Return the largest difference; raise an `InputError` if it is more than rounding."""
-    greatest = 0.0
-    for right, found in zip(expected, actual, strict=True):
-        if found.shape != right.shape:
-            shapes = f"{tuple(found.shape)} instead of {tuple(right.shape)}"
-            raise InputError(f"the exported file returns {shapes}: {output} was not written")
-        apart = (found.float() - right).abs().max().item()
-        if not apart <= MOST * max(1.0, right.abs().max().item()):
-            at = "×".join(map(str, right.shape[-2:]))
-            raise InputError(
-                f"the exported file differs from the model by {apart:.2g} at {at}: {output} was not written "
-                "(a size was recorded as a constant, or the model is random)"
-            )
-        greatest = max(greatest, apart)
-    return greatest
+    if actual.shape != expected.shape:
+        shapes = f"{tuple(actual.shape)} instead of {tuple(expected.shape)}"
+        raise InputError(f"the exported file returns {shapes}: it was not written")
+    apart = (actual.float() - expected).abs().max().item()
+    if not apart <= MOST * max(1.0, expected.abs().max().item()):
+        raise InputError(
+            f"the exported file differs from the model by {apart:.2g} at {shape_text(expected)}: it was not written "
+            "(a size was recorded as a constant, or the model is random)"
+        )
+    return apart
 
 
 @contextmanager
@@ -153,8 +139,7 @@ def _refused(what: str) -> Iterator[None]:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of any kind: it runs code of others
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise InputError(f"{what}: {lines[0][:200]}") from error
+        raise InputError(f"{what}: {reason_of(error)}") from error
 
 
 @contextmanager

@@ -15,29 +15,28 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from genstab.errors import InputError
-from genstab.inference.conventions import Conventions, ModelError, one_tensor, pick
+from genstab.inference.conventions import Conventions, ModelError, one_tensor, pick, reason_of
+from genstab.runtime.process_state import process_state_restored
 
 TORCHSCRIPT, EXPORTED, ONNX = "a TorchScript file", "an exported program", "an ONNX file"
 # Members of an exported program's archive: compiled libraries, and pickled objects.
 _UNSAFE = ("/data/aotinductor/", "/opaque_obj_", "/custom_obj_")
-_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _CPU = torch.device("cpu")
 _Run = Callable[[Tensor], Any]
 _Shape = Sequence[int | None]
-_ONNX_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
+_ONNX_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+    "tensor(int32)": torch.int32,
+    "tensor(int64)": torch.int64,
+    "tensor(bool)": torch.bool,
 }
 _IMAGE_TYPES = ("tensor(float)", "tensor(float16)", "tensor(double)", "tensor(uint8)")
 
@@ -50,11 +49,12 @@ class Program(nn.Module):
 
     Args:
         name: name of the program in messages.
-        load: returns the program as a function from images to images on a device.
-        shape: (N, C, H, W) that the program takes; None for any. A smaller batch than N is filled with copies of its
-            last image.
-        output: index or key of the output, if there are several.
+        load: returns the program as a function from images to its output on a device.
+        shape: of the images that the program takes, in its layout; None for any length. A smaller batch than N is
+            filled with copies of its last image.
         parameter_count: number of parameters, if the file tells.
+        output: index or key of the output, if there are several.
+        layout: `nchw` or `nhwc`.
 
     `sha256` is the digest of its file, for `genstab.inference.predict_record.model_digest`.
 
@@ -69,10 +69,12 @@ class Program(nn.Module):
         shape: _Shape = (None, None, None, None),
         parameter_count: int | None = None,
         output: int | str | None = None,
+        layout: str = "nchw",
     ) -> None:
         super().__init__()
-        self.name, self.load, self.shape, self.parameter_count = name, load, tuple(shape), parameter_count
-        self.output = output
+        self.name, self.load, self.parameter_count = name, load, parameter_count
+        self.output, self.layout = output, layout
+        self.shape = tuple(shape[axis] for axis in ((0, 3, 1, 2) if layout == "nhwc" else (0, 1, 2, 3)))
         self.run, self.device = load(_CPU), _CPU
         self.sha256 = ""
 
@@ -86,12 +88,23 @@ class Program(nn.Module):
         outputs = []
         for chunk in images.split(batch or len(images)):
             missing = batch - len(chunk) if batch else 0
-            output = self.run(torch.cat([chunk, chunk[-1:].expand(missing, -1, -1, -1)]) if missing else chunk)
-            if self.output is not None:
-                output = pick(output, self.output, self.name)
-            output = one_tensor(output, chunk, self.name)
-            outputs.append(output[: len(chunk)])
+            filled = torch.cat([chunk, chunk[-1:].expand(missing, -1, -1, -1)]) if missing else chunk
+            outputs.append(self._output(filled)[: len(chunk)])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _output(self, images: Tensor) -> Tensor:
+        try:
+            output = self.run(images.permute(0, 2, 3, 1) if self.layout == "nhwc" else images)
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # those of onnxruntime have no other common class
+            what = f"{self.name} cannot take images of {_pixels(images.shape[1:])}"
+            raise ModelError(f"{what}: {reason_of(error)}") from error
+        if self.output is not None:
+            output = pick(output, self.output, self.name)
+        if self.layout == "nhwc" and isinstance(output, Tensor) and output.ndim == 4:
+            output = output.permute(0, 3, 1, 2)
+        return one_tensor(output, images, self.name)
 
     # torch has no public hook for `.to`, `.cuda` and the like, which all call this.
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Program":
@@ -119,26 +132,15 @@ def _torchscript(path: Path, conventions: Conventions) -> Program:
         return module.eval().float() if hasattr(module, "training") else module
 
     on_cpu = read(_CPU)
-    layout = conventions.layout or "nchw"
-    constants = {name: torch.as_tensor(value) for name, value in conventions.inputs.items()}
 
     def load(device: torch.device) -> _Run:
         module = on_cpu if device == _CPU else read(device)
+        constants = {name: torch.as_tensor(value, device=device) for name, value in conventions.inputs.items()}
+        return lambda images: module(images.float(), **constants)
 
-        def run(images: Tensor) -> Tensor:
-            given = {name: value.to(images.device) for name, value in constants.items()}
-            try:
-                return _from_layout(module(_to_layout(images.float(), layout), **given), layout)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
-                raise _cannot_take(path, images, reason) from error
-
-        return run
-
-    count = sum(parameter.numel() for parameter in on_cpu.parameters())
-    return Program(path.name, load, parameter_count=count or None, output=conventions.output)
+    count = sum(parameter.numel() for parameter in on_cpu.parameters()) or None
+    layout = conventions.layout or "nchw"
+    return Program(path.name, load, parameter_count=count, output=conventions.output, layout=layout)
 
 
 def _exported(path: Path, conventions: Conventions) -> Program:
@@ -153,33 +155,26 @@ def _exported(path: Path, conventions: Conventions) -> Program:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     }
-    shapes = {name: list(getattr(value, "shape", ())) for name, value in taken.items()}
-    images_name = _images_among(path, shapes, conventions.inputs)
-    dtype, declared = taken[images_name].dtype, shapes[images_name]
-    lengths = [length if isinstance(length, int) else None for length in declared]
-    layout = conventions.layout or layout_of(lengths)
-    constants = {
-        name: _constant_of(path, name, value, taken[name].dtype, shapes[name])
-        for name, value in conventions.inputs.items()
+    shapes = {
+        name: [length if isinstance(length, int) else str(length) for length in getattr(value, "shape", ())]
+        for name, value in taken.items()
     }
+    images_name = _images_among(path, shapes, conventions.inputs)
+    types = {name: getattr(value, "dtype", None) for name, value in taken.items()}
+    constants = _constants(path, conventions, types, shapes, images_name)
 
     def load(device: torch.device) -> _Run:
         module = move_to_device_pass(program, device).module()
 
-        def run(images: Tensor) -> Tensor:
-            given = {name: value.to(images.device) for name, value in constants.items()}
-            given[images_name] = _to_layout(images.to(dtype), layout)
-            try:
-                return _from_layout(module(*(given[name] for name in taken)), layout)
-            except AssertionError as error:
-                if not str(error).startswith("Guard failed"):
-                    raise
-                raise _cannot_take(path, images, str(error)) from error
+        def run(images: Tensor) -> Any:
+            given = constants(len(images)) | {images_name: images.to(types[images_name])}
+            return module(*(given[name].to(device) for name in taken))
 
         return run
 
     count = sum(parameter.numel() for parameter in program.parameters())
-    return Program(path.name, load, _nchw(lengths, layout), count, conventions.output)
+    lengths = _fixed(shapes[images_name])
+    return Program(path.name, load, lengths, count, conventions.output, conventions.layout or layout_of(lengths))
 
 
 def _onnx(path: Path, conventions: Conventions) -> Program:
@@ -201,18 +196,13 @@ def _onnx(path: Path, conventions: Conventions) -> Program:
 
     on_cpu = session_on(_CPU)
     inputs = {each.name: each for each in on_cpu.get_inputs()}
+    shapes = {name: each.shape for name, each in inputs.items()}
+    images_name = _images_among(path, shapes, conventions.inputs)
+    if inputs[images_name].type not in _IMAGE_TYPES:
+        raise InputError(f"{path} takes images of {inputs[images_name].type}, not of floating point or uint8 numbers")
+    types = {name: _ONNX_TYPES.get(each.type, torch.float32) for name, each in inputs.items()}
+    constants = _constants(path, conventions, types, shapes, images_name)
     outputs = [each.name for each in on_cpu.get_outputs()]
-    images_name = _images_among(path, {name: each.shape for name, each in inputs.items()}, conventions.inputs)
-    images_type = inputs[images_name].type
-    if images_type not in _IMAGE_TYPES:
-        raise InputError(f"{path} takes images of {images_type}, not of floating point or uint8 numbers")
-    # A dynamic length is a name, None, or not positive.
-    lengths = [n if isinstance(n, int) and n > 0 else None for n in inputs[images_name].shape]
-    layout = conventions.layout or layout_of(lengths)
-    constants = {
-        name: _onnx_constant(path, inputs[name], value, inputs[images_name].shape[0])
-        for name, value in conventions.inputs.items()
-    }
     if len(outputs) > 1 and conventions.output is None:
         shown = ", ".join(f"{each.name} {each.shape}" for each in on_cpu.get_outputs())
         raise InputError(f"{path} has {len(outputs)} outputs: {shown}; model.output={outputs[0]} chooses one")
@@ -221,56 +211,49 @@ def _onnx(path: Path, conventions: Conventions) -> Program:
         session = on_cpu if device == _CPU else session_on(device)
 
         def run(images: Tensor) -> Any:
-            array = _to_layout(images.detach(), layout).to("cpu").numpy().astype(_ONNX_TYPES[images_type])
-            given = {name: constant(len(images)) for name, constant in constants.items()}
-            try:
-                values = session.run(None, {images_name: array, **given})
-            except Exception as error:  # onnxruntime's exceptions have no other common class
-                raise _cannot_take(path, images, " ".join(str(error).split())) from error
-            found = {
-                name: _from_layout(torch.from_numpy(value).to(images.device), layout)
-                for name, value in zip(outputs, values, strict=True)
-            }
-            return found if conventions.output is not None and len(found) > 1 else found[outputs[0]]
+            given = constants(len(images)) | {images_name: images.detach().cpu().to(types[images_name])}
+            values = session.run(None, {name: each.contiguous().numpy() for name, each in given.items()})
+            found = [torch.from_numpy(value).to(images.device) for value in values]
+            return dict(zip(outputs, found, strict=True)) if len(found) > 1 else found[0]
 
         return run
 
-    return Program(path.name, load, _nchw(lengths, layout), output=conventions.output if len(outputs) > 1 else None)
+    lengths = _fixed(shapes[images_name])
+    layout = conventions.layout or layout_of(lengths)
+    return Program(path.name, load, lengths, None, conventions.output if len(outputs) > 1 else None, layout)
 
 
-def _constant_of(path: Path, name: str, value: Any, dtype: torch.dtype, shape: Sequence[Any]) -> Tensor:
-    """Return a constant input of an exported program, expanded to the declared shape where that is fixed."""
-    tensor = torch.as_tensor(value, dtype=dtype)
-    if not all(isinstance(length, int) for length in shape):
-        return tensor
-    try:
-        return tensor.expand(shape)
-    except RuntimeError:
-        had = list(tensor.shape)
-        what = f"model.inputs.{name} of shape {had} does not fit {path.name}: it takes {list(shape)}"
-        raise InputError(what) from None
+def _constants(
+    path: Path,
+    conventions: Conventions,
+    types: Mapping[str, torch.dtype | None],
+    shapes: Mapping[str, Sequence[Any]],
+    images_name: str,
+) -> Callable[[int], dict[str, Tensor]]:
+    """Return a function from the number of images to the constant inputs, of their declared types and shapes.
+
+    Where the first length is the number of images by its name, one number is repeated for each image.
+    """
+    constants, repeated = {}, set()
+    for name, value in conventions.inputs.items():
+        tensor, shape = torch.as_tensor(value, dtype=types[name]), shapes[name]
+        given = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
+        wanted = [each or length for each, length in zip(_fixed(shape), given, strict=False)]
+        try:
+            constants[name] = tensor.expand(wanted)
+        except RuntimeError:
+            what = f"model.inputs.{name} of shape {list(tensor.shape)} does not fit {path.name}"
+            raise InputError(f"{what}: it takes {list(shape)}") from None
+        if shape and not _fixed(shape)[0] and shape[0] == shapes[images_name][0] and wanted[0] == 1:
+            repeated.add(name)
+    return lambda images: {
+        name: each.expand(images, *each.shape[1:]) if name in repeated else each for name, each in constants.items()
+    }
 
 
-def _onnx_constant(path: Path, declared: Any, value: Any, batch: Any) -> Callable[[int], np.ndarray]:
-    """Return a function from the number of images to a constant input of the declared type and shape."""
-    array = np.asarray(value, _ONNX_TYPES.get(declared.type, np.float32))
-    fixed = [length if isinstance(length, int) and length > 0 else None for length in declared.shape]
-    given = [1] * (len(fixed) - array.ndim) + list(array.shape)
-    shape = [size if length is None else length for size, length in zip(given, fixed, strict=False)]
-    try:
-        if len(given) > len(fixed):
-            raise ValueError
-        np.broadcast_to(array, shape)
-    except ValueError:
-        had = list(array.shape)
-        what = f"model.inputs.{declared.name} of shape {had} does not fit {path.name}: it takes {declared.shape}"
-        raise InputError(what) from None
-    each_image = bool(shape) and fixed[0] is None and declared.shape[0] == batch and shape[0] == 1
-
-    def constant(images: int) -> np.ndarray:
-        return np.ascontiguousarray(np.broadcast_to(array, [images, *shape[1:]] if each_image else shape))
-
-    return constant
+def _fixed(shape: Sequence[Any]) -> list[int | None]:
+    """Return the lengths of a declared shape; a dynamic one, None, is declared as a name, None, or not positive."""
+    return [length if isinstance(length, int) and length > 0 else None for length in shape]
 
 
 def _images_among(path: Path, shapes: Mapping[str, Sequence[Any]], given: Mapping[str, Any]) -> str:
@@ -299,39 +282,19 @@ def layout_of(shape: _Shape) -> str:
     return "nhwc" if shape[3] in few and shape[1] not in few else "nchw"
 
 
-def _to_layout(images: Tensor, layout: str) -> Tensor:
-    return images.permute(0, 2, 3, 1) if layout == "nhwc" else images
-
-
-def _from_layout(output: Any, layout: str) -> Any:
-    is_image = layout == "nhwc" and isinstance(output, Tensor) and output.ndim == 4
-    return output.permute(0, 3, 1, 2) if is_image else output
-
-
-def _nchw(shape: _Shape, layout: str) -> _Shape:
-    return [shape[0], shape[3], shape[1], shape[2]] if layout == "nhwc" else shape
-
-
 @contextmanager
 def _readable(path: Path, kind: str) -> Iterator[None]:
     """Turn any error of a reader into an `InputError` of one line, and let no pickle run code."""
-    logger, allowed = logging.getLogger("torch.export"), os.environ.get(_WEIGHTS_ONLY)
+    logger = logging.getLogger("torch.export")
     silent, logger.disabled = logger.disabled, True  # it would print the traceback
-    os.environ[_WEIGHTS_ONLY] = "1"
-    try:
-        yield
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise InputError(f"{path} cannot be read as {kind}: {lines[0].strip()}") from error
-    finally:
-        logger.disabled = silent
-        del os.environ[_WEIGHTS_ONLY]
-        if allowed is not None:
-            os.environ[_WEIGHTS_ONLY] = allowed
-
-
-def _cannot_take(path: Path, images: Tensor, reason: str) -> ModelError:
-    return ModelError(f"{path.name} cannot take images of {_pixels(images.shape[1:])}: {reason}")
+    with process_state_restored():
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        try:
+            yield
+        except Exception as error:
+            raise InputError(f"{path} cannot be read as {kind}: {reason_of(error)}") from error
+        finally:
+            logger.disabled = silent
 
 
 def _pixels(size: _Shape) -> str:

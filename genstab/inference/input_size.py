@@ -1,8 +1,8 @@
 """Which sizes of images a model takes: any, multiples of a number, or one size alone; found by trying, quietly."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from genstab.data.paths import hxw
 from genstab.errors import InputError
-from genstab.inference.conventions import ModelError
+from genstab.inference.conventions import Call, ModelError
 from genstab.inference.exported_programs import Program
 from genstab.layers.padding import pad2d
 
 Size = tuple[int, int]
-Call = Callable[[Tensor], Tensor]
 MULTIPLES = (2, 4, 8, 16, 32, 64, 128, 256)
 # Sides of the images that networks with a fixed size are published for.
 SIDES = (224, 256, 384, 299, 512, 128, 64, 32, 28)
@@ -113,7 +112,7 @@ def advice(model: nn.Module, call: Call, images: Tensor) -> str:
     for channels in CHANNELS:
         if channels != images.shape[1] and takes(call, one[:, :1].expand(-1, channels, -1, -1)):
             return f"; it takes images of {channels} channel{'s' * (channels > 1)}"
-    if takes(_channels_last(call), one):
+    if takes(lambda images: call(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), one):
         return "; model.layout=nhwc works"
     for side in SIDES:
         if (side, side) != (height, width) and takes(call, nn.functional.interpolate(one, (side, side))):
@@ -121,17 +120,8 @@ def advice(model: nn.Module, call: Call, images: Tensor) -> str:
     return ""
 
 
-def _channels_last(call: Call) -> Call:
-    def called(images: Tensor) -> Tensor:
-        output = call(images.permute(0, 2, 3, 1))
-        return output.permute(0, 3, 1, 2) if output.ndim == 4 else output
-
-    return called
-
-
-@contextmanager
-def padded_calls(model: nn.Module, call: Call, notes: list[str]) -> Iterator[Call]:
-    """Yield a function of images of any size for a model that takes multiples of a number, by padding with reflection.
+def padded_calls(model: nn.Module, call: Call, notes: list[str]) -> Call:
+    """Return a function of images of any size for a model that takes multiples of a number, by padding with reflection.
 
     Outputs are cropped to their part of the images. The number is found when the model first fails or returns another
     size; `notes` gets a line then.
@@ -153,23 +143,22 @@ def padded_calls(model: nn.Module, call: Call, notes: list[str]) -> Iterator[Cal
 
     def generate(images: Tensor) -> Tensor:
         nonlocal found
+        failure: ModelError | None = None
         try:
             output = padded(images)
             if fits(output, images) or output.ndim != 4:
                 return output
-            failure = None
         except ModelError as error:
             failure = error
-        other = found
-        if declared_size(model) is None:
-            for multiple in (each for each in MULTIPLES if each > other.multiple):
-                found = InputSize(multiple)
-                if takes(padded, images[:1]):
-                    notes.append(f"images are padded to multiples of {multiple}, which the model needs, and cropped")
-                    return padded(images)
-            found = other
+        before = found
+        for multiple in MULTIPLES if declared_size(model) is None else ():
+            found = InputSize(multiple)
+            if multiple > before.multiple and takes(padded, images[:1]):
+                notes.append(f"images are padded to multiples of {multiple}, which the model needs, and cropped")
+                return padded(images)
+        found = before
         if failure is not None:
             raise InputError(f"{failure.reason}{advice(model, call, images)}") from failure
         return output
 
-    yield generate
+    return generate

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, reason
 from genstab.inference.conventions import Conventions, follow_conventions
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
@@ -83,20 +83,22 @@ def load_model(
     if kind in (TORCHSCRIPT, EXPORTED, ONNX):
         if network is not None:
             raise InputError(f"{path} is {kind}, which contains its network: leave out model._target_")
-        given = {"norm": norm, "padding": padding, "prefix": prefix, "weights": weights}
-        for name, value in given.items():
-            if value is not None:
-                raise InputError(f"{path} is {kind}, which has no choice of weights: leave out model.{name}={value}")
+        why = f"{path} is {kind}, which has no choice of weights"
+        _leave_out(why, norm=norm, padding=padding, prefix=prefix, weights=weights)
         check_archive(path, kind)
         return load_program(path, kind, conventions)
     if network is None:
         found = load_generator(path, norm, padding=padding, prefix=prefix, weights=weights, notes=notes)
         return follow_conventions(found, conventions)
-    for name, value in {"norm": norm, "padding": padding}.items():
-        if value is not None:
-            raise InputError(f"model.{name}={value} is for files that name no network: leave out model._target_ or it")
+    _leave_out("norm and padding are for files that name no network", norm=norm, padding=padding)
     network.load_state_dict(fitting_weights(path, read_content(path, kind, notes), network, prefix, weights))
     return follow_conventions(network.cpu().eval(), conventions)
+
+
+def _leave_out(why: str, **options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{why}: leave out model.{name}={value}")
 
 
 def checkpoint_of(path: str | Path) -> Path:
@@ -135,15 +137,12 @@ def place(model: nn.Module, device: str = "auto") -> torch.device:
     Raises:
         InputError: this machine has no such device, or the model cannot run on it.
     """
-    gpus = torch.cuda.device_count()
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(device)):
         raise InputError(f"device={device!r} is not one of auto, cpu, mps, cuda, cuda:0, cuda:1, …")
-    mps = torch.backends.mps.is_available()
-    chosen = torch.device(("cuda" if gpus else "mps" if mps else "cpu") if device == "auto" else device)
-    if chosen.type == "mps" and not mps:
-        raise InputError("device=mps: this machine has none")
-    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
-        raise InputError(f"device={device}: this machine has {gpus} CUDA devices")
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    chosen = torch.device(next(kind for kind, count in counts.items() if count) if device == "auto" else device)
+    if (chosen.index or 0) >= counts[chosen.type]:
+        raise InputError(f"device={device}: this machine has {counts[chosen.type]} {chosen.type.upper()} devices")
     try:
         model.to(chosen)
     except InputError:  # an ONNX file, and an onnxruntime for CPUs only
@@ -175,9 +174,6 @@ def file_kind(path: Path) -> str:
     raise InputError(f"{path} {'is not a model file' if head else 'is empty'}; expected {KINDS}")
 
 
-PREFIX = "generator."
-
-
 def load_generator(
     path: str | Path,
     norm: str | None = None,
@@ -189,12 +185,9 @@ def load_generator(
 ) -> nn.Module:
     """Load the generator of a checkpoint, in eval mode and on the CPU.
 
-    The file is a checkpoint of genstab (`checkpoints/*.ckpt` of a run, or the folder of the run), or weights of the
-    PyTorch CycleGAN/pix2pix repository or of CUT (`*_net_G.pth`, also as safetensors or nested in dicts), whose U-Nets
-    and ResNet generators become a `genstab.UNet` or `genstab.ResNetGenerator`. Nothing in the file is executed.
-
     Args:
-        path: the file or folder.
+        path: a checkpoint of genstab, the folder of a run, or weights of the PyTorch CycleGAN/pix2pix repository or of
+            CUT, see `genstab.load_model`. Nothing in it is executed.
         norm: `instance` or `none`, for a file of those repositories whose keys allow both. By default a bias in the
             convolutions means `instance`, as in the networks of the repositories.
         padding: `reflect` (the default) or `replicate`, in the residual blocks of such a file, which keys do not tell.
@@ -211,14 +204,12 @@ def load_generator(
     for name, value, has in (("norm", norm, config.get("norm")), ("padding", padding, config.get("block_padding"))):
         if value not in (None, has):
             raise InputError(f"{name}={value!r} does not fit {path}: its generator has {has}")
-    for name, value in {"prefix": prefix, "weights": weights}.items():
-        if value is not None:
-            raise InputError(f"{path} is a checkpoint of genstab, which holds one generator: leave out model.{name}")
+    _leave_out(f"{path} is a checkpoint of genstab, which holds one generator", prefix=prefix, weights=weights)
     network = ResNetGenerator if "blocks" in config else UNet
     state = {
-        key.removeprefix(PREFIX): value
+        key.removeprefix("generator."): value
         for key, value in checkpoint["state_dict"].items()
-        if isinstance(key, str) and key.startswith(PREFIX) and isinstance(value, Tensor)
+        if isinstance(key, str) and key.startswith("generator.") and isinstance(value, Tensor)
     }
     problems = mismatches(state, described_state(path, network, config, state))
     if problems:
@@ -227,7 +218,6 @@ def load_generator(
         generator = network(**{**config, "antialias": AntiAlias(**config["antialias"])})
         generator.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} does not fit the generator that it describes: {reason}") from error
+        raise InputError(f"{path} does not fit the generator that it describes: {reason(error)}") from error
     generator.trained_on = trained_on(checkpoint)  # type: ignore[assignment]  # not a tensor
     return generator.eval()

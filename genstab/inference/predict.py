@@ -20,10 +20,11 @@ from genstab.data.geotiff import scaled_geotiff
 from genstab.data.header_notes import HeaderNotes
 from genstab.data.image_io import ImageInfo, image_info, read_image, type_of_format, writable, write_image
 from genstab.data.paths import find_images, hxw, shortened
-from genstab.data.reading import Reading, almost_constant, parse_range, resized
+from genstab.data.reading import INTERPOLATIONS, Range, Reading, almost_constant, parse_range, resized
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
+from genstab.inference.conventions import reason_of
 from genstab.inference.eval_mode import inference
-from genstab.inference.input_size import padded_calls
+from genstab.inference.input_size import fits, padded_calls
 from genstab.inference.predict_record import RECORD, Stamp, model_digest, read_record, recording, stamp
 from genstab.inference.value_range import Values, converted_calls
 from genstab.runtime.files import remove_parts
@@ -80,6 +81,7 @@ def predict(
     target_range: Sequence[float] | None = None,
     source_labels: int | None = None,
     source_interpolation: str | None = None,
+    source_channels: int | None = None,
     max_megapixels: float | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Predicted:
@@ -87,9 +89,9 @@ def predict(
 
     Images are read with `read_image` and results written with `write_image`, with the depth of the source (8 bits in
     formats without 16); results of formats that it does not write, such as GIF, are PNG. Images with other channels
-    than the generator takes raise an error, as does an output size that is not the input size times or divided by an
-    integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept, fitted to the size of
-    the result; other metadata is dropped.
+    than the generator takes raise an error without `source_channels`, as does an output size that is not the input size
+    times or divided by an integer. The EXIF orientation is applied; an ICC profile and the tags of a GeoTIFF are kept,
+    fitted to the size of the result; other metadata is dropped.
 
     A record beside the results, `predict.jsonl`, says what made them, so that a second call does what is missing:
     images that are new or have changed since. Nothing is written through links or over images of `source`.
@@ -114,6 +116,7 @@ def predict(
             that of the training, or else `source_range`. A generator trained on targets of 8 bits writes 8 bits, and a
             range of less than 255 is written as `float32` where the format holds it.
         source_labels, source_interpolation: see `genstab.data.reading.Reading`; None: as in the training.
+        source_channels: convert images with other channels, see `genstab.data.channels.converted`; None: as they are.
         max_megapixels: the most pixels of an image, in millions; None: 179.
         made_by: options that the generator's outputs depend on, besides `size` and its weights, for the record.
 
@@ -127,11 +130,23 @@ def predict(
     paths = find_images(source, recursive, name="input")
     _check_output(source, output, recursive)
     _check_targets(paths)
-    reading, ranges = _reading(
-        generator, source_range, target_range, source_labels, source_interpolation, max_megapixels
+    trained = getattr(generator, "trained_on", {})
+    sides = {"source": source_range, "target": target_range}
+    known = {side: trained.get("value_range", {}).get(side) if each is None else each for side, each in sides.items()}
+    reading = Reading(
+        parse_range("source_range", known["source"]),
+        source_labels or trained.get("source_labels"),
+        source_interpolation or trained.get("source_interpolation", INTERPOLATIONS[0]),
+        max_megapixels,
+        source_channels,
     )
+    written_range = parse_range("target_range", known["target"])
+    if written_range is None and "value_range" not in trained:
+        written_range = reading.value_range
     depends = {"sha256": model_digest(generator), "size": size, **(made_by or {})}
-    depends |= {"source_range": reading.value_range, "source_labels": reading.labels, **ranges}
+    depends |= {"source_range": reading.value_range, "source_labels": reading.labels, "target_range": written_range}
+    if source_channels is not None:
+        depends["source_channels"] = source_channels
     kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
     if not overwrite:
@@ -153,7 +168,7 @@ def predict(
                     continue
             info = image_info(path, reading)
             headers.see(path, info)
-            jobs.append(_Job(name, path, target, info.shape, state, _written(info, target, reading, ranges)))
+            jobs.append(_Job(name, path, target, info.shape, state, _written(info, target, reading, written_range)))
     if unknown:
         raise InputError(
             f"output={output} holds {shortened(unknown)}, which {RECORD} there does not know: overwrite=true replaces "
@@ -170,10 +185,9 @@ def predict(
     with (
         recording(output, kept, [job.name for job in jobs], overwrite) as done,
         inference(generator) as native,
-        padded_calls(generator, native, found) as padded,
-        converted_calls(generator, padded, values, found) as call,
         tqdm(total=len(jobs), unit="image", disable=None) as bar,
     ):
+        call = converted_calls(padded_calls(generator, native, found), values, found)
         for batch in _batches(jobs, batch_size, size):
             images: dict[_Job, Tensor] = {}
             for job in batch:
@@ -208,40 +222,16 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
             )
 
 
-def _reading(
-    generator: nn.Module,
-    source_range: Sequence[float] | None,
-    target_range: Sequence[float] | None,
-    labels: int | None,
-    interpolation: str | None,
-    max_megapixels: float | None,
-) -> tuple[Reading, dict[str, Any]]:
-    """Return how images are read, and the range of the results, with what the generator was trained on as defaults."""
-    trained = getattr(generator, "trained_on", {})
-    sides = trained.get("value_range", {})
-    reading = Reading(
-        parse_range("source_range", source_range if source_range is not None else sides.get("source")),
-        labels or trained.get("source_labels"),
-        interpolation or trained.get("source_interpolation", "bilinear"),
-        max_megapixels,
-    )
-    written = parse_range("target_range", target_range if target_range is not None else sides.get("target"))
-    if written is None and "target" not in sides:
-        written = reading.value_range
-    return reading, {"target_range": written}
-
-
-def _written(info: ImageInfo, target: Path, reading: Reading, ranges: Mapping[str, Any]) -> dict[str, Any]:
+def _written(info: ImageInfo, target: Path, reading: Reading, values: Range | None) -> dict[str, Any]:
     """Return how a result is written: in the type of its source, if that has a range of values or is `uint16`."""
-    written = ranges["target_range"]
-    own = info.dtype == "uint8" or (written is None and (reading.value_range or info.dtype != "uint16"))
+    own = info.dtype == "uint8" or (values is None and (reading.value_range or info.dtype != "uint16"))
     dtype = "uint8" if own or reading.labels else type_of_format(target, info.dtype)
-    if dtype != "uint8" and written and np.dtype(dtype).kind != "f" and written[1] - written[0] < 255:
+    if dtype != "uint8" and values and np.dtype(dtype).kind != "f" and values[1] - values[0] < 255:
         dtype = type_of_format(target, "float32")  # so few whole numbers would be steps
     tags = info.tags if info.orientation == 1 and target.suffix.lower() in (".tif", ".tiff") else ()
     return {
         "dtype": dtype,
-        "value_range": None if dtype == "uint8" else written,
+        "value_range": None if dtype == "uint8" else values,
         "profile": info.profile,
         "tags": tags,
     }
@@ -293,36 +283,22 @@ def _generate(
         outputs = call(inputs)
         if outputs.ndim != 4 or len(outputs) != len(inputs):
             raise InputError(f"the generator returns {tuple(outputs.shape)}, not images (N, C, H, W)")
-        if native and not _same_up_to_an_integer(outputs.shape[2:], inputs.shape[2:]):
+        if native and not fits(outputs, inputs):
             raise InputError(
                 f"the generator returns {hxw(outputs.shape[2:])} pixels: set size=[height,width] to resize before it "
                 "and back after it"
             )
     except torch.OutOfMemoryError as error:
         raise InputError(f"out of memory with {len(images)} images of {shape}: lower batch_size") from error
-    except (InputError, RuntimeError, AssertionError) as error:  # torch raises a RuntimeError if sizes do not match
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    except (InputError, RuntimeError) as error:
         for job in images:
             with result.leave_out(job.name, on_error):
-                raise InputError(f"{job.source}, {shape}: {reason}") from error
+                raise InputError(f"{job.source}, {shape}: {reason_of(error)}") from error
         return
     for job, image in zip(images, outputs, strict=True):
         with result.leave_out(job.name, on_error):
-            try:
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"cannot create the folder {job.target.parent}: {error.strerror}") from error
             image = image if native else resized(image, job.shape[1:])
-            tags = scaled_geotiff(
-                job.written["tags"], [a / b for a, b in zip(image.shape[1:], job.shape[1:], strict=True)]
-            )
-            write_image(job.target, image, **{**job.written, "tags": tags})
+            ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
+            write_image(job.target, image, **{**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)})
             done(job.name, job.stamp)
             result.written.append(job.name)
-
-
-def _same_up_to_an_integer(size: Sequence[int], other: Sequence[int]) -> bool:
-    """Return whether both sides of one size are the same integer multiple of the other's."""
-    small, large = sorted((tuple(size), tuple(other)))
-    ratio = large[0] // small[0]
-    return all(b == ratio * a for a, b in zip(small, large, strict=True))

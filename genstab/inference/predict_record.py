@@ -33,7 +33,7 @@ class Record:
         """Raise an `InputError` that says what differs, unless the results are of this model and these options."""
         if self.made_by in (None, made_by) or not any(self.images.values()):
             return  # a run that failed before its first result leaves nothing to mix with
-        before, now = (_flat(each) for each in (self.made_by, made_by))
+        before, now = self.made_by or {}, made_by
         different = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
         said = ["of another model"] if "sha256" in different else []
         said += [f"{key}={before.get(key)}, not {now.get(key)}" for key in different if key != "sha256"]
@@ -155,11 +155,3 @@ def _parse(output: Path, file: BinaryIO) -> Record:
     if record.made_by is None and file.tell():
         raise InputError(f"{output / RECORD} is not a record of genstab predict: name another output folder")
     return record
-
-
-def _flat(options: Mapping[str, Any] | None, prefix: str = "") -> dict[str, Any]:
-    """Return nested options under their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in (options or {}).items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -1,17 +1,16 @@
 """The values of the images that a model takes and returns: converted from and to [−1, 1], and found by trying."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
+from genstab.data.reading import Range, parse_range
 from genstab.errors import InputError
+from genstab.inference.conventions import Call
 
 AUTO, IMAGENET = "auto", "imagenet"
 VALUE_OPTIONS = ("value_range", "output_range", "normalize", "mean", "std")  # the arguments of `parse_values`
-Range = tuple[float, float]
 RANGES: tuple[Range, ...] = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the photos of ImageNet in [0, 1]
 OVER = 0.05  # share of a range by which values may lie outside of it: networks without a last tanh overshoot
@@ -70,68 +69,41 @@ def parse_values(
         mean, std = MEAN, STD
     if (mean is None) != (std is None):
         raise InputError(f"mean={mean} std={std}: set both, for images in [0, 1]")
-    if (
-        mean is not None
-        and std is not None
-        and (not mean or len(mean) != len(std) or not all(each > 0 for each in std))
-    ):
+    if mean is not None and std is not None and not (0 < len(mean) == len(std) and all(each > 0 for each in std)):
         raise InputError(f"mean={list(mean)} std={list(std)} are not a number each for every channel, std above 0")
-    if output_range is not None:
-        _check_range("output_range", output_range)
-    ranges: Sequence[Sequence[float]] = RANGES
-    if value_range != AUTO:
-        _check_range("value_range", value_range)
-        ranges = (value_range,)  # type: ignore[assignment]  # no other text than auto
-    as_tuples = [None if each is None else tuple(map(float, each)) for each in (mean, std)]
-    meanings = []
-    for each in ranges:
-        inputs = (float(each[0]), float(each[1]))
-        outputs = inputs if output_range is None else (float(output_range[0]), float(output_range[1]))
-        meanings.append(Values(inputs, outputs, *as_tuples))
-    return tuple(meanings)
+    ranges = RANGES if value_range == AUTO else (parse_range("value_range", value_range) or RANGES[0],)
+    given = parse_range("output_range", output_range)
+    means, deviations = (None if each is None else tuple(map(float, each)) for each in (mean, std))
+    return tuple(Values(each, given or each, means, deviations) for each in ranges)
 
 
-def _check_range(name: str, given: Any) -> None:
-    numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
-    if not numbers or not all(isinstance(each, int | float) for each in given) or not given[0] < given[1]:
-        shown = list(given) if numbers else given
-        raise InputError(f"{name}={shown} is not [min, max] with min < max" + " or auto" * (name == "value_range"))
-
-
-@contextmanager
-def converted(module: nn.Module, values: Values) -> Iterator[None]:
-    """Convert between images in [−1, 1] and the values of a module, by hooks that are removed on exit.
+def converted(call: Call, values: Values) -> Call:
+    """Return a function of images in [−1, 1] for a model whose images have other values.
 
     Outputs that are not 4-D, such as logits, are not changed.
 
     Raises:
-        InputError: in `forward`, the mean is for another number of channels.
+        InputError: in a call, the mean is for another number of channels.
+
+    >>> import torch
+    >>> converted(lambda images: images.sqrt(), Values((0, 1), (0, 1)))(torch.full((1, 1, 1, 1), -0.5)).item()
+    0.0
     """
-    least, greatest = values.inputs
-    out_least, out_greatest = values.outputs
+    (least, greatest), (out_least, out_greatest) = values.inputs, values.outputs
     middle, half = (out_least + out_greatest) / 2, (out_greatest - out_least) / 2
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        images, *others = args
+    def convert(images: Tensor) -> Tensor:
         if values.mean is None or values.std is None:
-            return (images * ((greatest - least) / 2) + (least + greatest) / 2, *others)
-        if len(values.mean) not in (1, images.shape[1]):
-            raise InputError(f"mean={_listed(values.mean)} is for {len(values.mean)} channels, not {images.shape[1]}")
-        mean, std = (images.new_tensor(each).view(-1, 1, 1) for each in (values.mean, values.std))
-        return (((images + 1) / 2 - mean) / std, *others)
+            output = call(images * ((greatest - least) / 2) + (least + greatest) / 2)
+        else:
+            count = len(values.mean)
+            if count not in (1, images.shape[1]):
+                raise InputError(f"mean={_listed(values.mean)} is for {count} channels, not {images.shape[1]}")
+            mean, std = (images.new_tensor(each).view(-1, 1, 1) for each in (values.mean, values.std))
+            output = call(((images + 1) / 2 - mean) / std)
+        return (output - middle) / half if output.ndim == 4 else output
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return (output - middle) / half if isinstance(output, Tensor) and output.ndim == 4 else output
-
-    hooks = []
-    if values != Values():
-        # before a hook that changes the layout
-        hooks = [module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return call if values == Values() else convert
 
 
 def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[str, bool]:
@@ -145,9 +117,8 @@ def doubt(source: Tensor, output: Tensor, values: Values = Values()) -> tuple[st
     """
     if output.ndim != 4 or not output.isfinite().all():
         return "", False
-    (least, greatest), low, high = values.outputs, output.min().item(), output.max().item()
-    outside = _outside(output)
-    where = f"outputs lie in {_where(low, high, values)}"
+    (least, greatest), low = values.outputs, output.min()
+    outside, where = _outside(output), _where(output, values)
     if outside > SOME_OUTSIDE:
         return f"{where}, {100 * outside:.0f} % of them outside of {_listed((least, greatest))}", outside > MOST_OUTSIDE
     if least < 0 and low >= -(least + greatest) / (greatest - least) and source.min() < DARK and output.std() > VARIES:
@@ -160,20 +131,14 @@ def _outside(output: Tensor) -> float:
     return (output.abs() > 1 + 2 * OVER).float().mean().item()
 
 
-def _where(low: float, high: float, values: Values) -> str:
-    """Write two values in [−1, 1] as the model returned them, to three digits."""
+def _where(output: Tensor, values: Values) -> str:
+    """Say between which values the model's outputs lie, before they were converted to [−1, 1]."""
     least, greatest = values.outputs
-    numbers = ((each * (greatest - least) + least + greatest) / 2 for each in (low, high))
-    return f"[{','.join(f'{each:.3g}' for each in numbers)}]"
+    numbers = ((each.item() * (greatest - least) + least + greatest) / 2 for each in output.aminmax())
+    return f"outputs lie in [{','.join(f'{each:.3g}' for each in numbers)}]"
 
 
-def tried(
-    meanings: Sequence[Values],
-    module: nn.Module,
-    call: Callable[[Tensor], Tensor],
-    source: Tensor,
-    target: Tensor | None = None,
-) -> tuple[Values, str]:
+def tried(call: Call, meanings: Sequence[Values], source: Tensor, target: Tensor | None = None) -> tuple[Values, str]:
     """Choose the meaning of a model's values by calling it with each; return it, and in one line what was found.
 
     The outputs of the right one fill its range, without going beyond. Of several that do, the one with outputs nearest
@@ -189,8 +154,7 @@ def tried(
     failure: InputError | None = None
     for values in meanings:
         try:
-            with converted(module, values):
-                output = call(source)
+            output = converted(call, values)(source)
         except InputError as error:
             failure = error
             continue
@@ -200,22 +164,14 @@ def tried(
                 "value_range=[min,max], normalize=imagenet, or mean and std"
             )
         why, lost = doubt(source, output, values)
-        spread = output.float().std().item()
         if target is not None and target.shape == output.shape:
             likeness = -(output - target).abs().mean().item()
         else:
             likeness = _likeness(source, output)
-        where = f"outputs lie in {_where(output.min().item(), output.max().item(), values)}"
-        penalty = 2.0 if lost or spread < VARIES else 1.0 if why else 0.0
-        scores.append(
-            (
-                likeness - penalty - 5 * _outside(output),
-                values,
-                why or where,
-            )
-        )
-    if not scores:
-        raise failure or InputError("value_range=auto: nothing to try")
+        penalty = 2.0 if lost or output.float().std() < VARIES else 1.0 if why else 0.0
+        scores.append((likeness - penalty - 5 * _outside(output), values, why or _where(output, values)))
+    if failure is not None and not scores:
+        raise failure
     best = max(score for score, _, _ in scores)
     (_, values, why), *others = [each for each in scores if each[0] >= best - _MARGIN]
     also = "".join(f"; {each} fits as well" for _, each, _ in others)
@@ -223,60 +179,46 @@ def tried(
 
 
 def first_call(
-    module: nn.Module,
-    call: Callable[[Tensor], Tensor],
-    meanings: Sequence[Values],
-    images: Tensor,
-    notes: list[str],
-    target: Tensor | None = None,
-) -> tuple[Tensor, ExitStack]:
-    """Call a model with the meaning that fits; return its output, and the context in which its values are converted.
+    call: Call, meanings: Sequence[Values], images: Tensor, notes: list[str], target: Tensor | None = None
+) -> tuple[Tensor, Call]:
+    """Call a model with the meaning that fits; return its output, and the function that converts its values.
 
     `notes` gets a line about what was found by trying, and another one if the outputs are hardly of that range.
 
     Raises:
         InputError: most of the outputs' values would be lost, see `doubt`.
     """
-    values, said = tried(meanings, module, call, images, target)
-    with ExitStack() as stack:
-        stack.enter_context(converted(module, values))
-        output = call(images)
-        why, lost = doubt(images, output, values)
-        if lost:
-            raise InputError(f"{why}: {_CURE}")
-        hint = f"{why}: if that is not meant, {_CURE}"
-        notes += [each for each in (said, why and hint) if each and each not in notes]
-        return output, stack.pop_all()
+    values, said = tried(call, meanings, images, target)
+    call = converted(call, values)
+    output = call(images)
+    why, lost = doubt(images, output, values)
+    if lost:
+        raise InputError(f"{why}: {_CURE}")
+    hint = f"{why}: if that is not meant, {_CURE}"
+    notes += [each for each in (said, why and hint) if each and each not in notes]
+    return output, call
 
 
-@contextmanager
-def converted_calls(
-    module: nn.Module, call: Callable[[Tensor], Tensor], meanings: Sequence[Values], notes: list[str]
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield a function of images in [−1, 1] that converts them, as the `first_call` without an error settles."""
-    with ExitStack() as stack:
-        settled = False
+def converted_calls(call: Call, meanings: Sequence[Values], notes: list[str]) -> Call:
+    """Return a function of images in [−1, 1] that converts them, as the `first_call` without an error settles."""
+    settled: Call | None = None
 
-        def generate(images: Tensor) -> Tensor:
-            nonlocal settled
-            if settled:
-                return call(images)
-            output, context = first_call(module, call, meanings, images, notes)
-            stack.push(context)
-            settled = True
-            return output
+    def generate(images: Tensor) -> Tensor:
+        nonlocal settled
+        if settled is not None:
+            return settled(images)
+        output, settled = first_call(call, meanings, images, notes)
+        return output
 
-        yield generate
+    return generate
 
 
 def _likeness(source: Tensor, output: Tensor) -> float:
     """Return the correlation of light and dark in source and output, at a coarse scale."""
     size = (min(16, source.shape[2]), min(16, source.shape[3]))
     rows = [nn.functional.adaptive_avg_pool2d(each.float().mean(1, True), size).flatten(1) for each in (source, output)]
-    rows = [each - each.mean(1, keepdim=True) for each in rows]
-    norms = [each.norm(dim=1) for each in rows]
-    correlation = (rows[0] * rows[1]).sum(1) / (norms[0] * norms[1]).clamp(min=1e-6)
-    return correlation.abs().mean().item()
+    source, output = (each - each.mean(1, keepdim=True) for each in rows)
+    return nn.functional.cosine_similarity(source, output, eps=1e-6).abs().mean().item()
 
 
 def _listed(values: Sequence[float]) -> str:

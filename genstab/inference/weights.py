@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genstab.errors import InputError, check_choice
+from genstab.errors import InputError, check_choice, reason
 
 Weights = dict[str, Tensor]
 KINDS = ("raw", "ema")
@@ -146,8 +146,7 @@ def described_state(
         with torch.device("meta"):
             return network(**{**config, "antialias": None}).state_dict()
     except (KeyError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{path} does not fit the generator that it describes: {said}") from error
+        raise InputError(f"{path} does not fit the generator that it describes: {reason(error)}") from error
 
 
 def shape_text(tensor: Tensor) -> str:

@@ -25,13 +25,8 @@ def blur_padding(taps: TapsPair, mirrored: bool = False) -> tuple[int, int, int,
     return (right, left, bottom, top) if mirrored else (left, right, top, bottom)
 
 
-def blur_valid2d(images: Tensor, taps: TapsPair, stride: Stride = 1) -> Tensor:
-    """Blur and subsample without padding, with taps for (rows, columns).
-
-    For the ideal low-pass filter, the images are periodic.
-
-    Shape: (N, C, H, W) → (N, C, ⌈(H − rows + 1) / stride⌉, ⌈(W − columns + 1) / stride⌉).
-    """
+def blur_valid2d(images: Tensor, taps: TapsPair, stride: tuple[int, int]) -> Tensor:
+    """Blur and subsample without padding; for the ideal low-pass filter, the images are periodic."""
     if any(map(is_ideal, taps)):
         return _with_ideal(images, taps, stride, "circular", mirrored=False)
     channels = constant(images.shape[-3])
@@ -39,10 +34,9 @@ def blur_valid2d(images: Tensor, taps: TapsPair, stride: Stride = 1) -> Tensor:
     return F.conv2d(images, kernel, stride=stride, groups=channels)
 
 
-def _with_ideal(images: Tensor, taps: TapsPair, stride: Stride, padding_mode: str, mirrored: bool) -> Tensor:
+def _with_ideal(images: Tensor, taps: TapsPair, stride: tuple[int, int], padding_mode: str, mirrored: bool) -> Tensor:
     """Blur one axis after the other, at least one of them with the ideal low-pass filter."""
-    steps = stride if isinstance(stride, tuple) else (stride, stride)
-    for dim, axis_taps, step in zip((-2, -1), taps, steps, strict=True):
+    for dim, axis_taps, step in zip((-2, -1), taps, stride, strict=True):
         if is_ideal(axis_taps):
             images = ideal_lowpass(images, dim, max(2, step), step, padding_mode=padding_mode)
         else:
@@ -65,9 +59,7 @@ def _pairs(images: Tensor, taps: Taps, stride: Stride, padding_mode: str) -> tup
     pair = taps if isinstance(taps, tuple) else (taps, taps)
     if len(pair) != 2 or not all(isinstance(t, Tensor) and t.dim() == 1 for t in pair):
         got = f"a tensor of shape {tuple(taps.shape)}" if isinstance(taps, Tensor) else repr(taps)
-        raise InputError(
-            f"taps={got} is not a 1-D tensor, as `genstab.layers.filters.taps` returns it, nor a pair of them"
-        )
+        raise InputError(f"taps={got} is not a 1-D tensor, as `genstab.layers.filters.taps` returns it, nor a pair")
     return pair, _strides(stride)
 
 
@@ -81,8 +73,8 @@ def _strides(stride: Stride) -> tuple[int, int]:
 def blur2d(images: Tensor, taps: Taps, padding_mode: str = "reflect", mirrored: bool = False) -> Tensor:
     """Blur each channel with the outer product of the taps; a pair of taps is for (rows, columns).
 
-    A filter with an even number of taps has no centre tap and moves the image by half a pixel to the left and up. With
-    `mirrored` it moves it to the right and down, so that the blur of a decoder undoes the motion of its encoder's.
+    A filter with an even number of taps moves the image by half a pixel to the left and up, or with `mirrored` to the
+    right and down, so that the blur of a decoder undoes the motion of its encoder's.
 
     Shape: (N, C, H, W) or (C, H, W) → the same.
 
@@ -105,10 +97,7 @@ def blur_downsample2d(
     pair, strides = _pairs(images, taps, stride, padding_mode)
     if any(map(is_ideal, pair)):
         return _with_ideal(images, pair, strides, padding_mode, mirrored)
-    padding = blur_padding(pair, mirrored)
-    if any(padding):
-        images = pad2d(images, padding, padding_mode)
-    return blur_valid2d(images, pair, strides)
+    return blur_valid2d(pad2d(images, blur_padding(pair, mirrored), padding_mode), pair, strides)
 
 
 def blur_upsample2d(
@@ -118,14 +107,10 @@ def blur_upsample2d(
 
     The counterpart of `blur_downsample2d`: pixel i goes to i · stride, and with `mirrored` an even filter moves the
     image back by half a pixel. The images are padded before the zeros are inserted. A new pixel is a weighted mean of
-    pixels under every `stride`-th tap, normalized by the sum of these taps. Upsampling by 2 with `tri3` is linear
-    interpolation.
+    pixels under every `stride`-th tap, normalized by the sum of these taps; with stride 2, `tri3` interpolates
+    linearly. Fewer taps than `stride` are an `InputError`, as some new pixels would have no weight.
 
     Shape: (N, C, H, W) or (C, H, W) → (N, C, stride · H, stride · W).
-
-    Raises:
-        InputError: fewer taps than `stride`, so that some new pixels would have no weight; or invalid taps, strides or
-            images.
 
     >>> blur_upsample2d(torch.tensor([[[[0., 4.]]]]), taps("tri3").float())[0, 0, 0].tolist()
     [0.0, 2.0, 4.0, 2.0]

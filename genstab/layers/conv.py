@@ -73,18 +73,24 @@ class Blurred(TracedModule):
 
     antialias: AntiAlias
     taps: Tensor
+    stride: Any
 
     def set_blur(self, antialias: AntiAlias, device: torch.device | str | None = None) -> None:
         """Set the filter; `genstab.antialias` calls this on existing layers."""
         self.antialias = antialias
         self.register_buffer("taps", taps(antialias.filter).to(device, torch.float32), persistent=False)
 
-    def taps_where(self, blurred: tuple[bool, bool]) -> tuple[Tensor, Tensor] | None:
+    def taps_where(self, rows: bool, columns: bool) -> tuple[Tensor, Tensor] | None:
         """Return the taps of (rows, columns), the identity for an axis that is not blurred; None if neither is."""
-        if self.antialias.filter == "none" or not any(blurred):
+        if self.antialias.filter == "none" or not (rows or columns):
             return None
         identity = self.taps.new_ones(1)
-        return self.taps if blurred[0] else identity, self.taps if blurred[1] else identity
+        return self.taps if rows else identity, self.taps if columns else identity
+
+    def strided_taps(self) -> tuple[Tensor, Tensor] | None:
+        """Return the taps for the axes with a stride above 1."""
+        rows, columns = pair(self.stride)
+        return self.taps_where(rows > 1, columns > 1)
 
     def extra_repr(self) -> str:
         """Add the filter to the plain layer's arguments, for `print(model)`."""
@@ -137,8 +143,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → the plain layer's shape."""
-        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
-        mode, stride = self.antialias.padding_mode, pair(self.stride)
+        filters, mode = self.strided_taps(), self.antialias.padding_mode
         if filters is None:
             return super().forward(input)
         if self.antialias.placement == "pre":
@@ -146,13 +151,11 @@ class BlurConv2d(Blurred, nn.Conv2d):
         # The only text that a strided convolution allows is "valid".
         rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
         # The output of the convolution may have another period than the input, so pad the input.
-        wrap = mode == "circular" and (self.padding_mode == "circular" or rows == columns == 0)
-        if wrap:
+        if mode == "circular" and (self.padding_mode == "circular" or rows == columns == 0):
             reach = [self.dilation[i] * (self.kernel_size[i] - 1) for i in (0, 1)]
-            return periodic(input, self._convolve, reach, (rows, columns), [0, 0], filters, stride)
-        padding = (columns, columns, rows, rows)
-        x = pad2d(input, padding, self.padding_mode) if any(padding) else input
-        return blur_downsample2d(self._convolve(x), filters, stride, mode)
+            return periodic(input, self._convolve, reach, (rows, columns), [0, 0], filters, self.stride)
+        x = self._convolve(pad2d(input, (columns, columns, rows, rows), self.padding_mode))
+        return blur_downsample2d(x, filters, self.stride, mode)
 
     def _convolve(self, input: Tensor) -> Tensor:
         return F.conv2d(input, self.weight, self.bias, 1, 0, self.dilation, self.groups)
@@ -161,7 +164,7 @@ class BlurConv2d(Blurred, nn.Conv2d):
 class BlurSelfPaddedConv2d(BlurConv2d):
     """A convolution with a blur made of a subclass that pads its input itself; see `genstab.layers.surgery.register`.
 
-    The blur comes before that padding (`pre`), or after convolution of the padded input (`post`).
+    `pre` blurs before that padding.
     """
 
     pad: Callable[[Any, Tensor], Tensor]
@@ -169,13 +172,10 @@ class BlurSelfPaddedConv2d(BlurConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → the plain layer's shape."""
-        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
-        mode, stride = self.antialias.padding_mode, pair(self.stride)
-        if filters is None or self.antialias.placement == "pre":
-            return nn.Conv2d.forward(self, self.pad(self, input if filters is None else blur2d(input, filters, mode)))
-        rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
-        x = pad2d(self.pad(self, input), (columns, columns, rows, rows), self.padding_mode)
-        return blur_downsample2d(self._convolve(x), filters, stride, mode)
+        filters = self.strided_taps()
+        if filters is None or self.antialias.placement == "post":
+            return super().forward(self.pad(self, input))
+        return nn.Conv2d.forward(self, self.pad(self, blur2d(input, filters, self.antialias.padding_mode)))
 
 
 class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
@@ -195,7 +195,7 @@ class BlurConvTranspose2d(Blurred, nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, H, W) → the plain layer's shape."""
         output = super().forward(input, output_size)
-        filters = self.taps_where((self.stride[0] > 1, self.stride[1] > 1))
+        filters = self.strided_taps()
         return output if filters is None else blur2d(output, filters, self.antialias.padding_mode, mirrored=True)
 
 
@@ -217,6 +217,5 @@ class BlurUpsample2d(Blurred, nn.Upsample):
         output = super().forward(input)
         if output.dim() != 4:
             raise InputError(f"BlurUpsample2d takes (N, C, H, W), not {tuple(input.shape)}")
-        rows, columns = (constant(output.shape[i]) > constant(input.shape[i]) for i in (2, 3))
-        filters = self.taps_where((rows, columns))
+        filters = self.taps_where(*(constant(output.shape[i]) > constant(input.shape[i]) for i in (2, 3)))
         return output if filters is None else blur2d(output, filters, self.antialias.padding_mode, mirrored=True)

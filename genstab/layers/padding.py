@@ -23,6 +23,8 @@ def pad2d(images: Tensor, padding: tuple[int, int, int, int], mode: str = "refle
     """
     check_choice("padding_mode", mode, PADDING_MODES)
     left, right, top, bottom = padding
+    if all(isinstance(side, int) and side == 0 for side in padding):
+        return images
     if mode == "zeros":
         return F.pad(images, padding)
     height, width = images.shape[-2:]

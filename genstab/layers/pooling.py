@@ -10,7 +10,8 @@ from genstab.errors import InputError
 from genstab.layers.blur import blur_downsample2d
 from genstab.layers.conv import Blurred, pair, periodic
 from genstab.layers.filters import AntiAlias, Filter
-from genstab.layers.tracing import largest, recording, smallest
+from genstab.layers.padding import pad2d
+from genstab.layers.tracing import largest, smallest
 
 
 def ceil_padding(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -20,11 +21,6 @@ def ceil_padding(size: int, kernel: int, stride: int, padding: int, dilation: in
     # the size and without division of a negative number, which ONNX rounds towards zero.
     start = smallest((last + stride - 1) // stride, (size + padding - 1) // stride) * stride
     return largest(0, start - last)
-
-
-def is_padded(over: list[int]) -> bool:
-    """Return whether `ceil_mode` adds pixels; in an exported program it may, depending on the size."""
-    return recording() or any(over)
 
 
 class MaxBlurPool2d(Blurred, nn.MaxPool2d):
@@ -56,19 +52,18 @@ class MaxBlurPool2d(Blurred, nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → the plain layer's shape."""
         kernel, stride, padding, dilation = map(pair, (self.kernel_size, self.stride, self.padding, self.dilation))
-        filters = self.taps_where((stride[0] > 1, stride[1] > 1))
+        filters, mode = self.strided_taps(), self.antialias.padding_mode
         if filters is None:
             return super().forward(input)
         over = [0, 0]
         if self.ceil_mode:
             over = [ceil_padding(input.shape[i - 2], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)]
-        if self.antialias.padding_mode == "circular":
+        if mode == "circular":
             reach = [dilation[i] * (kernel[i] - 1) for i in (0, 1)]
             maximum = partial(F.max_pool2d, kernel_size=kernel, stride=1, dilation=dilation)
             return periodic(input, maximum, reach, padding, over, filters, stride)
-        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if self.ceil_mode and is_padded(over) else input
-        x = F.max_pool2d(x, kernel, 1, padding, dilation)
-        return blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
+        x = F.pad(input, (0, over[1], 0, over[0]), value=float("-inf")) if self.ceil_mode else input
+        return blur_downsample2d(F.max_pool2d(x, kernel, 1, padding, dilation), filters, stride, mode)
 
 
 class BlurAvgPool2d(Blurred, nn.AvgPool2d):
@@ -89,28 +84,27 @@ class BlurAvgPool2d(Blurred, nn.AvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) → the plain layer's shape."""
         kernel, stride, padding = map(pair, (self.kernel_size, self.stride, self.padding))
-        filters = self.taps_where((stride[0] > 1, stride[1] > 1))
+        filters, mode = self.strided_taps(), self.antialias.padding_mode
         if filters is None:
             return super().forward(input)
-        divisor = self.divisor_override
         over = [0, 0]
         if self.ceil_mode:
             over = [ceil_padding(input.shape[i - 2], kernel[i], stride[i], padding[i]) for i in (0, 1)]
-        if self.antialias.padding_mode == "circular":
-            average = partial(F.avg_pool2d, kernel_size=kernel, stride=1)
+        if mode == "circular":
             reach = [kernel[i] - 1 for i in (0, 1)]
-            output = periodic(input, average, reach, padding, over, filters, stride)
-            return output if divisor is None else output * (kernel[0] * kernel[1] / divisor)
-        if self.ceil_mode and is_padded(over):
+            return periodic(input, self._average, reach, padding, over, filters, stride)
+        around, beyond = (padding[1], padding[1], padding[0], padding[0]), (0, over[1], 0, over[0])
+        x = self._average(pad2d(pad2d(input, around, "zeros"), beyond, "zeros"))
+        if self.divisor_override is None and (self.ceil_mode or not self.count_include_pad):
             # Divide by the number of pixels in a window: padding counts if `count_include_pad`, pixels beyond it never.
-            around = (padding[1], padding[1], padding[0], padding[0])
             ones = F.pad(input.new_ones(1, 1, *input.shape[-2:]), around, value=float(self.count_include_pad))
-            x, count = (
-                F.avg_pool2d(F.pad(y, (0, over[1], 0, over[0])), kernel, 1) for y in (F.pad(input, around), ones)
-            )
-            x = x if divisor else x / count
-        else:
-            x = F.avg_pool2d(input, kernel, 1, padding, False, self.count_include_pad or divisor is not None)
-        output = blur_downsample2d(x, filters, stride, self.antialias.padding_mode)
-        # Not by `divisor_override` above, which torch 2.13's ONNX exporter silently drops.
-        return output if divisor is None else output * (kernel[0] * kernel[1] / divisor)
+            x = x / self._average(F.pad(ones, beyond))
+        return blur_downsample2d(x, filters, stride, mode)
+
+    def _average(self, input: Tensor) -> Tensor:
+        kernel = pair(self.kernel_size)
+        output = F.avg_pool2d(input, kernel, 1)
+        if self.divisor_override is None:
+            return output
+        # Not by the argument of `avg_pool2d`, which torch 2.13's ONNX exporter silently drops.
+        return output * (kernel[0] * kernel[1] / self.divisor_override)

@@ -56,7 +56,9 @@ def resampling(layer: nn.Module) -> Iterator[str]:
     elif isinstance(layer, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
         if pair(layer.output_size) != (1, 1):
             yield name
-    elif isinstance(layer, ALWAYS) or (isinstance(layer, STRIDED) and _steps(layer.stride, layer.kernel_size)):
+    elif isinstance(layer, ALWAYS) or (
+        isinstance(layer, STRIDED) and _steps(layer.kernel_size if layer.stride is None else layer.stride)
+    ):
         yield name
     if not type(layer).__module__.startswith(("torch.", "genstab.")):  # their forwards are known
         yield from dict.fromkeys(_in_forward(layer))
@@ -75,25 +77,22 @@ def _in_forward(layer: nn.Module) -> Iterator[str]:
             name = getattr(node.target, "__name__", "").lstrip("_")
             if name in FUNCTIONS or (name in STRIDED_FUNCTIONS and _calls_with_stride(name, node)):
                 yield f"F.{name}"
-            elif node.target is operator.getitem and any(_steps(step) for step in _slice_steps(node.args[1])):
-                yield "a slice with a step"
+            elif node.target is operator.getitem:
+                parts = node.args[1] if isinstance(node.args[1], tuple | list) else (node.args[1],)
+                if any(isinstance(part, slice) and part.step is not None and _steps(part.step) for part in parts):
+                    yield "a slice with a step"
 
 
 def _calls_with_stride(name: str, node: fx.Node) -> bool:
-    place = {"conv2d": 3, "conv_transpose2d": 3, "lp_pool2d": 3, "unfold": 4}.get(name, 2)
-    stride = node.kwargs.get("stride", node.args[place] if len(node.args) > place else None)
-    if stride is None or stride == ():
-        convolves = name in ("conv2d", "conv_transpose2d", "unfold")
-        stride = 1 if convolves else node.kwargs.get("kernel_size", node.args[place - 1] if len(node.args) > 1 else 2)
+    convolves = name in ("conv2d", "conv_transpose2d", "unfold")
+    place = 4 if name == "unfold" else 3 if convolves or name == "lp_pool2d" else 2
+    arguments: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
+    stride = arguments.get("stride", arguments.get(place))
+    if stride is None or stride == ():  # that of a pooling is then its window
+        stride = 1 if convolves else arguments.get("kernel_size", arguments.get(place - 1, 2))
     return _steps(stride)
 
 
-def _slice_steps(index: Any) -> list[Any]:
-    parts = index if isinstance(index, tuple | list) else (index,)
-    return [part.step for part in parts if isinstance(part, slice) and part.step is not None]
-
-
-def _steps(stride: Any, otherwise: Any = 1) -> bool:
-    """Return whether a stride, or what stands for it if it is None, is above 1; a computed one may be."""
-    values = stride if stride is not None else otherwise
-    return any(not isinstance(v, int) or v > 1 for v in (values if isinstance(values, tuple | list) else (values,)))
+def _steps(stride: Any) -> bool:
+    """Return whether a stride is above 1; a computed one may be."""
+    return any(not isinstance(v, int) or v > 1 for v in (stride if isinstance(stride, tuple | list) else (stride,)))

@@ -1,8 +1,6 @@
 """Add a blur to the resampling layers of an existing network, and remove it again.
 
-Only layers are replaced, not functions called in a `forward` (`F.interpolate`, `F.max_pool2d`, slicing): a warning
-names those. Layers may be parametrized (spectral norm, weight norm). Subclasses of `Conv2d` that pad their input
-themselves are replaced if `register` says how.
+Layers may be parametrized (spectral norm, weight norm).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +42,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def register(kind: type[nn.Conv2d] | str, pad: Callable[[Any, Tensor], Tensor] | None = None) -> None:
     """Let `antialias` replace a subclass of `Conv2d` that pads its input itself and then calls `F.conv2d`.
 
-    `antialias` compares the layer with what it is told here and refuses a layer that computes something else.
-    `Conv2dStaticSamePadding` and `Conv2dDynamicSamePadding` of EfficientNet and `Conv2dSame` of timm are known.
+    Only subclasses of `Conv2d` can be registered. `antialias` compares the layer with what it is told here and refuses
+    a layer that computes something else. `Conv2dStaticSamePadding` and `Conv2dDynamicSamePadding` of EfficientNet and
+    `Conv2dSame` of timm are known.
 
     Args:
         kind: the class, or its name in a package that need not be installed.
@@ -125,13 +124,13 @@ def obstacle(layer: nn.Module) -> str | None:
     if not resamples(layer):
         return None
     kind = type_before_parametrizations(layer)
-    if kind not in BLURRED and (pad := padder_of(layer)):
-        if not only_pads(layer, pad):
-            return "computes something else than genstab.surgery.register says"
-    elif kind not in BLURRED:
+    pad = padder_of(layer)
+    if kind not in BLURRED and pad is None:
         plain = next(each.__name__ for each in BLURRED if isinstance(layer, each))
         advice = f" (genstab.surgery.register({kind.__name__}, …) if it only pads)" if plain == "Conv2d" else ""
         return f"is a subclass of {plain}, which may have another forward{advice}"
+    if pad and not only_pads(layer, pad):
+        return "computes something else than genstab.surgery.register says"
     if isinstance(layer, nn.MaxPool2d) and layer.return_indices:
         return "has return_indices=True, but a blurred maximum has no index"
     if isinstance(layer, nn.Upsample) and layer.size is None and min(pair(layer.scale_factor)) < 1:

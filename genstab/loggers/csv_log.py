@@ -12,7 +12,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from genstab.runtime.files import write_whole
+from genstab.runtime.files import FailedWrites, write_whole
 
 
 class WholeCSVLogger(CSVLogger):
@@ -34,6 +34,7 @@ class WholeCSVLogger(CSVLogger):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.unwritten = FailedWrites("log", "the training goes on, and the rows are kept until they can be written")
         self.metrics: list[dict[str, Any]] = []
         self.columns: list[str] = []
         self.saved = 0  # rows that the file holds
@@ -62,18 +63,17 @@ class WholeCSVLogger(CSVLogger):
             return
         path = Path(self.log_dir, "metrics.csv")
         columns = sorted(set(self.columns).union(*new))
-        append = columns == self.columns and path.is_file() and not path.is_symlink()
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
-        if not append:
-            writer.writeheader()
-        writer.writerows(new if append else self.metrics)
-        lines = text.getvalue().encode()
-        if append:
-            _append(path, lines)
-        else:
-            write_whole(path, lambda file: file.write(lines))
-        self.columns, self.saved = columns, len(self.metrics)
+        with self.unwritten.tolerate(path):
+            if columns == self.columns and path.is_file() and not path.is_symlink():
+                writer.writerows(new)
+                _append(path, text.getvalue().encode())
+            else:
+                writer.writeheader()
+                writer.writerows(self.metrics)
+                write_whole(path, lambda file: file.write(text.getvalue().encode()))
+            self.columns, self.saved = columns, len(self.metrics)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

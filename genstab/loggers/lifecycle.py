@@ -8,7 +8,6 @@ from pathlib import Path
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
-from genstab.loggers.csv_log import WholeCSVLogger
 from genstab.loggers.wandb import end_run, how_to_upload, run_folder
 from genstab.runtime.files import FailedWrites
 
@@ -37,9 +36,7 @@ def how_to_view(logger: Logger) -> str | None:
         return f"{run.url}\n{how_to_upload(run)}  # if something is missing there"
     if isinstance(logger, TensorBoardLogger):
         return f"tensorboard --logdir {shlex.quote(str(logger.log_dir))}"
-    if isinstance(logger, CSVLogger):
-        return _place(logger)
-    return None
+    return str(Path(logger.log_dir, "metrics.csv")) if isinstance(logger, CSVLogger) else None
 
 
 @rank_zero_only
@@ -56,12 +53,12 @@ def close(logger: Logger) -> None:
 def outlive(logger: Logger) -> None:
     """Let a training run go on when its logger fails: the first failure is a warning, and the end of the run lists it.
 
-    `metrics.csv` keeps its rows until they can be written (see `csv_log`), and TensorBoard continues in another file.
-    Call `close` at the end.
+    TensorBoard continues in another file. `WholeCSVLogger` needs none of this: it keeps its rows until they can be
+    written. Call `close` at the end.
     """
+    if hasattr(logger, "unwritten"):
+        return
     then = "the training goes on, and what is logged until it can be written again is lost"
-    if isinstance(logger, WholeCSVLogger):
-        then = "the training goes on, and the rows are kept until they can be written"
     logger.unwritten = FailedWrites("log", then)  # type: ignore[attr-defined]
     for name in METHODS:
         if method := getattr(logger, name, None):
@@ -79,11 +76,11 @@ def outlived(logger: Logger) -> Iterator[None]:
             raise
         if isinstance(logger, TensorBoardLogger):
             _start_another_file(logger)
+        place = getattr(logger, "log_dir", None) or logger.save_dir
+        if isinstance(logger, WandbLogger) and logger.version is not None:
+            place = run_folder(logger.experiment)
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # Lightning wraps TensorBoard's
-        unwritten.record(_place(logger), cause)
-    else:
-        if isinstance(logger, WholeCSVLogger) and logger.saved == len(logger.metrics):
-            logger.unwritten.files.clear()  # type: ignore[attr-defined]  # `outlive` set it
+        unwritten.record(str(place or type(logger).__name__), cause)
 
 
 def _start_another_file(logger: TensorBoardLogger) -> None:
@@ -93,11 +90,3 @@ def _start_another_file(logger: TensorBoardLogger) -> None:
         for path in Path(logger.log_dir).glob("events.out.tfevents.*"):
             if path.stat().st_size == 0:
                 path.unlink()
-
-
-def _place(logger: Logger) -> str:
-    """Return where a logger writes to."""
-    if isinstance(logger, WandbLogger) and logger.version is not None:
-        return str(run_folder(logger.experiment))
-    folder = Path(getattr(logger, "log_dir", None) or logger.save_dir or type(logger).__name__)
-    return str(folder / "metrics.csv" if isinstance(logger, CSVLogger) else folder)

@@ -124,33 +124,29 @@ class FallbackWandbLogger(WandbLogger):
             end_run(wandb.run)
         Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)
         problem = ""
+        # A new run must not say that it may resume: an upload would be added to what the server has of it already.
+        resume: dict[str, Any] = {"id": self.run_id, "resume": "allow"} if self.run_id else {}
         for mode in MODES[MODES.index(self.mode or _default_mode()) :]:
             try:
-                run = self._init(mode)
+                if mode == "online" and not logged_in():
+                    raise InputError("no API key is configured (see `wandb login`)")
+                run = wandb.init(dir=self.save_dir, mode=mode, **self.options, **resume)  # type: ignore[arg-type]
                 break
             except Exception as error:  # of the login, the server, wandb's service, the disk
                 if mode == "disabled":
                     raise
                 problem = problem or one_line(error)
-        if problem and run.disabled:
-            rank_zero_warn(f"W&B cannot log at all: {problem}. The training continues without it")
-        elif problem:
-            then = f"This run is logged offline; upload it later with `{how_to_upload(run)}`"
-            rank_zero_warn(f"W&B cannot log online: {run.settings.base_url}: {problem}. {then}")
+        if problem:
+            what, then = "at all", "The training continues without it"
+            if not run.disabled:
+                what = f"online: {run.settings.base_url}"
+                then = f"This run is logged offline; upload it later with `{how_to_upload(run)}`"
+            rank_zero_warn(f"W&B cannot log {what}: {problem}. {then}")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         for key, best in best_ends().items():
             run.define_metric(key, step_metric=STEP, step_sync=True, summary=f"{best},last")
         return run
-
-    def _init(self, mode: str) -> "wandb.Run":
-        import wandb
-
-        if mode == "online" and not logged_in():
-            raise InputError("no API key is configured (see `wandb login`)")
-        # A new run must not say that it may resume: an upload would be added to what the server has of it already.
-        resume = {"id": self.run_id, "resume": "allow"} if self.run_id else {}
-        return wandb.init(dir=self.save_dir, mode=mode, **self.options, **resume)  # type: ignore[arg-type]  # a mode
 
 
 def _default_mode() -> str:

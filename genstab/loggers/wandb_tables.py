@@ -1,6 +1,6 @@
 """W&B tables of what was measured: per shift, per image, per corruption, per layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -10,11 +10,8 @@ from genstab.loggers.lifecycle import outlived
 from genstab.metrics.measurements import image_means, known, mean
 from genstab.metrics.registry import metrics, protocols, quality_by_image
 
-Rows = list[list[Any]]
+Table = tuple[list[str], list[list[Any]]]
 
-PER_SHIFT = ("protocol", "motion", "dy", "dx", "mean dB", "worst dB", "pooled dB")
-CORRUPTIONS = ("corruption", "severity", "dB")
-FEATURES = ("layer", "dy", "dx", "distance")
 MOST_ROWS = 10_000  # `wandb.Table` leaves out the rest without a word
 
 
@@ -30,66 +27,54 @@ def log_tables(logger: Logger, measurements: Mapping[str, Any], step: int) -> No
             if len(rows) > MOST_ROWS:
                 rank_zero_warn(f"W&B keeps {MOST_ROWS} of the {len(rows)} rows of {key}; measurements.json has all")
             if rows:
-                logger.log_table(key, list(columns), rows, step=step)
+                logger.log_table(key, columns, rows, step=step)
 
 
-def tables(measurements: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], Rows]]:
-    """Return the columns and the rows of each table by its log key."""
-    return {
-        "per_shift": (PER_SHIFT, per_shift_rows(measurements)),
-        "per_image": (per_image_columns(), per_image_rows(measurements)),
-        "corruptions": (CORRUPTIONS, corruption_rows(measurements)),
-        "features": (FEATURES, feature_rows(measurements)),
-    }
+def tables(measurements: Mapping[str, Any]) -> dict[str, Table]:
+    """Return the columns and the rows of each table by its log key; what was not measured has no rows.
 
-
-def per_shift_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return mean, worst and pooled dB of each protocol and motion; dy and dx are None if it is no shift."""
-    rows: Rows = []
-    for protocol, part in (measurements.get("shift_psnr") or {}).items():
-        pooled = part.get("pooled") or [None] * len(part["shifts"])
-        for motion, decibels, together in zip(part["shifts"], part["decibels"], pooled, strict=True):
-            values = known(decibels)
-            dy, dx = motion if len(motion) == 2 else (None, None)
-            rows.append([protocol, str(motion), dy, dx, mean(values), min(values, default=None), together])
-    return rows
-
-
-def per_image_columns() -> list[str]:
-    """Return one set of columns whatever was measured, so that W&B can join the tables of several runs."""
-    quality = [metric.key.removeprefix("val/") for metric in metrics().values() if metric.per_image]
-    return ["image", *(f"{protocol} dB" for protocol in protocols()), *quality]
-
-
-def per_image_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the mean dB over the shifts of each protocol and the quality of each image, see `per_image_columns`."""
-    columns = {f"{name} dB": image_means(part) for name, part in (measurements.get("shift_psnr") or {}).items()}
-    columns |= {
-        metric.key.removeprefix("val/"): by_image for metric, by_image in quality_by_image(measurements).items()
-    }
-    images = dict.fromkeys(image for by_image in columns.values() for image in by_image)
-    headings = per_image_columns()[1:]
-    return [[image, *(columns.get(key, {}).get(image) for key in headings)] for image in images]
-
-
-def corruption_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the dB of each corruption and severity, in the columns of `CORRUPTIONS`."""
-    part = measurements.get("corruptions") or {"severities": [], "decibels": {}}
-    return [
+    >>> tables({"corruptions": {"severities": [1, 2], "decibels": {"noise": [30.0, 20.0]}}})["corruptions"]
+    (['corruption', 'severity', 'dB'], [['noise', 1, 30.0], ['noise', 2, 20.0]])
+    """
+    shift_psnr, corruptions, features = (
+        measurements.get(key) or {} for key in ("shift_psnr", "corruptions", "features")
+    )
+    by_severity = [
         [kind, severity, value]
-        for kind, decibels in part["decibels"].items()
-        for severity, value in zip(part["severities"], decibels, strict=True)
+        for kind, decibels in corruptions.get("decibels", {}).items()
+        for severity, value in zip(corruptions["severities"], decibels, strict=True)
     ]
-
-
-def feature_rows(measurements: Mapping[str, Any]) -> Rows:
-    """Return the feature distance of each layer and shift but zero, in the columns of `FEATURES`."""
-    part = measurements.get("features") or {"reach": 0, "layers": {}}
-    span = range(-part["reach"], part["reach"] + 1)
-    return [
+    reach = features.get("reach", 0)
+    by_layer = [
         [layer, dy, dx, distance]
-        for layer, grid in part["layers"].items()
-        for dy, row in zip(span, grid, strict=True)
-        for dx, distance in zip(span, row, strict=True)
+        for layer, grid in features.get("layers", {}).items()
+        for dy, row in enumerate(grid, -reach)
+        for dx, distance in enumerate(row, -reach)
         if (dy, dx) != (0, 0)
     ]
+    return {
+        "per_shift": _per_shift(shift_psnr),
+        "per_image": _per_image(measurements, shift_psnr),
+        "corruptions": (["corruption", "severity", "dB"], by_severity),
+        "features": (["layer", "dy", "dx", "distance"], by_layer),
+    }
+
+
+def _per_shift(shift_psnr: Mapping[str, Any]) -> Table:
+    rows = []
+    for protocol, part in shift_psnr.items():
+        pooled = part.get("pooled") or [None] * len(part["shifts"])
+        for motion, decibels, together in zip(part["shifts"], part["decibels"], pooled, strict=True):
+            dy, dx = motion if len(motion) == 2 else (None, None)  # an angle, a factor
+            rows.append([protocol, str(motion), dy, dx, mean(decibels), min(known(decibels), default=None), together])
+    return ["protocol", "motion", "dy", "dx", "mean dB", "worst dB", "pooled dB"], rows
+
+
+def _per_image(measurements: Mapping[str, Any], shift_psnr: Mapping[str, Any]) -> Table:
+    found = {f"{name} dB": image_means(part) for name, part in shift_psnr.items()}
+    found |= {metric.key.removeprefix("val/"): values for metric, values in quality_by_image(measurements).items()}
+    images = dict.fromkeys(image for values in found.values() for image in values)
+    # one set of columns whatever was measured, so that W&B can join the tables of several runs
+    columns = [f"{protocol} dB" for protocol in protocols()]
+    columns += [metric.key.removeprefix("val/") for metric in metrics().values() if metric.per_image]
+    return ["image", *columns], [[image, *(found.get(key, {}).get(image) for key in columns)] for image in images]

@@ -1,13 +1,10 @@
 """Shift consistency of classifiers (Zhang 2019, arXiv 1904.11486, section 4.2)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from genstab.errors import InputError
-from genstab.metrics.precision import KeepsPrecision
+from genstab.metrics.precision import ImageMean
 
 
 def classes(outputs: Tensor) -> Tensor:
@@ -37,7 +34,7 @@ def same_class(outputs: Tensor, others: Tensor) -> Tensor:
     return (first == second) & (first >= 0)
 
 
-class ShiftConsistency(KeepsPrecision, MeanMetric):
+class ShiftConsistency(ImageMean):
     """Compute the share of images for which a classifier predicts the same class at two shifts.
 
     As input to `update` the metric accepts:
@@ -58,15 +55,8 @@ class ShiftConsistency(KeepsPrecision, MeanMetric):
     """
 
     higher_is_better = True  # type: ignore[assignment]  # None in MeanMetric
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("disable", **kwargs)
-        self.set_dtype(torch.float64)
+    sums = torch.float64
 
     def update(self, outputs: Tensor, others: Tensor) -> None:  # type: ignore[override]  # other arguments
         """Update the state with logits (N, K) or classes (N,) of two shifts of the same images."""
         super().update(same_class(outputs, others).double())
-
-    def compute(self) -> Tensor:
-        """Compute the share of images with the same class."""
-        return super().compute().float()

@@ -29,6 +29,7 @@ from kornia.geometry.transform import scale
 from PIL import Image
 from torch import Generator, Tensor
 
+from genstab.data.paths import hxw
 from genstab.errors import InputError, check_choice
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -200,11 +201,10 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, indices: Se
     check_choice("corruption", name, CORRUPTIONS)
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise InputError(f"severity={severity!r} is not one of 1, 2, 3, 4, 5")
-    if images.ndim != 4 or not images.is_floating_point() or min(images.shape[-2:]) < SMALLEST:
-        raise InputError(
-            f"images of {images.dtype} {tuple(images.shape)} are not floating point (N, C, H, W)"
-            f" of at least {SMALLEST}×{SMALLEST} pixels"
-        )
+    if images.ndim != 4 or not images.is_floating_point():
+        raise InputError(f"images of {images.dtype} {tuple(images.shape)} are not floating point (N, C, H, W)")
+    if min(images.shape[-2:]) < SMALLEST:
+        raise InputError(f"{hxw(images.shape[-2:])} images are smaller than {SMALLEST}×{SMALLEST}")
     if name not in corruptions_for(images.shape[1]):
         raise InputError(f"corruption={name!r} is for 3 channels; the images have {images.shape[1]}")
     operator, constants = _TABLE[name]

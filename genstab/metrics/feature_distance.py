@@ -3,18 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import lcm
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from tqdm import tqdm
 
 from genstab.errors import InputError, check_counts
 from genstab.inference.eval_mode import inference
 from genstab.metrics.layer_outputs import Forward, choose_layers, record
-from genstab.metrics.precision import KeepsPrecision
-from genstab.metrics.shift_ops import Shift, parse_shifts, roll
+from genstab.metrics.precision import ImageMean, float64
+from genstab.metrics.protocols import PROTOCOLS
+from genstab.metrics.shift_ops import Shift, parse_shifts
 
 DIFFERS = "runs differently for a shifted image, in its number of calls or sizes; leave it out of the layers"
 # Elements of one temporary tensor: a large map is compared image by image.
@@ -81,9 +80,7 @@ def _distance(shifted: Tensor, of_shifted: Tensor, shift: Shift, image_size: tup
     at_once = max(1, _AT_ONCE // (shifted.shape[-1] * len(first)))
     distances = []
     for u, v in zip(shifted.flatten(1, 2).split(at_once), of_shifted.flatten(1, 2).split(at_once), strict=True):
-        by_place = (u.index_select(1, first) - v.index_select(1, second)).square_().sum(-1) / 2
-        # Apple's GPUs have no float64
-        by_place = (by_place.cpu() if by_place.device.type == "mps" else by_place).double()
+        by_place = float64((u.index_select(1, first) - v.index_select(1, second)).square_().sum(-1) / 2)
         distances.append(by_place @ shares.to(by_place.device))
     return torch.cat(distances) if distances else shifted.new_zeros(0, dtype=torch.float64)
 
@@ -98,7 +95,7 @@ def _row_pairs(rows: int, height: int, shift: int) -> tuple[Tensor, Tensor, Tens
     return pairs // rows, pairs % rows, counts.double() / fine
 
 
-class FeatureDistance(KeepsPrecision, MeanMetric):
+class FeatureDistance(ImageMean):
     """Compute the mean `feature_distance` of a layer over images and shifts; 0 is perfect equivariance.
 
     As input to `update` the metric accepts the arguments of `feature_distance`.
@@ -118,20 +115,13 @@ class FeatureDistance(KeepsPrecision, MeanMetric):
     """
 
     higher_is_better = False  # type: ignore[assignment]  # None in MeanMetric
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("disable", **kwargs)
-        self.set_dtype(torch.float64)
+    sums = torch.float64
 
     def update(  # type: ignore[override]  # other arguments
         self, features: Tensor, features_of_shifted: Tensor, shift: Sequence[int], image_size: Sequence[int]
     ) -> None:
         """Update the state; the arguments are those of `feature_distance`."""
         super().update(feature_distance(features, features_of_shifted, shift, image_size))
-
-    def compute(self) -> Tensor:
-        """Compute the mean distance."""
-        return super().compute().float()
 
 
 def feature_maps(
@@ -179,10 +169,6 @@ def feature_maps(
     check_counts(forward_batch=forward_batch)
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)} are not (N, C, H, W) with N of at least 1")
-    height, width = images.shape[-2:]
-    for dy, dx in pairs:
-        if dy % height == 0 and dx % width == 0:
-            raise InputError(f"shift={(dy, dx)} rolls an image of {height}×{width} onto itself: a zero shift")
     bar = tqdm(total=len(pairs) * len(images), desc="features", unit="image", leave=False, disable=None)
     with inference(model, dtype) as forward, bar:
         chosen = choose_layers(model, forward, images[:1], layers)
@@ -226,7 +212,8 @@ def _distances(
         pairs = zip(shifts, directions.split(len(images)), strict=True)
         return torch.stack([_distance(before[0], of_shifted, shift, size) for shift, of_shifted in pairs])
 
-    output, calls = record(forward, layers, torch.cat([roll(images, shift)[0] for shift in shifts]), compare)
+    _, shifted = PROTOCOLS["circular"].inputs(images, shifts, 1)
+    output, calls = record(forward, layers, torch.cat(list(shifted)), compare)
     for name, distances in calls.items():
         if len(distances) != len(reference[name]):
             raise InputError(f"layer {name} {DIFFERS}")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from genstab.metrics.measurements import SAME
+from genstab.metrics.precision import float64
 from genstab.runtime.gather import all_gathered
 
 
@@ -25,7 +26,7 @@ class OutputSpread:
         """Add a batch (N, C, H, W)."""
         if not len(images):
             return
-        images = (images.cpu() if images.device.type == "mps" else images).detach().double()  # mps has no float64
+        images = float64(images.detach())
         deviations = images.std((1, 2, 3), correction=0)
         constant = (deviations / 2 < SAME).sum()
         sums = [torch.tensor(len(images)), deviations.sum(), constant, images.sum(0), images.square().sum(0)]

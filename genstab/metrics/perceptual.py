@@ -58,10 +58,10 @@ class Perceptual:
         """
         if not self.names:
             return None
-        unknown = torch.full((len(output),), torch.nan)
         reason = incomparable(output, target)
+        unknown = torch.full((len(output),), torch.nan)
         if reason or target is None:
-            note(notes, f"{', '.join(self.names)}: not measured, {reason}")
+            notes.append(f"{', '.join(self.names)}: not measured, {reason}")
             return unknown
         pair = [images.float().to(self.device).clamp(-1, 1).expand(-1, 3, -1, -1) for images in (output, target)]
         if self.fid is not None:
@@ -70,7 +70,7 @@ class Perceptual:
         if self.lpips is None:
             return None
         if min(output.shape[-2:]) < SMALLEST:
-            note(notes, f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
+            notes.append(f"lpips: not measured, images of {output.shape[-2]}×{output.shape[-1]} are below {SMALLEST}")
             return unknown
         distances = self.lpips(*pair).reshape(-1).cpu()
         self.lpips.reset()  # it would keep all distances
@@ -93,8 +93,3 @@ def incomparable(output: Tensor, target: Tensor | None) -> str:
     if target.shape != output.shape:
         return "outputs and targets differ in size"
     return "" if output.shape[1] in (1, 3) else f"images of {output.shape[1]} channels, neither 1 nor 3"
-
-
-def note(notes: list[str], line: str) -> None:
-    """Append a line to the notes, unless it is there."""
-    notes.extend([line] if line not in notes else [])

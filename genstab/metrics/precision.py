@@ -1,4 +1,4 @@
-"""Sums that keep their precision when the module that holds a metric is cast to half precision."""
+"""Sums that keep their precision, whatever the type of the images and of the module that holds a metric."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,8 +33,19 @@ class KeepsPrecision(Metric):
 
 
 class ImageMean(KeepsPrecision, MeanMetric):
-    """torchmetrics' `MeanMetric` that sums in float32 in a module of any type; a NaN makes the mean NaN."""
+    """torchmetrics' `MeanMetric` that sums in `sums` in a module of any type; a NaN makes the mean NaN."""
+
+    sums = torch.float32
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("disable", **kwargs)
-        self.set_dtype(torch.float32)  # whatever the default type is
+        self.set_dtype(self.sums)  # whatever the default type is
+
+    def compute(self) -> Tensor:
+        """Compute the mean, in float32."""
+        return super().compute().float()
+
+
+def float64(images: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU if it comes from an Apple GPU, which has no float64."""
+    return (images.cpu() if images.device.type == "mps" else images).double()

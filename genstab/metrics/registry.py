@@ -32,7 +32,7 @@ class Metric:
         digits: after the decimal point.
         in_training: a validation logs it; otherwise only `genstab measure` computes it.
         per_image: `measurements.json` has it for each image, too.
-        brief: it is also in the short Markdown table of options.
+        brief: it is also in the terminal's table and in the Markdown table of options.
         pareto: place among the panels of the Pareto plot, from 1; 0: none.
         derive: computes it from the summary; None: the summary holds it.
         scale: factor from the number in the summary to the unit.
@@ -159,7 +159,7 @@ def _of_protocols() -> dict[str, Metric]:
             end = "" if key == protocol.key else HEADINGS.get(reduction, reduction)
             heading = f"{protocol.heading} {end}".rstrip()
             meaning = f"{protocol.meaning}: {REDUCTIONS[reduction]}"
-            brief = key == protocol.key or reduction == "worst"
+            brief = key == protocol.key or reduction == "worst_shift"
             found[key] = Metric(key, heading, meaning, "shift PSNR", "dB", "max", 1, in_training=True, brief=brief)
     return found
 
@@ -174,14 +174,15 @@ for _metric in (
     Metric("val/corruption_psnr", "PSNR under corruption", "PSNR between the outputs of corrupted and clean inputs",
            "stability", "dB", "max", 1),
     Metric("val/corruption_relative", "corruption error / baseline", "error under corruption relative to a baseline, "
-           "mean over the corruptions", "stability", "×", "min", 2),
+           "mean over the corruptions", "stability", "×", "min", 2, brief=True),
     Metric("val/corruption_error", "error rate under corruption", "top-1 error rate of a classifier on corrupted "
-           "images, mean over the corruptions", "stability", "", "min"),
+           "images, mean over the corruptions", "stability", "", "min", brief=True),
     Metric("val/consistency", "consistency, crop", "share of pairs of crops for which a classifier predicts the same "
-           "class (Zhang 2019)", "stability", "", "max", 4),
+           "class (Zhang 2019)", "stability", "", "max", 4, brief=True),
     Metric("val/consistency_roll", "consistency, circular", "the same for pairs of circular shifts", "stability", "",
-           "max", 4),
-    Metric("val/accuracy", "accuracy", "top-1 accuracy of a classifier", better="max", digits=4),
+           "max", 4, brief=True),
+    Metric("val/accuracy", "accuracy", "top-1 accuracy of a classifier", better="max", digits=4,
+           brief=True),
     Metric("val/l1", "L1", "mean absolute difference to the target", better="min", in_training=True, per_image=True,
            brief=True),
     Metric("val/psnr", "PSNR", "PSNR to the target", unit="dB", better="max", digits=1, in_training=True,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice
 from genstab.inference.eval_mode import inference
-from genstab.metrics.precision import KeepsPrecision
+from genstab.metrics.precision import KeepsPrecision, float64
 from genstab.metrics.protocols import PROTOCOLS, Generate, Motion, moved_outputs, shift_pairs
 
 REDUCTIONS = ("mean", "worst", "pooled")
@@ -30,7 +30,7 @@ def squared_error(
             f"shifted_output {tuple(shifted_output.shape)} and output_of_shifted {tuple(output_of_shifted.shape)}"
             " must have the same shape (N, C, H, W)"
         )
-    squares = (_float64(shifted_output) - _float64(output_of_shifted)).square()
+    squares = (float64(shifted_output) - float64(output_of_shifted)).square()
     valid = torch.ones((), dtype=torch.bool) if mask is None else mask > 0
     valid = valid.to(squares.device)
     count = valid.double().expand_as(squares).sum((1, 2, 3))
@@ -38,11 +38,6 @@ def squared_error(
         raise InputError("mask: an image has no valid pixel")
     # filled, not multiplied: a NaN outside the mask must not count
     return squares.masked_fill_(~valid, 0).sum((1, 2, 3)), count
-
-
-def _float64(images: Tensor) -> Tensor:
-    # Apple's GPUs have no float64
-    return (images.cpu() if images.device.type == "mps" else images).double()
 
 
 def decibel(mean_squared_error: Tensor, data_range: float = 2.0, cap: float = 100.0) -> Tensor:

@@ -112,18 +112,6 @@ class SlicedWasserstein(KeepsPrecision):
             shape = cut.new_tensor((cut.shape[1], *cut.shape[3:])).expand(len(cut), -1)
             rows.append(torch.cat((shape, cut.flatten(1)), dim=1).flatten())
 
-    def levels(self) -> Tensor:
-        """Return the distance at each level, (levels,), the finest first.
-
-        Raises:
-            InputError: there are none yet, or the pyramids of the images differ.
-        """
-        groups = [_by_shape(dim_zero_cat(rows)) for rows in (self.ours, self.theirs)]
-        if len(groups[0]) != 1:
-            raise InputError(f"images of {len(groups[0])} kinds of pyramids have no levels in common")
-        ((ours, theirs),) = zip(*(group.values() for group in groups), strict=True)
-        return _distances(ours, theirs)
-
     def compute(self) -> Tensor:
         """Compute the mean over the levels."""
         if not len(self.ours):  # a tensor on several processes

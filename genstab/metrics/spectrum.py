@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genstab.errors import InputError, check_counts
-from genstab.metrics.precision import KeepsPrecision
+from genstab.metrics.precision import KeepsPrecision, float64
 
 RINGS = 16
 MIN_RATIO = 1e-10  # of the powers, −100 dB, for outputs without any power
@@ -27,7 +27,7 @@ def radial_power(images: Tensor, rings: int = RINGS) -> Tensor:
     if images.ndim != 4:
         raise InputError(f"images {tuple(images.shape)} are not (N, C, H, W)")
     height, width = images.shape[-2:]
-    images = (images.cpu() if images.device.type == "mps" else images).double()  # Apple's GPUs have no float64
+    images = float64(images)
     window = torch.outer(*(torch.hann_window(n, dtype=torch.float64, device=images.device) for n in (height, width)))
     faded = (images - images.mean((-2, -1), keepdim=True)) * window
     power = torch.fft.fft2(faded).abs().square().mean(1) / window.square().sum()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genstab.errors import InputError
+from genstab.errors import InputError, check_counts
 from genstab.layers.anchored_noise import AnchoredNoise
 from genstab.layers.filters import AntiAlias
 from genstab.layers.padding import pad2d
@@ -44,8 +44,7 @@ class Down(nn.Module):
         if self.phase_before:
             phases = choose_phases(x)
             x = roll_phases(x, phases, back=True)  # convolve with stride 2 on the grid of the phase
-        if any(self.padding):
-            x = pad2d(x, self.padding, self.padding_mode)
+        x = pad2d(x, self.padding, self.padding_mode)
         x = self.after(self.act(self.norm(self.conv(x))))
         return x if isinstance(x, tuple) else (x, phases)
 
@@ -153,8 +152,7 @@ class UNet(TracedModule):
         config, antialias = generator_config(norm, dropout, antialias, **counts)
         if levels > MOST_LEVELS:
             raise InputError(f"levels={levels} is more than {MOST_LEVELS}: maps are padded to a multiple of 2^levels")
-        if isinstance(head, bool) or not isinstance(head, int) or head < 0:
-            raise InputError(f"head={head} is not an integer of at least 0")
+        check_counts(least=0, head=head)
         self.config = {**config, "head": head}
         self.levels = levels
         widths = [in_channels, *(channels * min(2**i, 8) for i in range(levels))]

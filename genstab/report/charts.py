@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ STABILITY_COLOURS = "Viridis"
 # The paper's: from blue, no distance, to red.
 DISTANCE_COLOURS = ((0.0, "#2c4fa3"), (0.25, "#74add1"), (0.5, "#fbf5c4"), (0.75, "#f4804d"), (1.0, "#a50026"))
 PERFECT = "#e86ab5"  # in no part of either scale
+ONE_COLOUR: dict[str, Any] = {"colorscale": [[0, PERFECT], [1, PERFECT]], "showscale": False}
 LABEL = 28  # letters of a run's name in a chart
 MOST_SHIFTS = 64  # along one axis; of more, only those along the axes and diagonals are drawn
 ARROWS = {(0, 1): "→", (0, -1): "←", (1, 0): "↓", (-1, 0): "↑", (1, 1): "↘", (1, -1): "↙", (-1, 1): "↗", (-1, -1): "↖"}
@@ -132,17 +134,13 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
     [per shift].
     """
     figure = _figure(height=420)
-    tables = {
-        name: {tuple(shift): known(row) for shift, row in zip(part["shifts"], part["decibels"], strict=True)}
-        for name, part in measured.items()
-    }
-    together = {
-        name: dict(zip(map(tuple, part["shifts"]), part.get("pooled") or (), strict=False))
-        for name, part in measured.items()
-    }
+    tables: dict[str, dict[Motion, dict[str, Any]]] = {}
+    for name, part in measured.items():
+        rows = zip(part["shifts"], part["decibels"], part.get("pooled") or repeat(None), strict=False)
+        tables[name] = {tuple(shift): _spread(row, pooled) for shift, each, pooled in rows if (row := known(each))}
     arrows = [*ARROWS.values(), ""]
     order = sorted(
-        {shift for table in tables.values() for shift, row in table.items() if row},
+        {shift for table in tables.values() for shift in table},
         key=lambda shift: (arrows.index(direction(shift)), math.hypot(*shift), shift),
     )
     if len(order) > MOST_SHIFTS:
@@ -151,30 +149,33 @@ def shift_lines(measured: Mapping[str, Mapping[str, Any]], styles: Mapping[str, 
         style = styles[name]
         lines: dict[str, list[Motion]] = {}
         for shift in order:
-            if table.get(shift):
+            if shift in table:
                 lines.setdefault(direction(shift), []).append(shift)
         for i, shifts in enumerate(lines.values()):
-            labels, rows = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
-            low, high = np.transpose([np.quantile(row, (0.25, 0.75)) for row in rows]).tolist()
-            means = [sum(row) / len(row) for row in rows]
-            pooled = [together[name].get(shift) for shift in shifts]
-            # bars, not an area: those of several runs would cover the lines, and each other
+            labels, drawn = [_label(shift) for shift in shifts], [table[shift] for shift in shifts]
+            # bars below all lines, not an area: those of several runs would cover each other
             figure.add_scatter(
                 x=[x for label in labels for x in (label, label, None)],
-                y=[y for ends in zip(low, high, strict=True) for y in (*ends, None)], mode="lines", opacity=0.5,
+                y=[y for each in drawn for y in (each["low"], each["high"], None)], mode="lines", opacity=0.5,
                 line={"width": 5, "color": style.colour}, hoverinfo="skip", showlegend=False, legendgroup=name,
             )  # fmt: skip
             figure.add_scatter(
-                x=labels, y=[mean if each is None else each for each, mean in zip(pooled, means, strict=True)],
-                mode="lines+markers", **style.trace(7), legendgroup=name, showlegend=i == 0,
-                customdata=[(a, b, min(row), len(row), m) for a, b, row, m in zip(low, high, rows, means, strict=True)],
-                hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>mean %{{customdata[4]:.1f}}, middle half "
-                "%{customdata[0]:.1f} to %{customdata[1]:.1f}, worst %{customdata[2]:.1f}, images %{customdata[3]}"
-                "<extra></extra>",
+                x=labels, y=[each["line"] for each in drawn], text=[each["note"] for each in drawn],
+                mode="lines+markers", **style.trace(7), legendgroup=name, showlegend=i == 0, zorder=1,
+                hovertemplate=f"<b>{style.label}</b> %{{x}}: %{{y:.1f}} dB<br>%{{text}}<extra></extra>",
             )  # fmt: skip
     _categories(figure, [_label(shift) for shift in order], "shift of the input, pixels")
     figure.update_yaxes(title="shift PSNR, dB")
     return figure
+
+
+def _spread(decibels: Sequence[float], pooled: float | None) -> dict[str, Any]:
+    """Return what is drawn of a shift: one PSNR, the ends of the middle half of the images, and a note."""
+    mean = sum(decibels) / len(decibels)
+    low, high = np.quantile(decibels, (0.25, 0.75)).tolist()
+    worst = f"worst {min(decibels):.1f}, images {len(decibels)}"
+    note = f"mean {mean:.1f}, middle half {low:.1f} to {high:.1f}, {worst}"
+    return {"low": low, "high": high, "line": mean if pooled is None else pooled, "note": note}
 
 
 def _categories(figure: go.Figure, names: Sequence[str], title: str) -> None:
@@ -182,7 +183,7 @@ def _categories(figure: go.Figure, names: Sequence[str], title: str) -> None:
 
 
 def heat_map(
-    values: Grid, limits: tuple[float, float], colours: Any, unit: str, perfect: float | None = None
+    values: Grid, limits: tuple[float, float], colours: Any, unit: str, perfect: float = math.inf
 ) -> go.Figure:
     """Draw values over (Δh, Δw), the zero shift in the middle; None is left open.
 
@@ -195,13 +196,10 @@ def heat_map(
         z=values, x=axis, y=axis, zmin=limits[0], zmax=limits[1], colorscale=colours, showscale=False,
         hoverongaps=False, hovertemplate=f"Δh %{{y}}, Δw %{{x}}: %{{z:.3g}} {unit}<extra></extra>",
     )  # fmt: skip
-    over = [
-        [1.0 if each is not None and perfect is not None and each >= perfect else None for each in row]
-        for row in values
-    ]
+    over = [[1.0 if each is not None and each >= perfect else None for each in row] for row in values]
     if any(each for row in over for each in row):
         figure.add_heatmap(
-            z=over, x=axis, y=axis, colorscale=[[0, PERFECT], [1, PERFECT]], showscale=False, hoverongaps=False,
+            z=over, x=axis, y=axis, **ONE_COLOUR, hoverongaps=False,
             hovertemplate="Δh %{y}, Δw %{x}: no difference<extra></extra>",
         )  # fmt: skip
     common = {"constrain": "domain", "showgrid": False, "zeroline": False}
@@ -220,9 +218,7 @@ def colour_bar(limits: tuple[float, float], colours: Any, title: str, perfect: s
     texts = [f"{tick:.3g}" for tick in ticks]
     if perfect:
         beside = [limits[1] + 0.06 * span, limits[1] + 0.12 * span, limits[1] + 0.18 * span]
-        figure.add_heatmap(
-            z=[[1.0] * 3], x=beside, y=[0], colorscale=[[0, PERFECT], [1, PERFECT]], showscale=False, hoverinfo="skip"
-        )
+        figure.add_heatmap(z=[[1.0] * 3], x=beside, y=[0], **ONE_COLOUR, hoverinfo="skip")
         ticks, texts = [*ticks, beside[1]], [*texts, perfect]
     figure.update_yaxes(visible=False)
     figure.update_xaxes(title=title, showgrid=False, zeroline=False, tickvals=ticks, ticktext=texts)

@@ -23,13 +23,13 @@ def check_measurements(measurements: Mapping[str, Any]) -> None:
     >>> check_measurements({"shift_map": {"decibels": [[20.0, 30.0, 20.0], [30.0, 30.0], []]}})
     Traceback (most recent call last):
     ...
-    ValueError: shift_map.decibels[1] is not a list of 3 numbers
+    ValueError: shift_map.decibels[1] is not a list of 3
     """
     for protocol, part in _object(measurements.get("shift_psnr"), "shift_psnr").items():
         where = f"shift_psnr.{protocol}"
         shifts = _list(_object(part, where).get("shifts"), f"{where}.shifts")
         for i, shift in enumerate(shifts):
-            if None in _numbers(shift, f"{where}.shifts[{i}]") or not shift:
+            if not shift or None in _numbers(shift, f"{where}.shifts[{i}]"):
                 raise ValueError(f"{where}.shifts[{i}] is not a list of numbers")
         images = _texts(part.get("images"), f"{where}.images")
         rows = _list(part.get("decibels"), f"{where}.decibels", len(shifts))
@@ -39,9 +39,9 @@ def check_measurements(measurements: Mapping[str, Any]) -> None:
             _numbers(part["pooled"], f"{where}.pooled", len(shifts))
     if shift_map := _object(measurements.get("shift_map"), "shift_map"):
         _grid(shift_map.get("decibels"), "shift_map.decibels")
-    if features := _object(measurements.get("features"), "features"):
-        for layer, grid in _object(features.get("layers"), "features.layers").items():
-            _grid(grid, f"features.layers.{layer}")
+    features = _object(measurements.get("features"), "features")
+    for layer, grid in _object(features.get("layers"), "features.layers").items():
+        _grid(grid, f"features.layers.{layer}")
     if corruptions := _object(measurements.get("corruptions"), "corruptions"):
         severities = _numbers(corruptions.get("severities"), "corruptions.severities")
         for kind, row in _object(corruptions.get("decibels"), "corruptions.decibels").items():
@@ -67,9 +67,7 @@ def _list(value: Any, where: str, length: int | None = None) -> list[Any]:
 
 
 def _numbers(value: Any, where: str, length: int | None = None) -> list[float | None]:
-    if not isinstance(value, list) or length not in (None, len(value)):
-        raise ValueError(f"{where} is not a list of{'' if length is None else f' {length}'} numbers")
-    for each in value:
+    for each in _list(value, where, length):
         if each is not None and number(each) is None:
             raise ValueError(f"{where} holds {each!r:.40}, not a number")
     return value
@@ -82,7 +80,6 @@ def _texts(value: Any, where: str) -> list[str]:
 
 
 def _grid(value: Any, where: str) -> None:
-    """Check that a map has as many columns as rows, and one of each in the middle."""
     side = len(_list(value, where))
     if side % 2 == 0:
         raise ValueError(f"{where} has {side} rows, and so none in the middle")

@@ -19,7 +19,7 @@ from genstab.data.image_io import to_uint8
 from genstab.errors import InputError
 from genstab.metrics.protocols import Generate, shift_pairs
 from genstab.metrics.shift_map import RolledOutputs
-from genstab.metrics.shift_ops import Shift, roll
+from genstab.metrics.shift_ops import Shift, grid_shifts, roll
 from genstab.report.own_files import SOFTWARE
 from genstab.report.runs import Run
 from genstab.report.slider_frames import FRAMES, Slide, read_slide, save_frames
@@ -112,13 +112,11 @@ def distance_grids(distances: Mapping[str, Tensor], reach: int) -> dict[str, Ten
     >>> distance_grids({"pool": torch.arange(8.0)[:, None]}, reach=1)["pool"].tolist()
     [[0.0, 1.0, 2.0], [3.0, 0.0, 4.0], [5.0, 6.0, 7.0]]
     """
-    side = 2 * reach + 1
-    zero = side * side // 2  # the place of the zero shift, which `grid_shifts` leaves out
-    means = {name: values.mean(1) for name, values in distances.items()}
-    return {
-        name: torch.cat([values[:zero], values.new_zeros(1), values[zero:]]).view(side, side)
-        for name, values in means.items()
-    }
+    grids = {name: values.new_zeros(2 * reach + 1, 2 * reach + 1) for name, values in distances.items()}
+    for name, values in distances.items():
+        for (dy, dx), mean in zip(grid_shifts(reach), values.mean(1), strict=True):
+            grids[name][dy + reach, dx + reach] = mean
+    return grids
 
 
 def feature_map_picture(distances: Mapping[str, ArrayLike]) -> Picture:
@@ -156,8 +154,7 @@ def feature_map_picture(distances: Mapping[str, ArrayLike]) -> Picture:
 def shift_panel(generate: Generate, source: Tensor, output: Tensor, shift: Shift) -> dict[str, Tensor]:
     """Return the columns G(S x), S G(x) and their difference, four times as strong so that 25 dB can be seen.
 
-    Shape: x and G(x), (N, C, H, W) in [−1, 1] → (N, C', H, W) each; the difference (N, 1, H, W), −1 (black) where they
-    agree.
+    Shape: x and G(x), (N, C, H, W) in [−1, 1] → (N, C', H, W) each; the difference has one channel, −1 for none.
     """
     pairs = shift_pairs(generate, source, [shift], "circular", check_finite=False, output=output)
     _, shifted_output, output_of_shifted, _ = next(pairs)
@@ -218,13 +215,7 @@ def shift_table(
 
 
 def animations_beside(runs: Sequence[Run]) -> list[Picture]:
-    """Return one picture a frame: the source and each run's output sliding, and below them the same moved back.
-
-    Shape: → 16 times (height, width, 3), uint8.
-
-    Raises:
-        InputError: a run has no slides, or slid another picture than the first one.
-    """
+    """Return 16 pictures: the source and each run's output sliding, and below them the same moved back."""
     slides = {run.name: read_slide(run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT) for run in runs}
     first = slides[runs[0].name]
     for name, slide in slides.items():

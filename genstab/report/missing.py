@@ -19,18 +19,28 @@ PARTS = {
 CONSISTENCY = ("val/consistency", "val/consistency_roll")
 OF_CLASSIFIERS = (*CONSISTENCY, "val/accuracy", "val/corruption_error")
 CORRUPTIONS = ("val/corruption_psnr", "val/corruption_error", "val/corruption_relative")
+# Their options of `genstab measure`, where those are called otherwise.
+REALISM = (
+    "val/perceptual", "val/frechet_patches", "val/frechet_patches_4", "val/frechet_patches_8", "val/frechet_patches_16",
+    "val/kid", "val/kid_error",
+)  # fmt: skip
+OPTIONS = {
+    "shift_map": "map", "val/feature_distance": "features", **dict.fromkeys(CORRUPTIONS, "corruptions"),
+    **dict.fromkeys(REALISM, "realism"),
+}  # fmt: skip
 OF_BOTH = ("val/feature_distance", "features", "images_per_second", "parameters", "seconds")
 OF_TARGETS = (
     "val/l1", "val/psnr", "val/ssim", "val/tv_target", "tv_ratio", "val/spectrum_error", "val/swd", "val/fid",
-    "val/lpips",
+    "val/lpips", *REALISM,
 )  # fmt: skip
 
 OFF = "Switched off"
-NO_IMAGES = "Not of classifiers, which draw no images"
-ONLY_CLASSIFIERS = "Of classifiers alone"
+NO_IMAGES = "Not for classifiers, whose outputs are not images"
+ONLY_CLASSIFIERS = "For classifiers only"
 IN_TRAINING = "Not measured in training, but by genstab measure"
 NO_TARGETS = "Not measured without targets"
 UNKNOWN = "Not measured"
+NOTED = ""
 
 
 def is_classifier(summary: Mapping[str, Any]) -> bool:
@@ -47,12 +57,12 @@ def missing_of(run: Run, columns: Sequence[Metric]) -> list[str]:
     classifier = is_classifier(run.summary)
     for key, name in subjects.items():
         reason = _reason(run, key, classifier)
-        if reason != NO_IMAGES and not (reason == UNKNOWN and _noted(run, key)):
+        if reason not in (NO_IMAGES, NOTED):
             reasons.setdefault(reason, []).append(name)
     if classifier:
         reasons[NO_IMAGES] = ["shift PSNR, quality, slider or flicker strip"]
-    notes = list(run.summary.get("notes") or ())
-    said = [f"{reason}: {'; '.join(dict.fromkeys(names))}" for reason, names in reasons.items()]
+    said = list(run.summary.get("notes") or ())
+    said += [f"{reason}: {'; '.join(dict.fromkeys(names))}" for reason, names in reasons.items()]
     if not (run.folder / MEASUREMENTS).is_file():
         said.append(f"no {MEASUREMENTS}")
     if slides and not classifier:
@@ -60,51 +70,45 @@ def missing_of(run: Run, columns: Sequence[Metric]) -> list[str]:
     absent = [key for key in ("verdict", "config", "versions") if not run.summary.get(key)]
     if absent:
         said.append(f"{SUMMARY} has no {', no '.join(absent)}")
-    return [*notes, *said]
+    return said
 
 
 def _reason(run: Run, key: str, classifier: bool) -> str:
-    if classifier:
-        if key == "corruptions" and run.measurements.get("corruption_errors"):
-            return NO_IMAGES
-        if key not in (*OF_CLASSIFIERS, *OF_BOTH, "corruptions"):
-            return NO_IMAGES
-    elif key in OF_CLASSIFIERS:
+    of_errors = key == "corruptions" and bool(run.measurements.get("corruption_errors"))
+    if classifier and (of_errors or key not in (*OF_CLASSIFIERS, *OF_BOTH, "corruptions")):
+        return NO_IMAGES
+    if not classifier and key in OF_CLASSIFIERS:
         return ONLY_CLASSIFIERS
-    if _switched_off(run.config, key):
+    if _switched_off(run, key):
         return OFF
     metric = metrics().get(key)
-    if "trainer" in run.config and (
-        key in ("features", "corruptions", "quality") or (metric and not metric.in_training)
-    ):
+    in_training = metric.in_training if metric else key not in ("features", "corruptions", "quality")
+    if "trainer" in run.config and not in_training:
         return IN_TRAINING
     if key in OF_TARGETS and number(run.summary.get("val/tv")) is not None:
         return NO_TARGETS
-    return UNKNOWN
+    # A note of the measurement may give the reason already, as "features: not measured, …".
+    noted = any(note.startswith(f"{_option(key)}: not measured") for note in run.summary.get("notes") or ())
+    return NOTED if noted else UNKNOWN
 
 
-def _noted(run: Run, key: str) -> bool:
-    """Whether a note of the measurement gives the reason already, as "features: not measured, …"."""
-    part = key.removeprefix("val/").replace("feature_distance", "features").replace("shift_map", "map")
-    part = "corruptions" if key in CORRUPTIONS else part
-    part = next((name for name, protocol in protocols().items() if key in protocol.keys().values()), part)
-    return any(note.partition(": not measured")[0] == part for note in run.summary.get("notes") or ())
+def _option(key: str) -> str:
+    """Return the protocol that a metric belongs to, or the option that switches it off."""
+    found = (name for name, protocol in protocols().items() if key in protocol.keys().values())
+    return next(found, OPTIONS.get(key, key.removeprefix("val/")))
 
 
-def _switched_off(config: Mapping[str, Any], key: str) -> bool:
-    """Whether an option says that something is not wanted."""
-    callbacks = config.get("callbacks")
-    stability = callbacks.get("stability") if isinstance(callbacks, Mapping) else None
-    wanted = (stability if isinstance(stability, Mapping) else config).get("protocols")
-    for name, protocol in protocols().items():
-        if key in protocol.keys().values() and isinstance(wanted, list):
-            return name not in wanted
-    part = {"shift_map": "map", "val/feature_distance": "features"}.get(key, key)
-    part = "corruptions" if key in CORRUPTIONS else part
-    if part in ("map", "features", "corruptions") and part in config:
-        options = config[part]
-        baseline = options.get("baseline") if isinstance(options, Mapping) else None
-        return options is None or (key == "val/corruption_relative" and baseline is None)
-    if key in ("val/fid", "val/lpips") and isinstance(config.get("perceptual"), list):
-        return key.removeprefix("val/") not in config["perceptual"]
-    return key == "val/noise_floor" and config.get("noise_floor") is False
+def _switched_off(run: Run, key: str) -> bool:
+    option, wanted = _option(key), None
+    if key == "val/corruption_relative" and "corruptions" in run.config:
+        return run.option("corruptions.baseline") is None
+    if option in ("map", "features", "corruptions"):
+        return option in run.config and run.option(option) is None
+    if option in ("noise_floor", "realism"):
+        return run.option(option) is False
+    if option in protocols():
+        wanted = run.option("callbacks.stability.protocols") or run.option("protocols")
+        option = protocols()[option].passes_of or option  # with which it is measured
+    elif option in ("fid", "lpips"):
+        wanted = run.option("perceptual")
+    return isinstance(wanted, list) and option not in wanted

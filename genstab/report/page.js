@@ -102,6 +102,7 @@ if (slider) {
   const range = slider.querySelector("input[type=range]");
   const back = slider.querySelector("input[type=checkbox]");
   const play = slider.querySelector(".play");
+  const [frames, columns] = data.sheet;
   const views = [...slider.querySelectorAll("canvas")].map((canvas, i) => {
     const view = {...data.slides[i], canvas, level: canvas.closest("figure").querySelector(".level"), image: new Image()};
     view.image.src = view.uri;
@@ -111,10 +112,9 @@ if (slider) {
     update();
     slider.removeAttribute("aria-busy");
   });
-  function paint({canvas, level, image, frames, columns, scale, whole, strip, decibels}) {
+  function paint({canvas, level, image, scale, whole, strip, decibels}) {
     const {width, height} = canvas;
-    const moved = Number(range.value);
-    const frame = Math.min(moved, frames - 1);
+    const frame = Number(range.value);
     const left = strip ? frames - 1 - frame : (frame % columns) * width;
     const top = strip ? 0 : Math.floor(frame / columns) * height;
     const by = back.checked && !strip ? -frame * scale : 0;
@@ -122,7 +122,7 @@ if (slider) {
     context.clearRect(0, 0, width, height);
     context.drawImage(image, left, top, width, height, by, 0, width, height);
     if (by && whole) context.drawImage(image, left, top, width, height, by + width, 0, width, height);
-    if (decibels) level.textContent = frame ? (decibels[frame] === null ? "" : `${decibels[frame].toFixed(1)} dB`) : "";
+    if (decibels) level.textContent = frame ? `${decibels[frame].toFixed(1)} dB` : "";
   }
   function update() {
     const label = `${range.value} px`;

@@ -65,9 +65,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
         rows=table_rows(runs, columns),
         panels=panels,
-        strips={
-            name: data_uri(flicker_strip(animation.frames, animation.scale)) for name, animation in animations.items()
-        },
+        strips={name: data_uri(flicker_strip(slide.frames, slide.scale)) for name, slide in animations.items()},
         slides=slides,
         side=side,
         frames=FRAMES,
@@ -82,7 +80,7 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         missing=[(run.name, lacks) for run in runs if (lacks := missing_of(run, columns))],
         version=version("genstab"),
         plotly=get_plotlyjs(),
-        data={"panels": {panel.id: _figures(panel) for panel in panels}, "slides": slides},
+        data={"panels": {panel.id: _figures(panel) for panel in panels}, "slides": slides, "sheet": [FRAMES, COLUMNS]},
     )
 
 
@@ -119,18 +117,12 @@ def _slides(animations: Mapping[str, Slide], side: int) -> list[dict[str, Any]]:
     pairs = []
     for name, animation in animations.items():
         strip, frames = middle(animation, side)
-        count, height, width = frames.shape[:3]
-        common = {"frames": count, "columns": COLUMNS, "scale": animation.scale}
-        still = {
-            "uri": data_uri(strip),
-            "strip": True,
-            "width": width // animation.scale,
-            "height": height // animation.scale,
-        }
-        still |= {"run": False, "name": f"source of {name}"}
-        moving = {"uri": data_uri(sheet(frames)), "strip": False, "width": width, "height": height, "run": True}
-        moving |= {"whole": width == animation.frames.shape[2], "decibels": slide_decibels(animation), "name": name}
-        pairs.append((common | still, common | moving))
+        (height, width), scale = frames.shape[1:3], animation.scale
+        still = {"name": f"source of {name}", "uri": data_uri(strip), "strip": True}
+        still |= {"width": width // scale, "height": height // scale}
+        moving = {"name": name, "uri": data_uri(sheet(frames)), "strip": False, "width": width, "height": height}
+        moving |= {"scale": scale, "whole": width == animation.frames.shape[2], "decibels": slide_decibels(animation)}
+        pairs.append((still, moving))
     if len({source["uri"] for source, _ in pairs}) == 1:
         return [pairs[0][0] | {"name": "source"}, *(output for _, output in pairs)]
     return [each for pair in pairs for each in pair]

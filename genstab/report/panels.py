@@ -1,7 +1,7 @@
 """The sections of a page that are charts of numbers: which figures there are for each choice."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -49,8 +49,8 @@ class Panel:
     opens_on: Sequence[str] = ()  # the value of each select; empty: the first ones
 
 
-def _one_chart(id: str, figures: Mapping[str, Any], *selects: Any, table: Any = None) -> Panel:
-    return Panel(id, [Cell(figures)] if figures else [], selects, table=table)
+def _one_chart(id: str, figures: Mapping[str, Any], *selects: Any, **further: Any) -> Panel:
+    return Panel(id, [Cell(figures)] if figures else [], selects, **further)
 
 
 def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
@@ -62,24 +62,22 @@ def scatter_panel(runs: Sequence[Run], styles: Mapping[str, Style]) -> Panel:
     ratios = {run.name: ratio.of(run.summary) for run in runs}
     notes = {name: "" if value is None else f"{ratio.name} {ratio.text(value)}" for name, value in ratios.items()}
     constant = {run.name: "constant output" for run in runs if is_constant(run.summary)}
-    notes |= constant
-    most: tuple[int, bool] = 0, False
-    opens_on: Sequence[str] = ()
-    figures: dict[str, Any] = {}
-    drawn: set[str] = set()
+    drawn = {}
     for x, y in product(qualities, stabilities):
         pairs = {run.name: (x.of(run.summary), y.of(run.summary)) for run in runs}
-        points = {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}
-        if points:
-            figures[f"{x.key}|{y.key}"] = quality_scatter(points, styles, x, y, notes, constant)
-            drawn |= {x.key, y.key}
-            if (size := (len(points), y.key == JUDGED)) > most:
-                most, opens_on = size, (x.key, y.key)
+        if points := {name: (a, b) for name, (a, b) in pairs.items() if a is not None and b is not None}:
+            drawn[x, y] = points
+    figures = {
+        f"{x.key}|{y.key}": quality_scatter(points, styles, x, y, notes | constant, constant)
+        for (x, y), points in drawn.items()
+    }
     xs, ys = (
-        [(metric.key, title_of(metric)) for metric in side if metric.key in drawn] for side in (qualities, stabilities)
+        [(axis.key, title_of(axis)) for axis in side if any(axis in axes for axes in drawn)]
+        for side in (qualities, stabilities)
     )
-    panel = _one_chart("scatter", figures, ("quality", xs), ("stability", ys))
-    return replace(panel, opens_on=opens_on)
+    most = max(drawn, key=lambda axes: (len(drawn[axes]), axes[1].key == JUDGED), default=())
+    opens_on = tuple(axis.key for axis in most)
+    return _one_chart("scatter", figures, ("quality", xs), ("stability", ys), opens_on=opens_on)
 
 
 def _protocols(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:

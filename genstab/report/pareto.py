@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -28,12 +29,8 @@ PLACES: tuple[tuple[tuple[int, int], Literal["left", "right"]], ...] = (
 def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
     """Draw stability over quality, a point an option with its spread over seeds; the colour is the cost of a step.
 
-    There is a panel for each quality metric that the registry gives a place in this plot: the sliced Wasserstein
-    distance, and the total variation of the outputs divided by that of the targets. The dotted line joins the options
-    that no other one beats in both.
-
-    Raises:
-        InputError: no option has both numbers of a panel.
+    There is a panel for each metric with a place in this plot (`Metric.pareto`). The dotted line joins the options that
+    no other one beats in both. Raises an `InputError` if no option has both numbers of a panel.
     """
     stability = metrics()[STABILITY]
     qualities = sorted((metric for metric in metrics().values() if metric.pareto), key=lambda metric: metric.pareto)
@@ -46,8 +43,8 @@ def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
         keys = " or ".join(quality.key for quality in qualities)
         raise InputError(f"no run has both {STABILITY} and {keys}: nothing to draw")
     costs = [option.cost for option in options if option.cost is not None]
+    limits = Normalize(min(costs, default=1.0), max(costs, default=1.0) + 1e-6)
     figure = Figure(figsize=(6.0 * len(shown), 5.2), dpi=100, layout="constrained")
-    limits = (min(costs, default=1.0), max(costs, default=1.0) + 1e-6)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (quality, some) in zip(panels, shown.items(), strict=True):
         points = _draw(axes, quality, stability, some, limits)
@@ -69,7 +66,7 @@ def pareto_picture(options: Sequence[Option], title: str = "") -> Picture:
 
 
 def _draw(
-    axes: Axes, quality: Metric, stability: Metric, options: Sequence[Option], limits: tuple[float, float]
+    axes: Axes, quality: Metric, stability: Metric, options: Sequence[Option], limits: Normalize
 ) -> PathCollection:
     x, y = ([option.mean(metric.key) or 0.0 for option in options] for metric in (quality, stability))
     across, up = ([option.spread(metric.key) or 0.0 for option in options] for metric in (quality, stability))
@@ -81,10 +78,7 @@ def _draw(
     # what has no cost, and so no colour, is drawn as a bad value
     colours = colormaps["viridis_r"].with_extremes(bad=NOT_MEASURED)
     costs = np.array([np.nan if option.cost is None else option.cost for option in options])
-    return axes.scatter(
-        x, y, s=60, c=costs, cmap=colours, vmin=limits[0], vmax=limits[1], edgecolors="black", plotnonfinite=True,
-        zorder=3,
-    )  # fmt: skip
+    return axes.scatter(x, y, 60, costs, norm=limits, cmap=colours, edgecolors="black", plotnonfinite=True, zorder=3)
 
 
 def name_points(axes: Axes, key: str, options: Sequence[Option]) -> None:

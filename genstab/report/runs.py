@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,14 @@ class Run:
     @property
     def config(self) -> Mapping[str, Any]:
         """The run's configuration, empty where the summary has none."""
-        config = self.summary.get("config")
-        return config if isinstance(config, Mapping) else {}
+        return self.summary.get("config") or {}
+
+    def option(self, key: str) -> Any:
+        """Return an option by its dotted key; None where there is none."""
+        found: Any = self.config
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return found
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -47,14 +53,19 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
             folders.setdefault(folder.resolve(), folder)
     if not folders:
         raise InputError(f"no run to compare: give a folder with a {SUMMARY}, or one that has such folders in it")
-    summaries = {folder: _checked(folder / SUMMARY, check_summary) for folder in folders.values()}
-    names = _names({folder: _name(folder, summary) for folder, summary in summaries.items()})
-    return [Run(names[folder], folder, summary, _measurements(folder)) for folder, summary in summaries.items()]
+    runs = [_read(folder) for folder in folders.values()]
+    names = _names({run.folder: run.name for run in runs})
+    return [replace(run, name=names[run.folder]) for run in runs]
 
 
-def _measurements(folder: Path) -> dict[str, Any]:
-    path = folder / MEASUREMENTS
-    return _checked(path, check_measurements) if path.is_file() else {}
+def _read(folder: Path) -> Run:
+    run = Run(folder.resolve().name, folder, _checked(folder / SUMMARY, check_summary))
+    name, measured = run.option("run_name"), folder / MEASUREMENTS
+    return replace(
+        run,
+        name=name if isinstance(name, str) and name.strip() else run.name,
+        measurements=_checked(measured, check_measurements) if measured.is_file() else {},
+    )
 
 
 def _checked(path: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
@@ -94,12 +105,6 @@ def unfinished(paths: Iterable[str | Path]) -> list[Path]:
         folder for path in paths for depth in range(DEPTH) for folder in Path(path).glob("*/" * depth + "*/.hydra")
     )
     return sorted({folder.parent for folder in below if not (folder.parent / SUMMARY).is_file()}, key=_in_order)
-
-
-def _name(folder: Path, summary: Mapping[str, Any]) -> str:
-    config = summary.get("config")
-    name = config.get("run_name") if isinstance(config, Mapping) else None
-    return name if isinstance(name, str) and name.strip() else folder.resolve().name
 
 
 def _names(wanted: Mapping[Path, str]) -> dict[Path, str]:

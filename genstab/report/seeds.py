@@ -4,6 +4,7 @@ import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def options_among(runs: Sequence[Run], costs: Collection[Cost] = ()) -> list[Opt
         groups.setdefault(_but_for_the_seed(run), []).append(run)
     names = [_without_seed(alike[0]) for alike in groups.values()]
     return [
-        Option(name, alike, next((ratio for like, ratio in costs if _is_like(alike[0].config, like)), None))
+        Option(name, alike, next((ratio for like, ratio in costs if _is_like(alike[0], like)), None))
         for name, alike in zip(unique(names), groups.values(), strict=True)
     ]
 
@@ -74,36 +75,22 @@ def _seed(run: Run) -> str:
     return named[1] if named else str(run.config.get("seed"))
 
 
-def _is_like(config: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Whether a configuration has some values; what it lacks is off: None, False or 0."""
-
-    def value_of(key: str) -> Any:
-        found: Any = config
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return found
-
-    return all((value_of(key) or 0) == (value or 0) for key, value in values.items())
+def _is_like(run: Run, values: Mapping[str, Any]) -> bool:
+    """Return whether a run has some options; what it lacks is off: None, False or 0."""
+    return all((run.option(key) or 0) == (value or 0) for key, value in values.items())
 
 
 def read_costs(path: str | Path) -> list[Cost]:
-    """Read how long a training step takes over that of `none`, from the benchmark's `--json` file.
-
-    Raises:
-        InputError: no such file, or another one.
-    """
-    costs: list[Cost] = []
+    """Read how long a training step takes over that of `none`, from the benchmark's `--json` file."""
+    results: Any = read_json(path).get("results")
     try:
-        for result in read_json(path)["results"]:
-            config, ratios = dict(result["config"]), result["times"]["step"]["ratio"]
-            if any(config == other for other, _ in costs):
-                name = result["contestant"]
-                raise InputError(f"costs={path} has {name} more than once: measure one --batch, --dtype and --layout")
-            costs.append((config, float(ratios.get("none", 1.0))))
-    except InputError:
-        raise
+        costs: list[Cost] = [
+            (dict(each["config"]), float(each["times"]["step"]["ratio"].get("none", 1.0))) for each in results
+        ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"costs={path} is not what python -m genstab.bench step --json FILE writes") from error
+    if any(config == other for (config, _), (other, _) in combinations(costs, 2)):
+        raise InputError(f"costs={path} has an option more than once: measure one --batch, --dtype and --layout")
     return costs
 
 

@@ -30,29 +30,21 @@ def save_frames(frames: np.ndarray, path: str | Path) -> None:
 
 
 def read_frames(path: str | Path) -> np.ndarray:
-    """Read what `save_frames` wrote: (16, H, W, 3), uint8.
-
-    Raises:
-        InputError: the file is missing or no such picture.
-    """
+    """Read what `save_frames` wrote: (16, H, W, 3), uint8; raise an `InputError` if the file holds no such picture."""
     try:
         with Image.open(path, formats=("WEBP",)) as picture:
             grid = np.asarray(picture.convert("RGB"))
     except OSError as error:
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
-    rows = FRAMES // COLUMNS
-    if grid.shape[0] % rows or grid.shape[1] % COLUMNS:
-        raise InputError(f"{path} has {grid.shape[0]}×{grid.shape[1]} pixels, no grid of {rows} by {COLUMNS} frames")
-    parts = grid.reshape(rows, grid.shape[0] // rows, COLUMNS, grid.shape[1] // COLUMNS, 3)
-    return parts.swapaxes(1, 2).reshape(FRAMES, *parts.shape[1:4:2], 3)
+    (height, width), rows = grid.shape[:2], FRAMES // COLUMNS
+    if height % rows or width % COLUMNS:
+        raise InputError(f"{path} has {height}×{width} pixels, no grid of {rows} by {COLUMNS} frames")
+    parts = grid.reshape(rows, height // rows, COLUMNS, width // COLUMNS, 3)
+    return parts.swapaxes(1, 2).reshape(FRAMES, height // rows, width // COLUMNS, 3)
 
 
 def read_slide(source: str | Path, output: str | Path) -> Slide:
-    """Read the frames of a run.
-
-    Raises:
-        InputError: a file is no picture, or the output's size is no multiple of the source's.
-    """
+    """Read the frames of a run; raise an `InputError` if the output's size is no multiple of the source's."""
     still, frames = read_frames(source)[0], read_frames(output)
     (height, width), (tall, wide) = still.shape[:2], frames.shape[1:3]
     if tall % height or wide % width or tall // height != wide // width:
@@ -61,10 +53,7 @@ def read_slide(source: str | Path, output: str | Path) -> Slide:
 
 
 def flicker_strip(frames: np.ndarray, scale: int = 1) -> np.ndarray:
-    """Stack the middle row of every frame, moved back: straight vertical lines where the output is stable.
-
-    Shape: (frames, H, W, 3) → (frames, W, 3).
-    """
+    """Stack the middle row of every frame (frames, H, W, 3), moved back: vertical lines where the output is stable."""
     middle = frames[:, frames.shape[1] // 2]
     return np.stack([np.roll(row, -scale * i, axis=0) for i, row in enumerate(middle)])
 
@@ -86,10 +75,7 @@ def middle(slide: Slide, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sheet(frames: np.ndarray) -> np.ndarray:
-    """Lay frames out in rows of four, so that one picture holds them all.
-
-    Shape: (frames, H, W, 3) → (frames / 4 · H, 4 · W, 3).
-    """
+    """Lay frames (frames, H, W, 3) out in rows of four: (frames / 4 · H, 4 · W, 3)."""
     count, height, width, channels = frames.shape
     grid = frames.reshape(count // COLUMNS, COLUMNS, height, width, channels).swapaxes(1, 2)
     return grid.reshape(count // COLUMNS * height, COLUMNS * width, channels)

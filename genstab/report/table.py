@@ -22,10 +22,10 @@ def columns_of(runs: Sequence[Run]) -> list[Metric]:
 
 
 def results_table(summary: Mapping[str, Any], title: str) -> Table:
-    """Return the stability and quality that a run logged for the terminal, to one more digit than elsewhere."""
+    """Return the brief metrics that a run logged for the terminal, to one more digit than elsewhere."""
     table = Table("", "", "", title=title, show_header=False)
     for metric in metrics().values():
-        if metric.key in summary and metric.group not in ("cost", "further"):
+        if metric.brief and metric.key in summary:
             table.add_row(metric.name, f"{summary[metric.key]:.{metric.digits + 1}f}", metric.unit)
     return table
 

@@ -47,12 +47,12 @@ def read_weights(path: Path, notes: list[str] | None = None) -> Any:
                 content = _load(path)
             break
         except InputError as error:
-            unsafe = _unsafe(error.__cause__)
-            if unsafe is None or unsafe in kinds or len(kinds) == _MOST_KINDS:
+            kind = _refused_kind(error.__cause__)
+            if not kind or kind in kinds or len(kinds) == _MOST_KINDS:
                 raise
-            kinds[unsafe] = type("StandIn", (StandIn,), {})
+            kinds[kind] = type("StandIn", (StandIn,), {})
             refusal = error
-    if kinds and next(_tensors(content), None) is None:
+    if kinds and not any(True for _ in _tensors(content)):
         raise refusal
     if kinds and notes is not None:
         notes.append(
@@ -66,12 +66,6 @@ def _tensors(content: object) -> Iterator[torch.Tensor]:
         if isinstance(value, torch.Tensor):
             yield value
         yield from _tensors(value)
-
-
-def _unsafe(error: BaseException | None) -> str | None:
-    """Return the name of the object that `torch.load(weights_only=True)` refuses, from its message."""
-    found = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-    return found[1] if found else None
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -101,14 +95,20 @@ def _load(path: Path) -> Any:
             simplefilter("ignore")  # about old protocols of pickle, before it refuses them
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise any
-        unsafe = isinstance(error, pickle.UnpicklingError) and re.search(r"GLOBAL (\S+)", str(error))
-        if unsafe:
-            reason = f"it holds Python objects ({unsafe[1]}), not weights alone; refused, nothing in it was run"
-            raise InputError(f"{path} cannot be read as a checkpoint: {reason}; save a state_dict()") from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, pickle.UnpicklingError):
+        if kind := _refused_kind(error):
+            reason = f"it holds Python objects ({kind}), not weights alone; refused, nothing in it was run; "
+            reason += "save a state_dict()"
+        elif isinstance(error, pickle.UnpicklingError):
             reason = "it is damaged or holds more than weights; nothing in it was run"
+        else:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def _refused_kind(error: BaseException | None) -> str:
+    """Return the kind of object that `torch.load(weights_only=True)` refuses, from its message; else nothing."""
+    found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return found[1] if found else ""
 
 
 def check_archive(path: Path, kind: str = "a checkpoint") -> None:

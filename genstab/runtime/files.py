@@ -47,13 +47,12 @@ class FailedWrites:
         else:
             self.files.pop(str(path), None)
 
-    def record(self, path: str | Path, error: BaseException, consequence: str | None = None) -> None:
+    def record(self, path: str | Path, error: BaseException) -> None:
         """Remember that a file was not written; warn if it is the first one."""
         self.files[str(path)] = reason(error)
         if not self.warned:
             self.warned = True
-            what = f"{self.kind} {path} could not be written ({reason(error)})"
-            rank_zero_warn(f"{what}; {consequence or self.consequence}")
+            rank_zero_warn(f"{self.kind} {path} could not be written ({reason(error)}); {self.consequence}")
 
 
 def unwritten_files(trainer: Trainer) -> dict[str, str]:
@@ -159,21 +158,18 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unwritten = FailedWrites("checkpoint", "")
+        then = "an earlier one is kept, the training goes on, and the next one is tried again"
+        self.unwritten = FailedWrites("checkpoint", then)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; keep the previous one if that fails."""
-        try:
-            write_whole(path, lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:
-            # torch's writer raises a RuntimeError of its own on a full disk
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
+        with self.unwritten.tolerate(path):
+            try:
+                write_whole(path, lambda file: torch.save(checkpoint, file))
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # of which torch's writer makes an error of its own
+                    raise error.__context__ from error
                 raise
-            kept = "the one before it is kept" if Path(path).is_file() else "there is none yet"
-            self.unwritten.record(path, cause, f"{kept}, the training goes on, and the next one is tried again")
-        else:
-            self.unwritten.files.pop(str(path), None)
 
 
 SUMMARY, MEASUREMENTS = "summary.json", "measurements.json"
@@ -211,11 +207,8 @@ def parse_json(text: bytes) -> Any:
     def integer(digits: str) -> int | None:
         return int(digits) if len(digits) < 300 else None
 
-    def real(digits: str) -> float | None:
-        return value if math.isfinite(value := float(digits)) else None
-
     try:
-        content = json.loads(text, parse_constant=lambda _: None, parse_int=integer, parse_float=real)
+        content = json.loads(text, parse_int=integer)
     except RecursionError as error:
         raise ValueError(f"nested more than {DEEPEST} deep") from error
     level = [content]
@@ -223,7 +216,7 @@ def parse_json(text: bytes) -> Any:
         inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
         level = [item for items in inner for item in items]
         if not level:
-            return content
+            return _finite(content)
     raise ValueError(f"nested more than {DEEPEST} deep")
 
 

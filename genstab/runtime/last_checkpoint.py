@@ -235,12 +235,11 @@ class LastCheckpoint(Checkpoint):
             raise InputError(f"{trainer.ckpt_path} was not written by a training run with LastCheckpoint")
         self.resumed = checkpoint[RESUME]
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath and trainer.ckpt_path:
-                state = checkpoint["callbacks"].get(callback.state_key)
-                if state:
-                    adopt_kept_files(
-                        state, Path(trainer.ckpt_path).parent, Path(callback.dirpath), trainer.is_global_zero
-                    )
+            if not (isinstance(callback, ModelCheckpoint) and callback.dirpath and trainer.ckpt_path):
+                continue
+            if state := checkpoint["callbacks"].get(callback.state_key):
+                beside, here = Path(trainer.ckpt_path).parent, Path(callback.dirpath)
+                adopt_kept_files(state, beside, here, copy=trainer.is_global_zero)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the optimizers; let Lightning enter a training run whose last batch is done, to close it properly."""
@@ -269,14 +268,11 @@ class LastCheckpoint(Checkpoint):
         if self.epochs:
             trainer.fit_loop.max_epochs, self.epochs = self.epochs, None
         trainer.callback_metrics.update(progress["metrics"])
-        rank = trainer.global_rank
-        if rank < len(progress["random"]):
-            set_random_states(progress["random"][rank], pl_module.device)
-        if len(progress["random"]) != trainer.world_size:
-            before = len(progress["random"])
-            rank_zero_warn(
-                f"the checkpoint is of {before} processes, this run has {trainer.world_size}: not bit for bit"
-            )
+        states = progress["random"]
+        if trainer.global_rank < len(states):
+            set_random_states(states[trainer.global_rank], pl_module.device)
+        if len(states) != (size := trainer.world_size):
+            rank_zero_warn(f"the checkpoint is of {len(states)} processes, this run has {size}: not bit for bit")
         self.pending, self.random = progress["pending"], random_states(pl_module.device)
         self._note_random(trainer, pl_module)
         if self.pending or self.limits:

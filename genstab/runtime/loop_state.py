@@ -16,6 +16,11 @@ def takes_step(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
+def logged_step(trainer: Trainer) -> int:
+    """Return the step at which Lightning logs the metrics of this moment: batches, or updates of several batches."""
+    return trainer.fit_loop.epoch_loop.on_save_checkpoint()[_LOGGED_STEP]
+
+
 def held_back(trainer: Trainer) -> int:
     """Return how many of the last batches have not made a step yet: a resumed training run begins with these."""
     batches = trainer.fit_loop.epoch_loop.batch_progress
@@ -50,7 +55,7 @@ def training_progress(trainer: Trainer) -> dict[str, Any]:
         "epoch": epochs.ready if ended else epochs.ready - 1,
         "batch": batch,
         "batches": batches.total.ready - held,
-        "logged": _logged(trainer),
+        "logged": _steps_so_far(trainer),
         "steps": trainer.global_step,
         "loaders": states,
         "images": images,
@@ -75,9 +80,8 @@ def restore_progress(trainer: Trainer, progress: dict[str, Any]) -> None:
     loop.restarting, loop.val_loop.restarting = within, False
     fit.update_restart_stage()  # in the middle of an epoch, or before a new one
     loop.reset_restart_stage()  # after a complete batch
-    _set_logged_step(
-        trainer, progress.get("logged", batches) - within
-    )  # Lightning adds one where it enters an epoch that was begun
+    # Lightning adds one where it enters an epoch that was begun
+    _set_logged_step(trainer, progress.get("logged", batches) - within)
     loaders = [each for each in _loaders(trainer) if hasattr(each, "load_state_dict")]
     for loader, state in zip(loaders, progress["loaders"], strict=False):
         loader.load_state_dict(state)
@@ -86,8 +90,8 @@ def restore_progress(trainer: Trainer, progress: dict[str, Any]) -> None:
 def validate_now(trainer: Trainer) -> None:
     """Run a validation as Lightning does after a batch, at the same step and epoch of the logs."""
     loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
-    step, epoch = loop.on_save_checkpoint()[_LOGGED_STEP], epochs.completed
-    _set_logged_step(trainer, _logged(trainer) - 1)
+    step, epoch = logged_step(trainer), epochs.completed
+    _set_logged_step(trainer, _steps_so_far(trainer) - 1)
     if loop.batch_progress.current.ready == 0:  # after the end of an epoch: it belongs to that one
         epochs.completed -= 1
     trainer.validating = True
@@ -100,8 +104,8 @@ def validate_now(trainer: Trainer) -> None:
 _LOGGED_STEP = "_batches_that_stepped"  # what Lightning's checkpoints call the step of the loggers
 
 
-def _logged(trainer: Trainer) -> int:
-    """Return how many steps the loggers count: the batches, or updates of several batches."""
+def _steps_so_far(trainer: Trainer) -> int:
+    """Return what `logged_step` will be before the next batch."""
     if trainer.accumulate_grad_batches > 1:
         return trainer.global_step
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready

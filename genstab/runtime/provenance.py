@@ -33,21 +33,14 @@ def machine(devices: "Iterable[torch.device]" = ()) -> dict[str, Any]:
     """
     import torch
 
+    names = {"cuda": torch.cuda.get_device_name, "cpu": lambda _: processor()}
     return {
         "platform": platform.platform(),
-        "devices": [_name(device) for device in devices],
+        "devices": [names[each.type](each) if each.type in names else each.type for each in devices],
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
         "threads": torch.get_num_threads(),
     }
-
-
-def _name(device: "torch.device") -> str:
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return processor() if device.type == "cpu" else device.type
 
 
 def version_text() -> str:

@@ -62,12 +62,10 @@ def find_checkpoint(wanted: str, folder: str | Path, fixed: bool, begins: bool =
         if fixed:
             return None
         outputs = Path(folder).resolve().parents[1]
-        found = sorted(outputs.glob(f"*/*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
-        if not found and begins:
-            return None
-        if not found:
+        found = max(outputs.glob(f"*/*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime, default=None)
+        if not (found or begins):
             raise InputError(f"ckpt_path=last: no run in {outputs} has {CHECKPOINT}")
-        return found[-1]
+        return found
     path = Path(wanted)
     if path.is_dir():
         path /= CHECKPOINT
@@ -138,10 +136,10 @@ def _defaults(target: Any) -> dict[str, Any]:
         return {}
     try:
         found = resolve_name(target)
-        kinds = [kind for kind in found.__mro__ if "__init__" in vars(kind)] if isinstance(found, type) else [found]
+        kinds = found.__mro__ if isinstance(found, type) else ()
         defaults: dict[str, Any] = {}
-        for kind in kinds:
-            parameters = signature(vars(kind)["__init__"] if isinstance(kind, type) else kind).parameters.values()
+        for function in [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)] or [found]:
+            parameters = signature(function).parameters.values()
             given = {each.name: each.default for each in parameters if each.default is not each.empty}
             defaults = {**given, **defaults}
             if not any(each.kind is each.VAR_KEYWORD for each in parameters):
@@ -185,21 +183,17 @@ def check_fit(
     max_epochs: int | None,
 ) -> None:
     """Raise an `InputError` that lists, as `key then → now`, why a training run cannot resume from a checkpoint."""
-    progress, before, now = checkpoint[RESUME], checkpoint["state_dict"], model.state_dict()
-    differences = changes(checkpoint.get("config", {}), config)
-    differences += sorted(
-        [f"no {key} in the checkpoint" for key in now.keys() - before.keys()]
-        + [f"{key} is in the checkpoint only" for key in before.keys() - now.keys()]
-        + [
-            f"{key} {tuple(before[key].shape)} → {tuple(now[key].shape)}"
-            for key in before.keys() & now.keys()
-            if before[key].shape != now[key].shape
-        ]
-    )
-    counts = {"training images": images, "images per step (batch size × processes)": images_per_step}
-    for (name, count), then in zip(counts.items(), (progress["images"], progress["images_per_step"]), strict=True):
-        if then is not None and then != count:
-            differences.append(f"{name} {then} → {count}")
+    progress, differences = checkpoint[RESUME], changes(checkpoint.get("config", {}), config)
+    states = checkpoint["state_dict"], model.state_dict()
+    before, now = ({key: tuple(getattr(each, "shape", ())) for key, each in state.items()} for state in states)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            differences.append(f"{key} {before.get(key, 'absent')} → {now.get(key, 'absent')}")
+    counts = {
+        "training images": (progress["images"], images),
+        "images per step (batch size × processes)": (progress["images_per_step"], images_per_step),
+    }
+    differences += [f"{name} {then} → {count}" for name, (then, count) in counts.items() if then not in (None, count)]
     if max_epochs not in (None, -1) and progress["epoch"] + (progress["batch"] > 0) > max_epochs:
         differences.append(f"trainer.max_epochs={max_epochs}: it is already in epoch {progress['epoch'] + 1}")
     if differences:

@@ -38,12 +38,13 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
     With a `checkpoint` inside `folder` it is the same training run, which may go on.
     """
     folder = Path(folder)
+    if (folder / LOCK).exists():
+        with suppress(OSError), alone_in(folder):  # raises if it is still running
+            pass
     if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
         return
     found = next((sign for sign in signs if (folder / sign).exists()), None)
     if found is not None:
-        with suppress(OSError), alone_in(folder):  # raises if it is still running
-            pass
         raise InputError(
             f"{folder} already holds a training run ({found}): resume it with ckpt_path=last, or choose another folder "
             "with hydra.run.dir or hydra.sweep.dir"
@@ -53,8 +54,10 @@ def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path,
 def check_measurable(folder: str | Path) -> None:
     """Raise an `InputError` unless a measurement in `folder` replaces nothing but an earlier measurement."""
     folder = Path(folder)
-    signs = (*(folder / name for name in ("checkpoints", LOCK)), *_training_summary(folder))
-    if any(sign.exists() for sign in signs):
+    trained = any((folder / name).exists() for name in ("checkpoints", LOCK))
+    with suppress(OSError, ValueError, TypeError, RecursionError):  # a training may keep no checkpoint
+        trained |= "steps" in json.loads((folder / "summary.json").read_bytes())
+    if trained:
         raise InputError(f"{folder} holds a training run: hydra.run.dir=DIR names a folder of its own")
     found = [name for name in MEASURED if (folder / name).exists()]
     if found and MEASURED[0] not in found:
@@ -62,14 +65,6 @@ def check_measurable(folder: str | Path) -> None:
             f"{folder} holds {', '.join(found)} that no measurement wrote ({MEASURED[0]} is missing): "
             "hydra.run.dir=DIR names a folder of its own"
         )
-
-
-def _training_summary(folder: Path) -> list[Path]:
-    """Return the summary of a training run; a training may keep no checkpoint."""
-    with suppress(OSError, ValueError, RecursionError):
-        if "steps" in json.loads((folder / "summary.json").read_bytes()):
-            return [folder / "summary.json"]
-    return []
 
 
 @contextmanager

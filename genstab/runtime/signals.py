@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -31,17 +32,15 @@ class StopSignals:
         self.before: dict[int, Any] = {}
 
     def start(self) -> None:
-        """Install the handlers; Python allows that in the main thread only."""
+        """Install the handlers."""
         self.received, self.at_once, self.process = 0, False, os.getpid()
         wanted = [signal.SIGINT, signal.SIGTERM]
         if slurm_job() and hasattr(signal, "SIGUSR1"):
             wanted.append(signal.SIGUSR1)
         if by_submitit():
             wanted.append(requeue_signal())
-        try:
+        with suppress(ValueError):  # Python allows it in the main thread only
             self.before = {signum: signal.signal(signum, self._note) for signum in wanted}
-        except ValueError:  # another thread
-            self.before = {}
 
     def stop(self) -> None:
         """Restore the handlers."""

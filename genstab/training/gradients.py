@@ -1,6 +1,6 @@
 """The norm of gradients, and clipping."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm([each.float() if each.element_size() < 4 else each for each in gradients])
 
 
-def clip_gradients(parameters: Iterable[Tensor], most: float, algorithm: str = "norm") -> None:
+def clip_gradients(parameters: Sequence[Tensor], most: float, algorithm: str = "norm") -> None:
     """Clip gradients in place: `norm` scales all of them if their norm is above `most`, `value` clamps each number."""
-    parameters = list(parameters)
     if algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, most)
     else:

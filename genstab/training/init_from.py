@@ -7,7 +7,6 @@ but weights: optimizers, schedule, epochs and random numbers are new, and the ne
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from genstab.inference.cyclegan_checkpoints import cyclegan_generator, generator
 from genstab.inference.load_model import CHECKPOINT as TORCH_FILE
 from genstab.inference.load_model import LAST, SAFETENSORS, file_kind, read_content
 from genstab.inference.weights import Weights, same, shape_text, state_dicts
-from genstab.networks.patchgan import PatchGAN
-from genstab.networks.pixelgan import PixelGAN
+from genstab.networks.patchgan import PatchGAN, PixelGAN
 from genstab.networks.unet import UNet
 
 OURS = (PatchGAN, PixelGAN)
@@ -30,37 +28,6 @@ _LAYERS = re.compile(r"(^|\.)(?:model|net)\.(?=\d+\.\w+$)")
 _DISCRIMINATOR = re.compile(r"discriminator|netD|(?<![A-Za-z])D(?![A-Za-z])")
 
 
-@dataclass
-class Begun:
-    """What of a network was loaded from a file: numbers of its tensors and, for those that do not fit, their keys.
-
-    >>> Begun("old.ckpt", loaded=7, tensors=9, missing=["head.draw.weight", "head.draw.bias"]).line()
-    'loaded 7 of 9 tensors from old.ckpt; missing head.draw.weight, head.draw.bias'
-    """
-
-    file: str
-    sha256: str = ""
-    loaded: int = 0
-    tensors: int = 0
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
-    partly: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """Say it in one line, with the first keys of each kind."""
-        kinds = {
-            "in part": self.partly, "missing": self.missing, "unexpected": self.unexpected,
-            "shape mismatch:": self.mismatched,
-        }  # fmt: skip
-        said = [
-            f"{kind} {', '.join(keys[:LISTED])}" + (f" and {len(keys) - LISTED} more" if len(keys) > LISTED else "")
-            for kind, keys in kinds.items()
-            if keys
-        ]
-        return "; ".join([f"loaded {self.loaded} of {self.tensors} tensors from {self.file}", *said])
-
-
 def begin_from(
     model: nn.Module,
     file: str | Path,
@@ -68,9 +35,10 @@ def begin_from(
     prefix: str | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Load the weights that fit into the `generator` and `discriminator` of a model; return a `Begun` as dict for each.
+    """Load the weights that fit into the `generator` and `discriminator` of a model; return what was loaded of each.
 
-    Nothing in the files is executed.
+    Nothing in the files is executed. The result has for each network its `file` with `sha256`, how many of its
+    `tensors` were `loaded`, and the keys of those that are `missing`, `unexpected`, `mismatched` or loaded `partly`.
 
     Args:
         model: with a `generator` and, perhaps, a `discriminator`, as `Pix2Pix`.
@@ -90,31 +58,40 @@ def begin_from(
     if not isinstance(generator, nn.Module):
         raise InputError(f"init_from needs a model with a generator, which {type(model).__name__} does not have")
     path, content = _read("init_from", file, notes)
-    found = _load("init_from", path, _generator_weights(path, content, generator, prefix), generator)
-    begun = {"generator": found}
-    notes.append(f"generator: {found.line()}")
+    begun = {"generator": _load("init_from", path, _generator_weights(path, content, generator, prefix), generator)}
+    notes.append(f"generator: {_line(begun['generator'])}")
     if not isinstance(discriminator, nn.Module):
-        pass
-    elif file_d is not None:
+        return begun
+    if file_d is not None:
         path, content = _read("init_from_d", file_d, notes)
-        sets = dict(_found(content, discriminator))
-        found = begun["discriminator"] = _load("init_from_d", path, _best(path, sets, discriminator), discriminator)
-        notes.append(f"discriminator: {found.line()}")
+        weights = _best(path, dict(_found(content, discriminator)), discriminator)
+        begun["discriminator"] = _load("init_from_d", path, weights, discriminator)
+        notes.append(f"discriminator: {_line(begun['discriminator'])}")
+        return begun
+    sets = {place: each for place, each in _found(content, discriminator) if _DISCRIMINATOR.search(place)}
+    try:
+        weights, why = _best(path, sets, discriminator), ""
+    except InputError as error:
+        weights, why = {}, f", since {error}"
+    if weights:
+        begun["discriminator"] = _load("init_from", path, weights, discriminator)
+        notes.append(f"discriminator: {_line(begun['discriminator'])}")
     else:
-        sets = {place: each for place, each in _found(content, discriminator) if _DISCRIMINATOR.search(place)}
-        why = ""
-        try:
-            fitting = _best(path, sets, discriminator)
-        except InputError as error:
-            fitting, why = {}, f", since {error}"
-        if fitting:
-            found = begun["discriminator"] = _load("init_from", path, fitting, discriminator)
-            notes.append(f"discriminator: {found.line()}")
-        else:
-            beside = path.with_name(path.name.replace("net_G", "net_D"))
-            hint = f"; init_from_d={beside} loads it" if beside != path and beside.is_file() else ""
-            notes.append(f"discriminator: begins anew{why}{hint}")
-    return {name: asdict(each) for name, each in begun.items()}
+        beside = path.with_name(path.name.replace("net_G", "net_D"))
+        hint = f"; init_from_d={beside} loads it" if beside != path and beside.is_file() else ""
+        notes.append(f"discriminator: begins anew{why}{hint}")
+    return begun
+
+
+def _line(begun: Mapping[str, Any]) -> str:
+    """Say in one line what was loaded of a network, with the first keys of each kind that does not fit."""
+    kinds = {"in part": "partly", "missing": "missing", "unexpected": "unexpected", "shape mismatch:": "mismatched"}
+    said = [f"loaded {begun['loaded']} of {begun['tensors']} tensors from {begun['file']}"]
+    for words, kind in kinds.items():
+        if keys := begun[kind]:
+            more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
+            said.append(f"{words} {', '.join(keys[:LISTED])}{more}")
+    return "; ".join(said)
 
 
 def _read(name: str, file: str | Path, notes: list[str]) -> tuple[Path, object]:
@@ -228,14 +205,14 @@ def _picture(key: str, tensor: Tensor, network: nn.Module) -> Tensor | None:
 
 
 @torch.no_grad()
-def _load(name: str, path: Path, weights: Weights, network: nn.Module) -> Begun:
-    """Copy the tensors that fit into a network."""
-    own = network.state_dict()
-    begun = Begun(str(path), tensors=len(own), unexpected=[key for key in weights if key not in own])
+def _load(name: str, path: Path, weights: Weights, network: nn.Module) -> dict[str, Any]:
+    """Copy the tensors that fit into a network; see `begin_from` for what is returned."""
+    own, loaded = network.state_dict(), 0
+    missing, mismatched, partly = [], [], []
     for key, mine in own.items():
         if key not in weights:
             # Files from before torch 1.0 do not count the batches of a norm.
-            begun.missing += [] if key.endswith("num_batches_tracked") else [key]
+            missing += [] if key.endswith("num_batches_tracked") else [key]
             continue
         value = weights[key]
         if not value.isfinite().all():
@@ -244,13 +221,17 @@ def _load(name: str, path: Path, weights: Weights, network: nn.Module) -> Begun:
             mine.copy_(value)
         elif (picture := _picture(key, mine, network)) is not None and picture.shape == value.shape:
             picture.copy_(value)
-            begun.partly.append(f"{key} ({shape_text(value)} of {shape_text(mine)})")
+            partly.append(f"{key} ({shape_text(value)} of {shape_text(mine)})")
         else:
-            begun.mismatched.append(f"{key} ({shape_text(value)}, not {shape_text(mine)})")
+            mismatched.append(f"{key} ({shape_text(value)}, not {shape_text(mine)})")
             continue
-        begun.loaded += 1
-    if not begun.loaded:
-        raise InputError(f"{name}={path} does not fit {_name(network)}: {begun.line()}")
+        loaded += 1
+    begun = {
+        "file": str(path), "sha256": "", "loaded": loaded, "tensors": len(own), "missing": missing,
+        "unexpected": [key for key in weights if key not in own], "mismatched": mismatched, "partly": partly,
+    }  # fmt: skip
+    if not loaded:
+        raise InputError(f"{name}={path} does not fit {_name(network)}: {_line(begun)}")
     with path.open("rb") as file:
-        begun.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        begun["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return begun

@@ -16,11 +16,13 @@ from genstab.cli import main as cli
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.helpers.wandb_file import finish, read_history, run_file
 
+pytestmark = pytest.mark.slow
 PLAIN = ["hydra/job_logging=none", "hydra/hydra_logging=none", "logger=csv"]
 SMALL = [
     "map.reach=1", "features.reach=1", "features.images=1", "corruptions.names=[contrast]", "corruptions.images=1",
     "shifts=[[0,1],[2,1]]", "margin=2",
 ]  # fmt: skip
+ALONE = ["map=null", "features=null", "corruptions=null", "shifts=[[0,1]]", "margin=2"]
 IMAGES = ["data.val_images=2", "data.size=32", "data.crop_size=32"]
 NETWORK = ["model._target_=genstab.UNet", "model.channels=2", "model.levels=3"]
 
@@ -46,7 +48,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_measurement_gives_the_numbers_of_the_training(trained, monkeypatch):
-    options = ["shifts=[[0,1]]", "margin=2", "map.reach=1", "features=null", "corruptions=null"]
+    options = [*ALONE[1:], "map.reach=1"]
     genstab(monkeypatch, "measure", *PLAIN, *IMAGES, *options, f"model.checkpoint={trained}", "hydra.run.dir=measured")
     before, after = summary(trained), summary("measured")
     keys = [key for key in before if key.startswith("val/")]
@@ -93,12 +95,17 @@ def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch
     ]
 
 
-def test_a_network_of_ones_own_is_measured_with_its_weights(monkeypatch):
+def test_a_network_of_ones_own_is_measured_with_its_weights_and_logged_under_the_keys_of_a_training(monkeypatch):
     torch.manual_seed(0)
     save_file(UNet(channels=2, levels=3).state_dict(), "weights.safetensors")
-    options = [*PLAIN, *IMAGES, *SMALL, *NETWORK]
-    genstab(monkeypatch, "measure", *options, "model.checkpoint=weights.safetensors", "hydra.run.dir=a")
-    genstab(monkeypatch, "measure", *options, "hydra.run.dir=b")  # other, random weights
+    options = [*PLAIN[:2], *IMAGES, *NETWORK]
+    genstab(monkeypatch, "measure", *options, *SMALL, "model.checkpoint=weights.safetensors", "hydra.run.dir=a")
+    finish()
+    logged = {key for row in read_history(run_file(Path("a"))) for key in row}
+    assert logged >= {f"val/shift_psnr{end}" for end in ("", "_worst", "_pooled", "_crop")} | {"val/l1", "val/tv"}
+    assert logged >= {"per_shift", "per_image", "corruptions", "features", "samples", "shift_map", "shift_film"}
+    options.append("logger=csv")
+    genstab(monkeypatch, "measure", *options, *ALONE, *SMALL[-2:], "hydra.run.dir=b")  # other, random weights
     assert summary("a")["config"]["run_name"] == "weights"
     assert summary("a")["parameters"] == summary("b")["parameters"] > 0
     assert summary("a")["val/shift_psnr"] != summary("b")["val/shift_psnr"]
@@ -106,8 +113,8 @@ def test_a_network_of_ones_own_is_measured_with_its_weights(monkeypatch):
         "summary.json", "measurements.json", "report.html", "samples.png", "shift_map.png", "shift.gif",
         "features.png", "corruptions.png", "slide_source.webp", "slide_output.webp",
     }  # fmt: skip
-    baseline = [*options, "model.checkpoint=weights.safetensors", "corruptions.baseline=a", "hydra.run.dir=c"]
-    genstab(monkeypatch, "measure", *baseline)
+    baseline = ["model.checkpoint=weights.safetensors", "corruptions.baseline=a", "map=null", "features=null"]
+    genstab(monkeypatch, "measure", *options, *SMALL[3:], *baseline, "hydra.run.dir=c")
     assert summary("c")["val/corruption_relative"] == pytest.approx(1)
 
 
@@ -116,7 +123,7 @@ def test_a_folder_of_images_has_no_targets(monkeypatch):
     for i, size in enumerate(((40, 32), (40, 32), (33, 47))):
         Image.effect_noise(size, 60).convert("RGB").save(f"images/{i}.png")
     Path("images/3.png").write_bytes(b"no image")
-    options = [*PLAIN, *SMALL, *NETWORK, "data=folder", "data.root=images", "hydra.run.dir=out"]
+    options = [*PLAIN, *ALONE, *NETWORK, "data=folder", "data.root=images", "hydra.run.dir=out"]
     with pytest.raises(SystemExit, match=r"genstab: cannot read .*3\.png.*on_error=skip"):
         genstab(monkeypatch, "measure", *options)
     genstab(monkeypatch, "measure", *options, "on_error=skip")
@@ -132,28 +139,11 @@ def test_pairs_are_measured_without_a_training_split_and_a_damaged_one_is_skippe
         for i in range(2):
             Image.effect_noise((40, 32), 60).convert("RGB").save(f"pairs/test{side}/{i}.png")
     Path("pairs/testA/1.png").write_bytes(b"")
-    options = [*PLAIN, *SMALL, *NETWORK, "data=paired", "data.root=pairs", "data.load_size=null", "hydra.run.dir=out"]
+    options = [*PLAIN, *ALONE, *NETWORK, "data=paired", "data.root=pairs", "data.load_size=null", "hydra.run.dir=out"]
     with pytest.raises(SystemExit, match=r"genstab: cannot read .*testA/1\.png"):
         genstab(monkeypatch, "measure", *options)
     genstab(monkeypatch, "measure", *options, "on_error=skip")
     assert (summary("out")["images"], "val/l1" in summary("out")) == (1, True)
-
-
-def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
-    options = [*PLAIN[:2], *IMAGES, *SMALL, *NETWORK, "hydra.run.dir=out"]
-    genstab(monkeypatch, "measure", *options)
-    finish()
-    logged = {key for row in read_history(run_file(Path("out"))) for key in row}
-    keys = {
-        "val/shift_psnr",
-        "val/shift_psnr_worst",
-        "val/shift_psnr_pooled",
-        "val/shift_psnr_crop",
-        "val/l1",
-        "val/tv",
-    }
-    assert keys <= logged
-    assert {"per_shift", "per_image", "corruptions", "features", "samples", "shift_map", "shift_film"} <= logged
 
 
 @pytest.mark.parametrize(
@@ -161,7 +151,6 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
     [
         (["measure"], "no model: set model.checkpoint"),
         (["measure", "model.checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
-        (["measure", "model.chekpoint=x"], "model.chekpoint"),
         (
             ["measure", *NETWORK, "protocols=[roll]"],
             "protocols='roll' is not one of circular, crop, crop_edge, fractional",
@@ -171,8 +160,6 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", *NETWORK, "device=tpu"], "device='tpu' is not one of auto, cpu, mps, cuda"),
         (["measure", *NETWORK, "data=folder", "data.root=nowhere"], "nowhere does not exist"),
         (["measure", *NETWORK, "data=folder", "data.root=."], "has no images"),
-        (["measure", *NETWORK, "model.chanels=3"], r"model\.chanels is not known: did you mean channels"),
-        (["measure", "model._target_=no.such.Class"], r"model\._target_=no\.such\.Class"),
         (["measure", *NETWORK, "logger=null"], "remove a group with ~, as in ~logger"),
         (
             ["measure", *NETWORK, "imags=3"],
@@ -181,7 +168,6 @@ def test_a_measurement_is_logged_under_the_keys_of_a_training(monkeypatch):
         (["measure", *NETWORK, "value_range=1"], r"value_range=1 is not a list"),
         (["measure", *NETWORK, "output_dir=/dev/null/x"], "output_dir=/dev/null/x cannot be written: Not a directory"),
         (["measure", *NETWORK, "hydra.run.dir=/dev/null/x"], "cannot make /dev/null/x: Not a directory .hydra.run.dir"),
-        (["measure", "model.pt"], "'model.pt' is not key=value, as in model.checkpoint=FILE"),
         (["report"], "name at least one folder of a run"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "nowhere", "costs=none.json"], "cannot read none.json: "),
@@ -197,7 +183,7 @@ def test_bad_input_is_one_line(monkeypatch, arguments, message):
 
 
 def test_every_bad_job_of_a_sweep_is_named_and_the_report_says_what_it_leaves_out(trained, monkeypatch, capsys):
-    options = [*PLAIN, *IMAGES, *SMALL, "hydra.sweep.dir=sweep"]
+    options = [*PLAIN, *IMAGES, *ALONE, "hydra.sweep.dir=sweep"]
     with pytest.raises(SystemExit, match=r"genstab: checkpoint b\.pt does not exist"):
         genstab(monkeypatch, "measure", "-m", *options, f"model.checkpoint=a.pt,{trained},b.pt")
     assert "genstab: checkpoint a.pt does not exist\n" in capsys.readouterr().err
@@ -218,25 +204,23 @@ def test_a_pickle_that_is_no_weights_is_refused(monkeypatch):
         genstab(monkeypatch, "measure", *PLAIN[:2], "model.checkpoint=evil.pth")
 
 
-@pytest.mark.parametrize("command", ["measure", "report", "predict", "shard", "workspace"])
-def test_help_has_examples_and_options(monkeypatch, capsys, command):
+def test_help_lists_the_groups_that_a_command_has(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
-        genstab(monkeypatch, command, "--help")
+        genstab(monkeypatch, "measure", "--help")
     printed = capsys.readouterr().out
-    assert f"usage: genstab {command}" in printed
-    assert "experiment" not in printed  # groups that only genstab train has
-    if command == "measure":
-        for group in ("data", "logger"):
-            assert f"{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).glob('*.yaml')))}\n" in printed
+    assert "experiment" not in printed  # which only genstab train has
+    for group in ("data", "logger"):
+        assert f"{group}: {', '.join(sorted(path.stem for path in (cli.CONF / group).glob('*.yaml')))}\n" in printed
 
 
 @pytest.mark.parametrize(
     ("left", "arguments", "message"),
     [
         ("checkpoints/last.ckpt", ["measure", "hydra.run.dir=runs/0"], "holds a training run: hydra.run.dir=DIR"),
-        (".lock", ["measure", "-m", "hydra.sweep.dir=runs", "seed=1,2"], "holds a training run: hydra.run.dir=DIR"),
+        (".lock", ["measure", "-m", "hydra.sweep.dir=runs", "seed=1"], "holds a training run: hydra.run.dir=DIR"),
         ("samples.png", ["measure", "hydra.run.dir=runs/0"], "holds samples.png that no measurement wrote"),
         ("checkpoints/last.ckpt", ["train", "hydra.run.dir=runs/0"], "already holds a training run (checkpoints"),
+        ("summary.json", ["train", "-m", "hydra.sweep.dir=runs", "seed=1"], "already holds a training run (summary"),
     ],
 )
 def test_a_folder_of_other_results_is_refused_before_anything_in_it_is_replaced(monkeypatch, left, arguments, message):
@@ -244,7 +228,9 @@ def test_a_folder_of_other_results_is_refused_before_anything_in_it_is_replaced(
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
-    with pytest.raises(SystemExit, match=re.escape(f"genstab: runs/0 {message}")):
+    with pytest.raises(SystemExit, match=f"^genstab: \\S*runs/0 {re.escape(message)}"):
         genstab(monkeypatch, *arguments)
     assert {file.read_text() for file in files} == {"mine"}
-    assert not [*Path("runs").glob("**/overrides.yaml"), *Path("runs").glob("**/summary.json")]
+    logs = {f"{arguments[0]}.log", "multirun.yaml", ".lock"}
+    left_there = {path.name for path in Path("runs").rglob("*") if path.is_file()}
+    assert left_there - logs == {path.name for path in files} - logs

@@ -133,6 +133,7 @@ def test_every_trainer_and_logger_composes(tmp_path, option, logger):
     instantiate(config.logger)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])
 def test_every_experiment_trains(tmp_path, facades, experiment):
     run(
@@ -149,6 +150,7 @@ def test_every_experiment_trains(tmp_path, facades, experiment):
     assert (tmp_path / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_networks_are_chosen_by_name(tmp_path, monkeypatch):
     """Keys of the network fit the chosen one wherever they stand, and blur and channels reach it."""
     tiny = [option for option in TINY_SYNTHETIC if "levels" not in option]
@@ -161,6 +163,7 @@ def test_networks_are_chosen_by_name(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "summary.json").read_text())["config"]["run_name"] == "resnet-pixel-bin5-pre-seed1"
 
 
+@pytest.mark.slow
 def test_stable_trains_on_batches_of_one_too_and_says_that_they_have_no_overlapping_crops(tmp_path, facades):
     options = ["experiment=facades", "antialias=stable", f"data.root={facades}", "logger=csv"]
     with pytest.warns(UserWarning, match="overlap_offset=8 does nothing with one process"):
@@ -207,6 +210,7 @@ def test_the_recipes_are_the_papers(tmp_path):
     assert (small.data.crop_size, small.data.batch_size, small.model.generator.channels) == (128, 4, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["synthetic", "paired"])
 def test_data_options_train(tmp_path, facades, data):
     options = (
@@ -225,6 +229,7 @@ def test_the_sweep_file_names_options_that_exist():
     assert Path(CONF.parent / sweep["program"]).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["default", "environment", "command line"])
 def test_wandbs_own_variables_come_after_the_command_line_and_before_the_defaults(tmp_path, monkeypatch, source):
     keys = {"PROJECT": "project", "NAME": "name", "ENTITY": "entity", "RUN_GROUP": "group", "TAGS": "tags"}

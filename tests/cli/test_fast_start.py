@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
 HEAVY = ("torch", "pytorch_lightning", "torchmetrics", "kornia", "matplotlib", "plotly", "scipy", "wandb")
 COMMANDS = ("train", "measure", "predict", "report", "shard", "workspace")
 # What is asked, and what must be in the answer.

@@ -11,6 +11,7 @@ import pytest
 from genstab.cli import main as cli
 from tests.cli.test_config import TINY_SYNTHETIC
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PLAIN = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=run", "logger=csv", *TINY_SYNTHETIC]
 
@@ -33,16 +34,12 @@ def genstab(monkeypatch, *arguments):
             "kaiser none polyphase polyphase_tri3 rect2 stable tri3",
         ),
         (["+antialias.foo=1"], r"genstab: .*antialias\.foo is not known; genstab.AntiAlias takes filter, placement, "),
-        (["data.sise=32"], r"genstab: data\.sise is not known: did you mean size\?"),
         (["~loger"], r"genstab: .*'loger' does not exist: did you mean ~logger\?"),
         (["~trainer.max_epoch"], r"genstab: .*does not exist: did you mean ~trainer\.max_epochs\?"),
         (["~antialias"], "genstab: ~antialias leaves out what this command needs"),
         (["trainer.max_steps=0"], r"genstab: trainer\.max_steps=0 trains nothing"),
         (["trainer.limit_train_batches=0.0"], r"genstab: trainer\.limit_train_batches=0\.0 trains nothing"),
-        (["data.crop_size=0"], r"genstab: data\.crop_size=0 is neither"),
         (["trainer.max_epochs=["], "genstab: no viable alternative at input"),
-        (["ckpt_path=nowhere.ckpt"], "genstab: ckpt_path=nowhere.ckpt does not exist"),
-        (["antialias.placement=mid"], "genstab: .*placement='mid' is not one of pre, post"),
         (["callbacks.stability.shifts=[]"], "genstab: .*shifts: the list is empty"),
         (["callbacks.stability.shifts=[[0,0]]"], "genstab: .*the zero shift"),
         (["data.crop_size=64"], r"genstab: .*size=32 is smaller than crop_size=\(64, 64\)"),
@@ -53,7 +50,6 @@ def genstab(monkeypatch, *arguments):
         (["model.generator.in_channels=1"], r"genstab: UNet: in_channels=1, not a source of \(2, 3, 32, 32\)"),
         (["trainer.gradient_clip_val=-1"], "genstab: .*clip"),
         (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),
-        (["model.generator.norm=layer"], "genstab: .*norm='layer' is not one of batch, instance, group, none"),
         (["model.generator=vit"], "genstab: .*Could not find 'model/generator/vit' .*: resnet unet unet_256"),
         (
             ["model.generator=resnet", "antialias=stable"],
@@ -142,7 +138,6 @@ def test_a_run_leaves_what_the_readme_lists(monkeypatch):
     assert len([name for name in found if name.endswith(".ckpt")]) == 2
 
 
-@pytest.mark.slow
 def test_the_wheel_works_outside_the_checkout(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

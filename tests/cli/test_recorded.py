@@ -13,6 +13,7 @@ from genstab.cli.recorded import recorded
 from tests.cli.test_config import TINY_SYNTHETIC
 from tests.helpers.wandb_file import finish
 
+pytestmark = pytest.mark.slow
 SECRET = "hunter2-of-nobody"
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 GIVEN = ["+token=${oc.env:TOKEN}", '+url="https://${token}@host/${seed}"']

@@ -5,11 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from genstab import InputError
 from genstab.cli import main as cli
@@ -22,6 +20,7 @@ from tests.helpers.commands import ROOT, Popen, finish, start
 from tests.helpers.killed import TINY, differing, left, run, stop_signals
 from tests.runtime.test_resume import several
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("submitit", reason="needs the extra: pip install 'genstab[slurm]'")
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
 OPTIONS = [option for option in TINY if not option.startswith("ckpt_path")]
@@ -90,9 +89,8 @@ def weights_and_numbers(folder):
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
 def test_tasks_of_slurm_on_two_nodes_train_as_one_and_go_on_bit_for_bit_when_requeued(tmp_path, slurm, monkeypatch):
-    options = ["trainer.max_epochs=4", "data.batch_size=1"]
+    options = ["trainer.max_epochs=2", "data.batch_size=1"]
     several(*options, f"hydra.run.dir={tmp_path / 'whole'}")
     sweep = tmp_path / "sweep"
     train(
@@ -109,7 +107,6 @@ def test_tasks_of_slurm_on_two_nodes_train_as_one_and_go_on_bit_for_bit_when_req
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
 def test_jobs_of_a_sweep_on_this_machine_train_on_two_tasks_each(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     options = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "trainer=ddp_cpu", "logger=wandb"]
@@ -120,7 +117,6 @@ def test_jobs_of_a_sweep_on_this_machine_train_on_two_tasks_each(tmp_path, monke
         assert len(folders(tmp_path / "sweep" / job, "wandb/offline-run-*")) == 1
 
 
-@pytest.mark.slow
 def test_a_task_on_this_machine_goes_on_bit_for_bit_when_its_time_is_up(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run(tmp_path / "whole")
@@ -132,7 +128,6 @@ def test_a_task_on_this_machine_goes_on_bit_for_bit_when_its_time_is_up(tmp_path
     assert differing(left(tmp_path / "sweep" / "0"), left(tmp_path / "whole")) == []
 
 
-@pytest.mark.slow
 def test_a_job_that_cannot_be_done_is_one_line_and_so_is_one_with_too_few_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     local = [*QUIET, *OPTIONS, "hydra/launcher=submitit_local"]
@@ -156,7 +151,6 @@ def test_submitits_signal_counts_after_sigterm_too_and_only_in_its_jobs(monkeypa
         assert signal.getsignal(signal.SIGUSR2) == before
 
 
-@pytest.mark.slow
 def test_a_launcher_without_its_sweep_its_numbers_its_plugin_or_slurm_is_one_line(monkeypatch):
     with pytest.raises(InputError, match=r"hydra/launcher=slurm works only with -m, even for a single"):
         check_launcher(["hydra/launcher=slurm", "trainer=ddp"])
@@ -182,17 +176,3 @@ def test_what_submitit_says_of_a_lost_job_is_one_line_with_the_end_of_its_log():
     said = "Job 7 (task: 0) has not produced any output Error stream produced:: slurmstepd: out of memory"
     assert refusal(error) == said
     assert refusal(RuntimeError("another one")) is None
-
-
-@pytest.mark.ddp
-@pytest.mark.slow
-def test_two_nodes_by_torchrun(tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
-    torchrun += [f"--rdzv-endpoint=127.0.0.1:{find_free_network_port()}", "--local-addr=127.0.0.1", ROOT / "train.py"]
-    options = ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2", *TINY_SYNTHETIC]
-    nodes = [start(*torchrun, *options) for _ in range(2)]
-    for code, printed in map(finish, nodes):
-        assert code == 0, printed
-    (folder,) = Path("outputs").glob("*/*")
-    assert len(folders(folder, "wandb/offline-run-*")) == 1
-    assert json.loads((folder / "summary.json").read_text())["processes"] == 2

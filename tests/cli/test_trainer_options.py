@@ -16,6 +16,7 @@ from genstab.cli.signatures import signature_of
 from genstab.data.sampler import EpochSampler, ResumableLoader
 from tests.cli.test_config import TINY_SYNTHETIC
 
+pytestmark = pytest.mark.slow
 FOUR_BATCHES = [
     "train", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.run.dir=run", "logger=csv", "trainer=cpu",
     *TINY_SYNTHETIC, "data.batch_size=1", "callbacks.pictures=null",
@@ -61,7 +62,7 @@ def test_limits_and_helpers_together(trained, caplog):
     ("options", "steps", "validations"),
     [
         (["trainer.val_check_interval=2", "+trainer.enable_checkpointing=true"], 4, 2),
-        (["trainer.limit_val_batches=0", "callbacks.best=null"], 4, 0),
+        (["trainer.limit_val_batches=0"], 4, 0),
         (["trainer.max_time=00:00:00:00"], 0, 0),
         (["trainer.fast_dev_run=true"], 1, 0),  # without loggers
         (["callbacks.best=null", "callbacks.last=null", "trainer.enable_checkpointing=false"], 4, 1),

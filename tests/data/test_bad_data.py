@@ -230,7 +230,7 @@ WORKS = {
     "another size, resized anyway": lambda root: noise(size=(83, 61)).save(root / "trainA" / "2.png"),
     "one pixel": lambda root: both(root, save(lambda: noise(size=(1, 1)), "PNG")),
     "one row": lambda root: both(root, save(lambda: noise(size=(40, 1)), "PNG")),
-    "huge": lambda root: both(root, save(lambda: Image.new("RGB", (4000, 3000)), "PNG")),
+    "huge": lambda root: both(root, save(lambda: Image.new("RGB", (1600, 1200)), "PNG")),
     "spaces": named("my picture (2)  final"),
     "Unicode": named("façade 夜景 🏠"),
     "Unicode taken apart": named(unicodedata.normalize("NFD", "façade"), unicodedata.normalize("NFC", "façade")),
@@ -261,8 +261,7 @@ def test_what_is_unusual_works(root: Path, make: Callable[[Path], object], check
     assert read_json(tmp_path / "names.json") == {"names": names}
 
 
-FOLDERS = {
-    "a suffix twice": (lambda root: noise().save(root / "trainA" / "2.jpg"), "two images named '2': 2.jpg and 2.png"),
+FOLDERS = {  # beside those of test_pairs.py
     "an ending twice": (
         lambda root: [
             path.rename(path.with_name(f"2{end}.png"))
@@ -281,11 +280,6 @@ FOLDERS = {
         lambda root: ((root / "trainB" / "2.png").unlink(), (root / "trainB" / "2.png").mkdir()),
         r"without a partner: 1 in trainA \(2.png\)",
     ),
-    "an empty folder": (lambda root: [path.unlink() for path in (root / "trainB").iterdir()], "trainB has no images"),
-    "a missing folder": (lambda root: shutil.rmtree(root / "trainB"), "trainA exists but .*trainB is missing"),
-    "two layouts": (lambda root: shutil.copytree(root / "trainA", root / "train"), "is ambiguous for split=train"),
-    "a file for a folder": (lambda root: (shutil.rmtree(root), root.touch()), "is not a folder"),
-    "nothing": (shutil.rmtree, "does not exist"),
     "odd width side by side": (
         lambda root: (
             [shutil.rmtree(root / f"train{side}") for side in "AB"],
@@ -298,12 +292,9 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("make", "reason"), FOLDERS.values(), ids=FOLDERS)
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_bad_folder_is_named_before_training_whatever_is_skipped(
-    root: Path, make, reason: str, on_error: str
-) -> None:
+def test_a_bad_folder_is_named_before_training_whatever_is_skipped(root: Path, make, reason: str) -> None:
     make(root)
-    loaded = data(root, on_error=on_error)
+    loaded = data(root, on_error="skip")
     with pytest.raises(InputError, match=reason) as error:  # noqa: PT012
         loaded.prepare_data()
         loaded.setup("fit")

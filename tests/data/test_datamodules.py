@@ -178,7 +178,7 @@ def test_other_channels_are_converted_when_asked(folder):
     pixels = torch.rand(4, 1, 1)
     assert torch.equal(converted(pixels, 2)[1], pixels[3])
     assert converted(pixels[:1], 4).flatten().tolist() == [*pixels[:1].flatten().tolist() * 3, 1]
-    with pytest.raises(InputError, match="cannot convert 7 channels to 3"):
+    with pytest.raises(InputError, match="7 channels, which cannot be converted to 3"):
         converted(torch.zeros(7, 1, 1), 3)
 
 
@@ -218,27 +218,6 @@ def test_without_a_validation_split_a_share_is_held_out_and_said(tmp_path, capsy
     ):
         with pytest.raises(InputError, match=reason):
             paired(tmp_path, **options).setup("fit")
-
-
-def test_an_unreadable_image_is_named(folder):
-    (folder / "trainA" / "2_A.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"2_A.png"):
-        paired(folder).setup("fit")
-
-
-def test_a_truncated_image_is_named_before_training(folder):
-    path = folder / "trainB" / "2_B.jpg"
-    Image.effect_noise((40, 32), 90).convert("RGB").save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"2_B.jpg"):
-        paired(folder, check="full").prepare_data()
-    paired(folder).prepare_data()
-
-
-def test_unpaired_files_are_named(folder):
-    picture(folder / "trainB" / "7_B.png")
-    with pytest.raises(InputError, match=r"7"):
-        paired(folder).setup("fit")
 
 
 def test_synthetic_size_must_hold_the_crop():

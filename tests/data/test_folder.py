@@ -17,6 +17,7 @@ from genstab.data.folder import ClassData, ClassImages, FolderData, FolderImages
 from genstab.data.image_io import read_image
 from genstab.data.paths import find_images
 from genstab.errors import InputError
+from genstab.inference.predict import predict
 from tests.cli.test_config import TINY
 from tests.data.test_pairs import paint, touch
 
@@ -102,8 +103,22 @@ def test_images_that_make_no_batch_are_named(tmp_path):
     (batch,) = folder_data(tmp_path, size=4, convert=True).val_dataloader()
     assert batch["source"].shape == (3, 3, 4, 4)
     tifffile.imwrite(tmp_path / "4.tif", np.zeros((4, 6, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(InputError, match=r"4.tif has 5 channels but .*1.png has 3: all images must have the same$"):
+        folder_data(tmp_path, convert=True, size=4).val_dataloader()
     with pytest.raises(InputError, match=r"4.tif has 5 channels, which cannot be converted to 3"):
         folder_data(tmp_path, convert=True).val_set[3]
+
+
+def test_predict_converts_channels_when_asked(tmp_path):
+    paint(tmp_path / "in/1.png", (4, 6), 51)
+    paint(tmp_path / "in/2.png", (4, 6), 0, 51, 255, 7)
+    model = torch.nn.Conv2d(3, 3, 1, bias=False)
+    model.weight.data = torch.eye(3)[:, :, None, None]
+    assert len(predict(model, tmp_path / "in", tmp_path / "out", batch_size=2, source_channels=3).written) == 2
+    written = [read_image(tmp_path / f"out/{name}.png")[:, 0, 0] for name in "12"]
+    assert torch.allclose(torch.stack(written), torch.tensor([[-0.6, -0.6, -0.6], [-1, -0.6, 1]]))
+    with pytest.raises(InputError, match="results source_channels=3, not None"):
+        predict(model, tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

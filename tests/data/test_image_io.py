@@ -306,9 +306,48 @@ def test_what_else_pillow_reads(tmp_path: Path, name: str, tolerance: float) -> 
 
 def test_ppm_of_16_bits(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + DEEP[..., 0].astype(">u2").tobytes() + bytes(4))
-    assert image_info(tmp_path / "a.pgm").depth == 16
+    assert image_info(tmp_path / "a.pgm").dtype == "uint16"
     (tmp_path / "b.pgm").write_bytes(b"P5 3 1 1000\n" + np.array([0, 500, 1000], ">u2").tobytes())
     check(tmp_path / "b.pgm", torch.tensor([[[-1, 0, 1]]], dtype=torch.float64), 2e-5)  # a half is 32767.5 of 65535
+
+
+def of_bits(path: Path, suffix: str, bits: int) -> None:
+    """Write a picture of 8 bits in colour, and say of it that it is of more."""
+    Image.new("RGB", (24, 24), "red").save(path, Image.registered_extensions()[suffix])
+    data = bytearray(path.read_bytes())
+    if suffix == ".avif":
+        at = data.index(b"pixi")
+        data[at + 8 : at + 12] = bytes([3, bits, bits, bits])
+        data[data.index(b"av1C") + 6] |= {8: 0, 10: 0x40, 12: 0x60}[bits]
+    elif suffix == ".sgi":
+        data[3] = bits // 8
+        data += bytes(len(data))
+    else:
+        at = data.index(b"\xff\x4f\xff\x51") + 42
+        data[at : at + 9 : 3] = bytes([bits - 1] * 3)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("a.jp2", 16), ("a.j2k", 12), ("a.avif", 10), ("a.avif", 12), ("a.sgi", 16)]
+)
+def test_colours_of_which_pillow_would_keep_8_bits_are_refused(tmp_path: Path, name: str, bits: int) -> None:
+    of_bits(tmp_path / name, name[1:], 8)
+    assert read_image(tmp_path / name).shape == (3, 24, 24)
+    of_bits(tmp_path / name, name[1:], bits)
+    said = rf"{name}: \w+ of {bits} bits, of which Pillow keeps 8: convert it to a PNG or TIFF of 16 bits$"
+    with pytest.raises(InputError, match=said):
+        image_shape(tmp_path / name)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("greatest", [65535, 1000])
+def test_ppm_of_16_bits_in_colour(tmp_path: Path, plain: bool, greatest: int) -> None:
+    levels = RNG.integers(0, greatest, (5, 7, 3), endpoint=True)
+    data = " ".join(map(str, levels.ravel())).encode() if plain else levels.astype(">u2").tobytes()
+    (tmp_path / "a.ppm").write_bytes(b"P%d # by hand\n7 5\n%d\n%b" % (3 if plain else 6, greatest, data))
+    assert image_info(tmp_path / "a.ppm").dtype == "uint16"
+    check(tmp_path / "a.ppm", torch.from_numpy(levels / greatest * 2 - 1).permute(2, 0, 1), 2e-5)
 
 
 def test_content_not_suffix_decides(tmp_path: Path) -> None:
@@ -488,9 +527,9 @@ def image_of(levels, depth):
 def test_the_round_trip_is_exact(tmp_path, suffix, depth, channels, size):
     image = image_of(random_levels(channels, size, depth), depth)
     path = tmp_path / f"x{suffix.upper()}"
-    write_image(path, image, depth)
+    write_image(path, image, f"uint{depth}")
     assert read_image(path).equal(image)
-    assert image_info(path).depth == depth
+    assert image_info(path).dtype == f"uint{depth}"
     assert image_shape(path) == (channels, *size)
     assert os.listdir(tmp_path) == [path.name]
 
@@ -500,7 +539,7 @@ def test_the_round_trip_is_exact(tmp_path, suffix, depth, channels, size):
 def test_another_reader_agrees(tmp_path, suffix, depth, kind):
     levels = random_levels(1, (5, 6), depth)
     path = tmp_path / f"x{suffix}"
-    write_image(path, image_of(levels, depth), depth)
+    write_image(path, image_of(levels, depth), f"uint{depth}")
     read = tifffile.imread(path) if suffix == ".tif" else skimage.io.imread(path)
     assert read.dtype == kind
     assert read.tolist() == levels[0].tolist()
@@ -508,7 +547,7 @@ def test_another_reader_agrees(tmp_path, suffix, depth, kind):
 
 def test_all_16_bit_levels_survive(tmp_path):
     levels = torch.arange(2**16).view(1, 256, 256)
-    write_image(tmp_path / "x.png", image_of(levels, 16), 16)
+    write_image(tmp_path / "x.png", image_of(levels, 16), "uint16")
     assert np.asarray(Image.open(tmp_path / "x.png")).ravel().tolist() == list(range(2**16))
 
 
@@ -518,7 +557,7 @@ def test_rounding_and_clamping_by_hand(tmp_path):
     write_image(tmp_path / "x.png", image)
     assert np.asarray(Image.open(tmp_path / "x.png")).tolist() == [[0, 127, 128, 166, 255, 255]]
     # (v + 1) * 32767.5
-    write_image(tmp_path / "x.tif", image.double(), 16)
+    write_image(tmp_path / "x.tif", image.double(), "uint16")
     assert tifffile.imread(tmp_path / "x.tif").tolist() == [[0, 32604, 32768, 42598, 65535, 65535]]
 
 
@@ -548,17 +587,17 @@ def test_depths_of_formats():
 
 
 def test_depth_of_what_others_write(tmp_path):
-    for mode, depth in {"1": 8, "P": 8, "L": 8, "RGB": 8, "I;16": 16}.items():
+    for mode in ("1", "P", "L", "RGB", "I;16"):
         Image.new(mode, (3, 2)).save(tmp_path / "x.png")
-        assert image_info(tmp_path / "x.png").depth == depth
+        assert image_info(tmp_path / "x.png").dtype == ("uint16" if mode == "I;16" else "uint8")
 
 
 @pytest.mark.parametrize(
     ("name", "image", "depth", "message"),
     [
         ("x.gif", torch.zeros(1, 2, 2), 8, "'.gif' is not one of .png, .tif"),
-        ("x.jpg", torch.zeros(1, 2, 2), 16, ".jpg has 8 bits, not 16"),
-        ("x.png", torch.zeros(1, 2, 2), 12, ".png has 8 or 16 bits, not 12"),
+        ("x.jpg", torch.zeros(1, 2, 2), 16, ".jpg has 8 bits, not uint16"),
+        ("x.png", torch.zeros(1, 2, 2), 32, ".png has 8 or 16 bits, not uint32"),
         ("x.jpg", torch.zeros(4, 2, 2), 8, "4 channels, but .jpg of 8 bits supports 1, 3$"),
         ("x.webp", torch.zeros(1, 2, 2), 8, "1 channels, but .webp of 8 bits supports 3, 4$"),
         ("x.png", torch.zeros(5, 2, 2), 8, "5 channels, but .png of 8 bits supports 1, 2, 3, 4$"),
@@ -573,7 +612,7 @@ def test_depth_of_what_others_write(tmp_path):
 def test_what_can_not_be_written(tmp_path, name, image, depth, message):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match=f"cannot write .*{message}"):
-        write_image(tmp_path / name, image, depth)
+        write_image(tmp_path / name, image, f"uint{depth}")
     assert os.listdir(tmp_path) == ["folder.png"]
 
 

@@ -10,11 +10,12 @@ from PIL import Image, ImageCms
 from torch import nn
 
 from genstab.data.datamodules import PairedData
-from genstab.data.folder import FolderData
+from genstab.data.folder import ClassData, FolderData
 from genstab.data.geotiff import scaled_geotiff
 from genstab.data.header_notes import HeaderNotes, unlike_srgb
 from genstab.data.image_io import image_info, pixel_range, read_image, write_image
 from genstab.data.reading import Reading, almost_constant, parse_ranges, resized
+from genstab.data.shards.datamodule import ShardData
 from genstab.data.shards.write import write_shards
 from genstab.errors import InputError
 from genstab.inference.predict import predict
@@ -66,6 +67,9 @@ def test_eight_bits_keep_their_range_and_what_is_no_number_is_the_least(tmp_path
     for given, message in (([1, 0], "not \\[least, greatest\\]"), ("0,1", "not \\[least"), ({"A": None}, "other keys")):
         with pytest.raises(InputError, match=f"value_range=.*{message}"):
             parse_ranges(given)
+    for kind in (FolderData, ClassData, ShardData):
+        with pytest.raises(InputError, match=r"^data.value_range=auto .*data=paired: set \[least,greatest\]"):
+            kind("x", value_range="auto")
 
 
 def test_the_range_is_found_in_the_training_split_kept_and_used_by_predict_and_measure(tmp_path):
@@ -287,7 +291,7 @@ def test_a_profile_is_said_once_and_kept_by_predict(tmp_path):
     pixels = RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)
     for name in ("a.png", "b.jpg", "c.webp", "d.tif"):
         Image.fromarray(pixels).save(tmp_path / "in" / name, icc_profile=other)
-    write_image(tmp_path / "in/deep.png", torch.rand(3, 12, 12) * 2 - 1, depth=16, profile=other)
+    write_image(tmp_path / "in/deep.png", torch.rand(3, 12, 12) * 2 - 1, "uint16", profile=other)
     with pytest.warns(
         UserWarning, match=r"an ICC profile, .*, changes the colours of a.png, b.jpg.*not converted"
     ) as said:

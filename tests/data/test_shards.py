@@ -16,10 +16,10 @@ from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.pairs import PairedImages, Wanted, find_pairs
 from genstab.data.shards.cache import ShardCache, basename, is_local
+from genstab.data.shards.datamodule import ShardData
 from genstab.data.shards.dataset import ShardPairs
 from genstab.data.shards.format import INDEX, Shard, ShardFile, key_of, parse_index
 from genstab.data.shards.write import write_shards
-from tests.helpers.commands import finish, start
 from tests.helpers.random_pairs import NAMES, pairs_in
 
 webdataset = pytest.importorskip("webdataset", reason="needs the extra: pip install 'genstab[shards]'")
@@ -277,6 +277,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["input=pairs", "seed=x"], "seed='x' is not an integer"),
         (["input=pairs", "check=off"], "check='off' is not one of fast, full"),
         (["input=pairs", "on_error=stop"], "on_error='stop' is not one of raise, skip"),
+        (["input=pairs", "max_megapixels=1e-4"], r"cannot read pairs/trainA/1\.png: \d+ bytes exceed the limit of 800"),
         (["input=bad"], r"cannot read bad/trainA/1\.png: truncated"),
         (["input=grey"], r"grey/trainA/2\.png: A and B have \(3, 3\) channels, the pairs before have \(1, 1\)"),
         ([], "input is missing: add input=DIR"),
@@ -333,9 +334,8 @@ def test_bad_pairs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
     assert sum(each["pairs"] for each in index(Path("out"))["train"]["shards"]) == 6
 
 
-def test_without_the_package_one_line_says_what_to_install(tmp_path):
-    pairs_in(tmp_path / "pairs")
-    hidden = "import sys; sys.modules['webdataset'] = None; from genstab.cli.main import main; main()"
-    for options in (["shard", "input=pairs", "output=out"], ["train", "data=shards", "data.root=http://host/shards"]):
-        needs = "genstab: shards need the package webdataset: pip install 'genstab[shards]'\n"
-        assert finish(start("-c", hidden, *options)) == (1, needs)
+def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    for needs_it in (lambda: ShardData("http://host/shards").splits, lambda: write_shards(tmp_path, tmp_path / "out")):
+        with pytest.raises(InputError, match=r"^shards need the package webdataset: pip install 'genstab\[shards\]'$"):
+            needs_it()

@@ -125,9 +125,3 @@ def test_index_out_of_range(index):
 def test_dataset_errors(kwargs, message):
     with pytest.raises(InputError, match=message):
         SyntheticFacades(**kwargs)
-
-
-@pytest.mark.parametrize("name", ["seed", "index", "size"])
-def test_drawing_errors(name):
-    with pytest.raises(InputError, match=f"{name}=-1 is not an integer of at least"):
-        draw_facade(**{"seed": 0, "index": 0, "size": 16, name: -1})

@@ -35,7 +35,7 @@ def on_processes(number, script, *arguments, **options):
     return program(*torchrun, script, *arguments, **options)
 
 
-VALIDATED = [(1, 2), (2, 2), (5, 2), (53, 4), (53, 7)]  # images, batch size
+VALIDATED = [(1, 2), (2, 2), (5, 2), (17, 4), (23, 7)]  # images, batch size
 
 
 @pytest.mark.ddp
@@ -69,18 +69,17 @@ def test_several_processes_measure_what_one_does(tmp_path, checkpoint, processes
 TRAINED = [
     {"images": images, "batch_size": 2, "norm": norm, "precision": precision}
     for images, norm, precision in (
-        (12, "instance", "32-true"), (12, "batch", "32-true"), (11, "instance", "64-true"), (11, "batch", "64-true"),
-        (14, "batch", "64-true"), (13, "batch", "32-true"), (14, "none", "64-true"),
+        (12, "batch", "32-true"), (11, "instance", "64-true"), (11, "batch", "64-true"), (14, "batch", "64-true"),
+        (14, "none", "64-true"),
     )
 ]  # fmt: skip
 # A loader with torch's sampler, which repeats images to fill up.
-TRAINED.append({**TRAINED[2], "own_loader": True})
-TRAINED.append({**TRAINED[3], "offset": 5})  # overlapping crops
+TRAINED.append({**TRAINED[1], "own_loader": True})
+TRAINED.append({**TRAINED[2], "offset": 5})  # overlapping crops
 
 
 # 17 images end in an uneven batch that is accumulated with a full one.
-ACCUMULATED = {**TRAINED[2], "images": 17, "accumulate": 2, "clip": 0.05}
-TRAINED.append(ACCUMULATED)
+TRAINED.append({**TRAINED[1], "images": 17, "accumulate": 2, "clip": 0.05})
 
 
 def furthest(found, expected):
@@ -198,15 +197,20 @@ def slurm(*arguments, processes=2):
     started = []
     for rank in range(processes):
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        time.sleep(1.1 * bool(rank))  # so that each would make a folder of its own, by its own clock
         started.append(start(ROOT / "train.py", *arguments, **variables, **own))
-        time.sleep(1.1)  # so that each would make a folder of its own, by its own clock
     return [finish(process) for process in started]
 
 
 @pytest.mark.ddp
 @pytest.mark.slow
-def test_torchrun_makes_one_folder_and_one_wandb_run(tmp_path):
-    on_processes(2, ROOT / "train.py", "trainer=ddp_cpu", *TINY_SYNTHETIC, interpreter=True)
+def test_two_nodes_by_torchrun_make_one_folder_and_one_wandb_run():
+    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    torchrun += [f"--rdzv-endpoint=127.0.0.1:{find_free_network_port()}", "--local-addr=127.0.0.1", ROOT / "train.py"]
+    options = ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2", *TINY_SYNTHETIC]
+    nodes = [start(*torchrun, *options) for _ in range(2)]
+    for code, printed in map(finish, nodes):
+        assert code == 0, printed
     (folder,) = Path("outputs").glob("*/*")
     assert folders(Path(), "**/.hydra") == [f"{folder}/.hydra"]
     assert len(folders(folder, "wandb/offline-run-*")) == 1
@@ -216,10 +220,10 @@ def test_torchrun_makes_one_folder_and_one_wandb_run(tmp_path):
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_a_sweep_by_torchrun(tmp_path):
-    sweep = ["-m", "antialias=none,tri3,bin5", "trainer=ddp_cpu", "logger=csv", f"hydra.sweep.dir={tmp_path}/sweep"]
+    sweep = ["-m", "antialias=none,tri3", "trainer=ddp_cpu", "logger=csv", f"hydra.sweep.dir={tmp_path}/sweep"]
     on_processes(2, ROOT / "train.py", *sweep, *TINY_SYNTHETIC)
     assert folders(tmp_path, "*") == ["sweep"]
-    for job, filter in enumerate(("none", "tri3", "bin5")):
+    for job, filter in enumerate(("none", "tri3")):
         summary = json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text())
         assert (summary["processes"], summary["config"]["antialias"]["filter"]) == (2, filter)
 
@@ -257,14 +261,14 @@ def test_what_slurm_cannot_start_is_said_once(options, message):
 
 
 @pytest.mark.slow
-def test_six_jobs_of_a_sweep(tmp_path):
+def test_four_jobs_of_a_sweep(tmp_path):
     program(
-        ROOT / "train.py", "-m", "antialias=none,tri3,bin5", "antialias.placement=pre,post",
+        ROOT / "train.py", "-m", "antialias=none,tri3", "antialias.placement=pre,post",
         f"hydra.sweep.dir={tmp_path}/sweep", *TINY_SYNTHETIC,
     )  # fmt: skip
     assert folders(tmp_path, "*") == ["sweep"]
-    summaries = [json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text()) for job in range(6)]
+    summaries = [json.loads((tmp_path / "sweep" / str(job) / "summary.json").read_text()) for job in range(4)]
     chosen = [(s["config"]["antialias"]["filter"], s["config"]["antialias"]["placement"]) for s in summaries]
-    assert chosen == [(filter, placement) for filter in ("none", "tri3", "bin5") for placement in ("pre", "post")]
-    assert len(folders(tmp_path / "sweep", "*/wandb/offline-run-*/run-*.wandb")) == 6
+    assert chosen == [(filter, placement) for filter in ("none", "tri3") for placement in ("pre", "post")]
+    assert len(folders(tmp_path / "sweep", "*/wandb/offline-run-*/run-*.wandb")) == 4
     assert torch.load(tmp_path / "sweep" / "3" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1

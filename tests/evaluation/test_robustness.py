@@ -73,13 +73,17 @@ def test_error_rates_of_a_classifier():
     assert errors.mean(2).tolist() == [[0, 0.25, 0.5, 0.5, 0.75], [0] * 5]
 
 
+def part(errors, severities=(1,), images=("a",)):
+    return {"errors": errors, "severities": list(severities), "images": list(images)}
+
+
 def test_relative_error_by_hand():
-    errors = {"fog": [0.1, 0.2, 0.3], "contrast": [0.5, 0.5, 0.5]}
-    baseline = {"contrast": [0.05, 0.2, 0.5], "fog": [0.2, 0.4, 0.6]}
-    ratios, mean = relative_corruption_error(errors, baseline, [1, 3, 5], [1, 3, 5])
+    errors = part({"fog": [0.1, 0.2, 0.3], "contrast": [0.5, 0.5, 0.5]}, (1, 3, 5))
+    baseline = part({"contrast": [0.05, 0.2, 0.5], "fog": [0.2, 0.4, 0.6]}, (1, 3, 5))
+    ratios, mean = relative_corruption_error(errors, baseline)
     assert ratios == pytest.approx({"fog": 0.5, "contrast": 2.0})
     assert mean == pytest.approx(1.25)
-    assert relative_corruption_error(errors, errors, [1, 3, 5], [1, 3, 5]) == ({"fog": 1.0, "contrast": 1.0}, 1.0)
+    assert relative_corruption_error(errors, errors) == ({"fog": 1.0, "contrast": 1.0}, 1.0)
 
 
 def test_picture_has_a_row_for_each_corruption():
@@ -106,9 +110,13 @@ def test_picture_has_a_row_for_each_corruption():
             ),
             "output for image 9 under brightness at severity 1 is not finite",
         ),
-        (lambda: relative_corruption_error({"fog": [1.0]}, {"fog": [1.0]}, [1], [2]), "the baseline has severities"),
-        (lambda: relative_corruption_error({"fog": [1.0]}, {"contrast": [1.0]}, [1], [1]), "has corruptions"),
-        (lambda: relative_corruption_error({"fog": [1.0]}, {"fog": [0.0]}, [1], [1]), "the baseline has no error"),
+        (
+            lambda: relative_corruption_error(part({}), part({}, [2])),
+            r"the baseline has severities \[2\], not \[1\]",
+        ),
+        (lambda: relative_corruption_error(part({}), part({}, images="b")), "the baseline has images"),
+        (lambda: relative_corruption_error(part({"fog": [1.0]}), part({"contrast": [1.0]})), "has corruptions"),
+        (lambda: relative_corruption_error(part({"fog": [1.0]}), part({"fog": [0.0]})), "the baseline has no error"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -17,6 +17,7 @@ from pytorch_lightning import Callback
 
 from genstab.cli.main import CONF
 from genstab.cli.train import run_train
+from genstab.distributed import lost_process
 from genstab.runtime import files as whole_files
 from genstab.runtime.signals import StopSignals
 
@@ -48,6 +49,7 @@ class Killer(Callback):
 
     def __init__(self, step, place, signum=signal.SIGKILL, rank=None, worker=False):
         self.step, self.place, self.signum, self.rank, self.worker = step, place, signum, rank, worker
+        lost_process.GRACE = 5.0  # the first process reports at once, or is the one that was killed
 
     def hit(self, trainer, place):
         if (place, trainer.global_step) != (self.place, self.step) or self.rank not in (None, trainer.global_rank):

@@ -121,8 +121,8 @@ def test_channels_last_by_an_option_that_the_error_names(tmp_path):
         measure(ChannelsLast(), Items(*x), tmp_path, MeasureOptions(**SMALL))
     model = load_model(None, ChannelsLast(), layout="nhwc")
     assert model(x).equal(x * torch.tensor([1.0, 0.5, 0.25]).view(3, 1, 1))
-    with converted(model, Values(mean=(0.5, 0.5, 0.0), std=(0.5, 0.25, 1.0))):  # of channels, before they are last
-        assert model(torch.ones(1, 3, 2, 2))[0, :, 0, 0].tolist() == [1, 1, 0.25]
+    call = converted(model, Values(mean=(0.5, 0.5, 0.0), std=(0.5, 0.25, 1.0)))  # of channels, before they are last
+    assert call(torch.ones(1, 3, 2, 2))[0, :, 0, 0].tolist() == [1, 1, 0.25]
     with pytest.raises(InputError, match=r"model.layout='hwc' is not one of nchw, nhwc"):
         load_model(None, ChannelsLast(), layout="hwc")
 

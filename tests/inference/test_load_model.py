@@ -19,6 +19,7 @@ from torch import nn
 
 from genstab import AntiAlias, InputError, UNet, load_model
 from genstab.cli.jobs import model_of
+from genstab.cli.model_options import check_model
 from genstab.inference.eval_mode import inference
 from genstab.inference.exported_programs import Program
 from tests.conftest import pairs_loader, tiny_pix2pix
@@ -462,6 +463,13 @@ def test_a_model_by_its_keys(tmp_path, monkeypatch):
     assert_same(model_of(options(_target_="mine.Net", width=2, checkpoint="x.pth")), original, *SIZES, channels=2)
     keys = {"_target_": "genstab.UNet", "channels": 4, "levels": 3, "norm": "instance"}
     assert model_of(options(**keys, checkpoint=None)).config["norm"] == "instance"
+    # keys of genstab's own that a network takes without naming them
+    (tmp_path / "open.py").write_text(
+        "import torch\n\ndef net(**kwargs):\n    return torch.nn.Conv2d(1, 1, 3, **kwargs)\n"
+    )
+    keys = {"_target_": "open.net", "padding": 2, "padding_mode": "circular"}
+    check_model(keys)
+    assert model_of(options(**keys)).padding == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -481,6 +489,7 @@ def test_a_model_by_its_keys(tmp_path, monkeypatch):
     ],
 )
 def test_bad_keys_are_one_line(keys, message):
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:  # noqa: PT012
+        check_model(keys)
         model_of(options(**keys))
     assert "\n" not in str(error.value)

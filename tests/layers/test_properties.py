@@ -1,6 +1,5 @@
 """What must hold for every size, stride, filter and padding mode: hypothesis looks for one where it does not."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,8 +21,7 @@ from genstab.layers.conv import BlurUpsample2d
 from genstab.layers.filters import FILTERS, PADDING_MODES, taps
 from genstab.layers.padding import pad2d
 from genstab.layers.pooling import BlurAvgPool2d
-from tests.layers.test_blur import NUMPY_MODES
-from tests.training.test_compile import LAYERS, TOLERANCE, made
+from tests.training.test_compile import LAYERS, made
 
 # Runs repeat: the same examples every time, and no clock.
 some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -45,37 +43,6 @@ def steps_of(stride):
 
 def random_maps(seed, *size, dtype=torch.float64):
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def blurred_by_numpy(images, filter, stride, mode, mirrored):
-    """The definition: pad, then sum what the taps weigh, at every stride-th pixel."""
-    weights = taps(filter).numpy()
-    size = len(weights)
-    before, after = (size - 1) // 2, size // 2
-    if mirrored:
-        before, after = after, before
-    padded = np.pad(images, ((0, 0), (0, 0), (before, after), (before, after)), NUMPY_MODES[mode])
-    height, width = images.shape[-2:]
-    total = np.zeros_like(images)
-    for i in range(size):
-        for j in range(size):
-            total += weights[i] * weights[j] * padded[..., i : i + height, j : j + width]
-    rows, columns = steps_of(stride)
-    return total[..., ::rows, ::columns]
-
-
-@some
-@given(BATCH, SIDES, SIDES, STRIDE, LOCAL_FILTER, MODE, st.booleans(), st.sampled_from(list(TOLERANCE)), SEED)
-def test_blur_is_numpys_sum_in_every_precision(batch, height, width, stride, filter, mode, mirrored, dtype, seed):
-    x = random_maps(seed, batch, 2, height, width, dtype=dtype)
-    y = BlurPool2d(filter, stride, mode, mirrored)(x)
-    rows, columns = steps_of(stride)
-    assert y.shape == (batch, 2, -(-height // rows), -(-width // columns))
-    assert y.dtype == dtype
-    expected = torch.from_numpy(blurred_by_numpy(x.double().numpy(), filter, stride, mode, mirrored))
-    # the taps are kept in float32
-    tolerance = max(TOLERANCE[dtype], 1e-6)
-    torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
 
 
 @some
@@ -160,13 +127,6 @@ def test_gradients_are_right(name):
     layer = made(name, dtype=torch.float64)
     x = random_maps(0, 1, 2, 5, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda *_: layer(x), (x, *layer.parameters()))
-
-
-@settings(some, max_examples=20)
-@given(st.integers(1, 4), st.integers(1, 4), STRIDE, FILTER, MODE, SEED)
-def test_gradients_of_the_blur_are_right(height, width, stride, filter, mode, seed):
-    layer = BlurPool2d(filter, stride, mode).double()
-    assert torch.autograd.gradcheck(layer, (random_maps(seed, 1, 1, height, width).requires_grad_(),))
 
 
 FILTER_ERROR = "filter='tri9' is not one of " + ", ".join(FILTERS)

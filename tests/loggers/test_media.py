@@ -6,16 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import wandb
 import yaml
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from genstab.errors import InputError
@@ -86,57 +82,6 @@ def test_a_thin_picture_keeps_its_shape(tmp_path: Path, shape: tuple[int, ...]) 
     (line,) = row(path, "picture")
     with Image.open(path.parent / "files" / line["picture"]["filenames"][0]) as image:
         assert np.array_equal(np.asarray(image), np.ones(shape, np.uint8))
-
-
-class TwoOptimizers(LightningModule):
-    """Manual optimisation with two optimizers: Lightning's global_step counts every batch twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.layer = nn.Linear(1, 1)
-
-    def training_step(self, batch: Tensor) -> None:
-        loss = self.layer(batch).mean()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-        self.log("train/loss", loss)
-
-    def validation_step(self, batch: Tensor) -> None:
-        self.log("val/psnr", batch.mean())
-
-    def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            batches = self.trainer.fit_loop.epoch_loop._batches_that_stepped
-            log_image(self.logger, "val/samples", IMAGE, step=batches)
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.parameters(), 0.1)]
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")  # Lightning 2.6 on torch 2.13
-def test_pictures_land_on_the_step_of_the_validation_metrics(tmp_path: Path) -> None:
-    loader = DataLoader(torch.zeros(4, 1))
-    logger = wandb_logger(tmp_path, mode="offline")
-    trainer = Trainer(
-        max_epochs=2,
-        val_check_interval=2,
-        log_every_n_steps=1,
-        accelerator="cpu",
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(TwoOptimizers(), loader, loader)
-    finish()
-    path = run_file(tmp_path)
-    assert trainer.global_step == 16
-    assert [line[STEP] for line in row(path, "train/loss")] == list(range(8))
-    assert [line[STEP] for line in row(path, "val/psnr")] == [1, 3, 5, 7]
-    assert [line[STEP] for line in row(path, "val/samples")] == [1, 3, 5, 7]
 
 
 @pytest.mark.parametrize(

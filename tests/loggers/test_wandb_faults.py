@@ -23,7 +23,7 @@ from tests.helpers.wandb_file import read_history
 from tests.helpers.wandb_server import Server
 from tests.helpers.world import kill_wandb
 
-pytestmark = pytest.mark.usefixtures("nobody")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nobody")]
 SLACK = 12  # seconds, for a busy machine
 
 
@@ -184,7 +184,6 @@ def test_a_run_that_goes_on_is_the_same_run_there(tmp_path, server):
 KILL = "+callbacks.happen={_target_: tests.helpers.world.Happen, folder: /, happens: {12: kill_wandb}}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["server", "service"])
 def test_a_training_goes_on(tmp_path, server, monkeypatch, fault):
     """It ends with code 0, and with one warning of what was not written, and one of the end if that failed, too."""

@@ -5,18 +5,9 @@ import json
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from genstab.loggers import wandb_tables as tables
+from genstab.loggers import wandb_tables
 from genstab.loggers.wandb import STEP, wandb_logger
-from genstab.loggers.wandb_tables import (
-    FEATURES,
-    PER_SHIFT,
-    corruption_rows,
-    feature_rows,
-    log_tables,
-    per_image_columns,
-    per_image_rows,
-    per_shift_rows,
-)
+from genstab.loggers.wandb_tables import log_tables, tables
 from tests.helpers.run_folder import measurements
 from tests.helpers.wandb_file import finish, read_history, run_file
 
@@ -34,34 +25,40 @@ MEASURED = {
 }
 
 
+def rows(key, measurements):
+    return tables(measurements)[key][1]
+
+
 def test_rows_per_shift():
-    assert per_shift_rows(MEASURED) == [
+    assert rows("per_shift", MEASURED) == [
         ["circular", "[0, 1]", 0, 1, 30.0, 20.0, 24.0],
         ["circular", "[2, 0]", 2, 0, 15.0, 10.0, 12.0],
         ["fractional", "[0.5, 0.25]", 0.5, 0.25, None, None, None],
     ]
-    assert per_shift_rows({}) == per_shift_rows({"shift_psnr": None}) == []
 
 
 def test_rows_per_image_join_what_was_measured_and_keep_images_of_one_name_apart():
-    rows = [dict(zip(per_image_columns(), row, strict=True)) for row in per_image_rows(MEASURED)]
-    assert [{key: value for key, value in row.items() if value is not None} for row in rows] == [
+    columns, per_image = tables(MEASURED)["per_image"]
+    found = [dict(zip(columns, row, strict=True)) for row in per_image]
+    assert [{key: value for key, value in row.items() if value is not None} for row in found] == [
         {"image": "a", "circular dB": 15.0, "l1": 0.1, "psnr": 10.0, "tv": 0.5},
         {"image": "b", "circular dB": 30.0},
         {"image": "a (2)", "circular dB": 30.0},
         {"image": "c", "l1": 0.3, "tv": 0.6},
     ]
-    assert per_image_rows({}) == []
 
 
 def test_rows_of_corruptions_and_features():
     measured = measurements(seed=3)
-    assert len(corruption_rows(measured)) == 2 * 5
-    rows = feature_rows(measured)
-    assert len(rows) == 3 * 24
+    assert len(rows("corruptions", measured)) == 2 * 5
+    assert len(rows("features", measured)) == 3 * 24
     grid = measured["features"]["layers"]["encoder.1"]
-    assert ["encoder.1", 2, -1, grid[4][1]] in rows
-    assert corruption_rows({}) == feature_rows({"features": None}) == []
+    assert ["encoder.1", 2, -1, grid[4][1]] in rows("features", measured)
+
+
+@pytest.mark.parametrize("key", ["per_shift", "per_image", "corruptions", "features"])
+def test_what_was_not_measured_has_no_rows(key):
+    assert rows(key, {}) == rows(key, dict.fromkeys(("shift_psnr", "features", "corruptions"))) == []
 
 
 def read_tables(path):
@@ -81,18 +78,14 @@ def test_an_offline_run_holds_the_tables(tmp_path):
     found = read_tables(run_file(tmp_path))
     assert set(found) == {"per_shift", "per_image", "corruptions", "features"}
     assert {table["step"] for table in found.values()} == {7}
-    assert found["per_shift"]["columns"] == list(PER_SHIFT)
-    assert found["per_image"]["columns"] == per_image_columns()
-    assert found["features"]["columns"] == list(FEATURES)
-    for key, make_rows in (("per_shift", per_shift_rows), ("per_image", per_image_rows), ("features", feature_rows)):
-        read, made = found[key]["data"], make_rows(measured)
-        assert len(read) == len(made)
-        for one, other in zip(read, made, strict=True):
+    for key, (columns, made) in tables(measured).items():
+        assert found[key]["columns"] == columns
+        for one, other in zip(found[key]["data"], made, strict=True):
             assert one == pytest.approx(other)
 
 
 def test_a_long_table_is_cut_with_a_warning_and_an_absent_one_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MOST_ROWS", 2)
+    monkeypatch.setattr(wandb_tables, "MOST_ROWS", 2)
     monkeypatch.setattr("wandb.Table.MAX_ROWS", 2)
     logger = wandb_logger(tmp_path, mode="offline")
     shifts = {"shifts": [[0, 1], [0, 2], [0, 3]], "images": ["a"], "decibels": [[1.0], [2.0], [3.0]]}

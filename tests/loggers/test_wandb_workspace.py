@@ -1,7 +1,6 @@
 """The W&B workspace: its definition without a network, and how it is saved, to a server of our own."""
 
 import json
-import os
 import re
 import socket
 import sys
@@ -11,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import wandb
 import yaml
 
 from genstab.errors import InputError
@@ -22,22 +20,8 @@ from genstab.training.callbacks import pictures
 from tests.helpers.wandb_file import finish
 
 pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed")
+pytestmark = pytest.mark.usefixtures("nobody")
 LOGGED = {key for key, metric in metrics().items() if metric.in_training}
-
-
-@pytest.fixture(autouse=True)
-def nobody(tmp_path, monkeypatch):
-    """A user who never used W&B."""
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("config", "cache", "data"):
-        monkeypatch.setenv(f"WANDB_{name.upper()}_DIR", str(tmp_path / name))
-    wandb.teardown()
-    yield
-    finish()
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_jpeg_is_pillows(severity, quality):
         (lambda: corrupt(GREY, "fog", True), "severity=True"),
         (lambda: corrupt(GREY, "fog", 2.5), "severity=2.5"),
         (lambda: corrupt(GREY[:, :1], "saturate", 1), "'saturate' is for 3 channels; the images have 1"),
-        (lambda: corrupt(GREY[..., :31], "fog", 1), "\\(4, 3, 64, 31\\) are not floating point .* at least 32×32"),
+        (lambda: corrupt(GREY[..., :31], "fog", 1), "64×31 images are smaller than 32×32"),
         (lambda: corrupt(GREY[0], "fog", 1), "are not floating point \\(N, C, H, W\\)"),
         (lambda: corrupt(GREY.int(), "fog", 1), "torch.int32"),
     ],

@@ -20,6 +20,7 @@ from genstab.evaluation.options import MeasureOptions as Options
 from genstab.metrics.perceptual import SMALLEST, Perceptual
 from tests.conftest import Items, noise
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 ONLY = {"protocols": ["circular"], "shifts": [[0, 1]], "map": None, "features": None, "corruptions": None}
 WIDTHS = (3, 64, 192, 384, 256, 256)
 

@@ -12,7 +12,7 @@ from genstab import InputError, ShiftStability, shift_psnr
 from genstab.evaluation.measure import measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
-from genstab.loggers.wandb_tables import per_shift_rows
+from genstab.loggers.wandb_tables import tables
 from genstab.metrics.protocols import PROTOCOLS, Protocol, register_protocol
 from genstab.metrics.shift_ops import roll
 from tests.conftest import Items, Pairs, noise, pairs_loader, tiny_pix2pix
@@ -93,15 +93,13 @@ def test_tables_page_and_verdict_speak_of_it(tmp_path, capsys):
     options = MeasureOptions(shifts=SHIFTS, protocols=["mirrored"], map=None, features=None, corruptions=None)
     measured = measure(Brighter(), Items(*noise(2, 3, 32, 32)), tmp_path, options)
     summary = publish(measured, tmp_path, {"run_name": "brighter"}, 1.0)
-    assert summary["verdict"][0].startswith(
-        "Shimmers when the image is mirrored: shift PSNR mirror at worst shift 26.0 dB"
-    )
+    assert summary["verdict"][0].startswith("Shimmers when the image is mirrored: 26.0 dB at the worst shift")
     assert re.search(r"shift PSNR mirror +│ 26\.02 +│ dB", capsys.readouterr().out)
     page = (tmp_path / "report.html").read_text()
     assert "the image is mirrored and rolled" in page
     assert 'mirror <span class="unit">dB</span>' in page
     assert "| `val/shift_psnr_mirrored` | shift PSNR mirror | dB | higher |" in key_list()
-    assert per_shift_rows(measured.measurements)[0][:4] == ["mirrored", "[1, 0]", 1, 0]
+    assert tables(measured.measurements)["per_shift"][1][0][:4] == ["mirrored", "[1, 0]", 1, 0]
 
 
 def quarter_turns(images, motion, scale, margin):
@@ -126,7 +124,7 @@ def test_motions_that_are_no_shifts(monkeypatch, tmp_path):
     assert decibels == [pytest.approx([each, each], abs=1e-4) for each in expected]
     assert measured.summary["val/shift_psnr_turned"] == pytest.approx(sum(expected) / 2, abs=1e-4)
     assert measured.summary["val/shift_psnr_turned_worst"] == pytest.approx(26.0206, abs=1e-4)
-    rows = [row[:4] for row in per_shift_rows(measured.measurements) if row[0] == "turned"]
+    rows = [row[:4] for row in tables(measured.measurements)["per_shift"][1] if row[0] == "turned"]
     assert rows == [["turned", "[1]", None, None], ["turned", "[2]", None, None]]
     publish(measured, tmp_path, {"run_name": "brighter"}, 1.0)
     page = (tmp_path / "report.html").read_text()

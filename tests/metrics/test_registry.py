@@ -10,7 +10,7 @@ from rich.console import Console
 
 from genstab.errors import InputError
 from genstab.evaluation import verdict
-from genstab.loggers.wandb_tables import per_image_columns, per_image_rows
+from genstab.loggers.wandb_tables import tables
 from genstab.metrics import registry
 from genstab.metrics.registry import GROUPS, Metric, best_ends, metric_of, metrics, register
 from genstab.report.page import build_page
@@ -76,8 +76,8 @@ def test_a_metric_that_is_not_registered_is_not_on_the_pareto_plot():
 
 def test_a_new_metric_is_defined_at_wandb_and_in_its_tables_and_workspace(toy):
     assert best_ends()["val/toy"] == "min"
-    place = per_image_columns().index("toy")
-    assert [row[place] for row in per_image_rows(RUNS[0].measurements)] == [0.123]
+    columns, rows = tables(RUNS[0].measurements)["per_image"]
+    assert [row[columns.index("toy")] for row in rows] == [0.123]
     pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is not installed")
     from genstab.loggers.wandb_workspace import workspace
 

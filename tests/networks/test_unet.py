@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import pytest
@@ -5,18 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genstab import AntiAlias, InputError, PatchGAN, PixelGAN, UNet, shift_psnr
+from genstab import AntiAlias, InputError, PatchGAN, PixelGAN, ResNetGenerator, UNet, shift_psnr
 from genstab.layers.anchored_noise import anchored_noise, noise_filters
 from genstab.layers.filters import FILTERS, PLACEMENTS
 from genstab.networks.unet import Head
 from genstab.training.losses import adversarial_loss, detail_loss
 
+GENERATORS = [partial(UNet, levels=4), partial(ResNetGenerator, blocks=2)]
 
+
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.func.__name__)
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (1, 5), (48, 8)])
-def test_any_norm_placement_and_size(norm, placement, size):
-    network = UNet(2, 5, channels=4, levels=4, norm=norm, antialias=AntiAlias("bin5", placement))
+def test_any_norm_placement_and_size(generator, norm, placement, size):
+    network = generator(2, 5, channels=4, norm=norm, antialias=AntiAlias("bin5", placement))
     output = network(torch.randn(2, 2, *size))
     assert output.shape == (2, 5, *size)
     assert output.abs().max() <= 1
@@ -31,11 +35,11 @@ def test_paper_sized_network_has_the_published_number_of_parameters():
     assert round(sum(p.numel() for p in PatchGAN().parameters()) / 1e6, 3) == 2.769
 
 
-def test_plain_and_antialiased_networks_share_their_keys():
-    plain = UNet(channels=4, levels=3)
-    for filter in FILTERS:
-        for placement in PLACEMENTS:
-            UNet(channels=4, levels=3, antialias=AntiAlias(filter, placement)).load_state_dict(plain.state_dict())
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: generator.func.__name__)
+def test_plain_and_antialiased_networks_share_their_keys(generator):
+    plain = generator(channels=4)
+    for filter, placement in product(FILTERS, PLACEMENTS):
+        generator(channels=4, antialias=AntiAlias(filter, placement)).load_state_dict(plain.state_dict())
 
 
 def test_a_head_draws_the_decoders_map_times_source_and_anchored_noise():

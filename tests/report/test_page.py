@@ -121,7 +121,7 @@ def test_a_classifier_has_its_own_words_and_no_empty_sections(tmp_path):
     parsed = Page(compare(folder))
     text = " ".join(" ".join(parsed.text).split())
     assert "Consistency is the share of pairs of shifts of an image" in text
-    assert "Not of classifiers, which draw no images: shift PSNR, quality, slider or flicker strip" in text
+    assert "Not for classifiers, whose outputs are not images: shift PSNR, quality, slider or flicker strip" in text
     assert "Switched off: feature distance" in text
     assert "decibels" not in text
     sections = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]

@@ -15,7 +15,7 @@ from tests.helpers.run_folder import make_run, slide_frames
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
 
 SIZE = 24  # of the moving pictures: shown whole
 # By hand: L1 less is better, shift PSNR more. b beats d; a, b and c beat each other in one or the other.

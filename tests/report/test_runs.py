@@ -95,15 +95,15 @@ def shift_map(text):
         ("measurements", '{"shift_psnr": {"crop": {}}}', "shift_psnr.crop.shifts is not a list"),
         ("measurements", PER_SHIFT.replace("[0, 2]", '["up", 2]'), "crop.shifts[1] holds 'up', not a number"),
         ("measurements", PER_SHIFT.replace("[0, 2]", "[]"), "crop.shifts[1] is not a list of numbers"),
-        ("measurements", PER_SHIFT.replace("[30, 31]", "[30]"), "crop.decibels[1] is not a list of 2 numbers"),
+        ("measurements", PER_SHIFT.replace("[30, 31]", "[30]"), "crop.decibels[1] is not a list of 2"),
         ("measurements", PER_SHIFT.replace("31]", "true]"), "crop.decibels[1] holds True, not a number"),
         ("measurements", PER_SHIFT.replace(", [30, 31]", ""), "crop.decibels is not a list of 2"),
         ("measurements", PER_SHIFT.replace('"b"', "7"), "crop.images is not a list of texts"),
-        ("measurements", shift_map("[[1, 2]]"), "shift_map.decibels[0] is not a list of 1 numbers"),
+        ("measurements", shift_map("[[1, 2]]"), "shift_map.decibels[0] is not a list of 1"),
         ("measurements", shift_map("[]"), "shift_map.decibels has 0 rows, and so none in the middle"),
         ("measurements", '{"features": {"layers": {"a": [[[]]]}}}', "features.layers.a[0] holds [], not a number"),
         ("measurements", '{"corruptions": {"severities": [], "decibels": {"fog": [1]}}}', "fog is not a list of 0"),
-        ("measurements", '{"quality": {"images": ["a"], "l1": [1, 2]}}', "quality.l1 is not a list of 1 numbers"),
+        ("measurements", '{"quality": {"images": ["a"], "l1": [1, 2]}}', "quality.l1 is not a list of 1"),
     ],
 )
 def test_broken_json_is_one_line_that_names_the_key(tmp_path, file, text, message):
@@ -169,7 +169,7 @@ def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_pa
     assert said[1:] == [
         "Switched off: shift PSNR fractional; shift PSNR fractional pooled; shift PSNR fractional at worst shift; "
         "feature distance; noise floor; corruption error / baseline; FID; LPIPS; shift map",
-        "Of classifiers alone: error rate under corruption; consistency, crop; consistency, circular; accuracy",
+        "For classifiers only: error rate under corruption; consistency, crop; consistency, circular; accuracy",
         "Not measured without targets: L1; PSNR; SSIM; TV of targets; spectrum error; sliced Wasserstein",
         "Not measured: shift PSNR per shift and per image; quality per image",
         "summary.json has no versions",

@@ -107,7 +107,7 @@ def test_costs_are_read_from_the_benchmark(tmp_path):
 
 
 def test_costs_of_two_batch_sizes_or_of_another_file_are_refused(tmp_path):
-    with pytest.raises(InputError, match="has none more than once: measure one --batch"):
+    with pytest.raises(InputError, match="has an option more than once: measure one --batch"):
         read_costs(bench_file(tmp_path / "two.json", ("none", {}), ("none", {})))
     for content in ({}, {"results": 3}, {"results": [{"contestant": "none", "config": {}, "times": {}}]}):
         (tmp_path / "other.json").write_text(json.dumps(content))

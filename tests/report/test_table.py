@@ -116,4 +116,4 @@ def test_the_runs_own_folder_is_no_option():
         "callbacks.last.dirpath": "…/checkpoints",
         "l": "[1, null]",
     }
-    assert options_of(run(config="broken")) == {}
+    assert options_of(run(config=None)) == {}

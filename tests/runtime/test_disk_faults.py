@@ -24,6 +24,7 @@ from tests.helpers.killed import EVERY, STEPS, TINY, differing, left, run
 from tests.helpers.wandb_file import finish as end_wandb
 from tests.helpers.wandb_file import read_history
 
+pytestmark = pytest.mark.slow
 BASE = [option for option in TINY if option not in ("callbacks.pictures=null", "logger=csv")]
 SMALL = ["callbacks.pictures.reach=1", "callbacks.pictures.frames=2", "callbacks.pictures.images=2"]
 WRITTEN = {"shift.gif", "slide_output.webp", "samples.png", "shift_map.png", "measurements.json", "summary.json"}
@@ -123,7 +124,7 @@ def test_a_checkpoint_larger_than_the_disk(disk, size):
     checkpoints = WholeCheckpoints()
     (disk / "a.ckpt").write_bytes(b"old")
     world.fill(disk)
-    with pytest.warns(UserWarning, match=r"a\.ckpt could not be written \(No space left on device\); the one before"):
+    with pytest.warns(UserWarning, match=r"a\.ckpt could not be written \(No space left on device\); an earlier one"):
         checkpoints.save_checkpoint({"weights": torch.zeros(size)}, disk / "a.ckpt")
     assert {path.name for path in disk.iterdir()} == {"a.ckpt", "filling"}
     assert (disk / "a.ckpt").read_bytes() == b"old"
@@ -284,7 +285,6 @@ def command(*options, **variables):
     return finish(start(ROOT / "train.py", *options, *base, *SMALL, "logger=csv", **variables))
 
 
-@pytest.mark.slow
 def test_the_command_ends_with_one_line(disk):
     world.protect(disk)
     for options in ([f"hydra.run.dir={disk / 'run'}"], ["-m", "seed=1,2", f"hydra.sweep.dir={disk / 'sweep'}"]):
@@ -296,7 +296,6 @@ def test_the_command_ends_with_one_line(disk):
         assert code == 1
 
 
-@pytest.mark.slow
 def test_the_command_says_in_the_end_what_is_missing(disk):
     code, printed = command(f"hydra.run.dir={disk / 'run'}", *happening(disk, at20="fill")[-1:])
     assert code == 1
@@ -306,7 +305,6 @@ def test_the_command_says_in_the_end_what_is_missing(disk):
     assert printed.strip().splitlines()[-1].startswith("genstab: the final weights could not be saved: ")
 
 
-@pytest.mark.slow
 def test_an_unwritable_tmpdir_is_done_without(tmp_path):
     code, printed = command(f"hydra.run.dir={tmp_path / 'run'}", TMPDIR=str(tmp_path / "missing"))
     assert code == 0, printed

@@ -98,7 +98,7 @@ def test_a_full_disk_is_one_warning_and_the_old_checkpoint_is_kept(tmp_path, mon
     full_disk(monkeypatch, after=1)
     keeper.save_checkpoint({"step": 1}, path)
     assert not keeper.unwritten.files
-    with pytest.warns(UserWarning, match=r"last\.ckpt could not be written .*No space left.*the one before it is kept"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt could not be written .*No space left.*an earlier one is kept"):
         keeper.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     monkeypatch.undo()

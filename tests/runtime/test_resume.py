@@ -26,6 +26,8 @@ from tests.helpers.commands import finish as finish_program
 from tests.helpers.killed import BATCHES, EPOCHS, EVERY, STEPS, TINY, Killed, Killer, differing, left, run, stop_signals
 from tests.helpers.wandb_file import finish, read_history
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -51,7 +53,6 @@ def stop(folder, step, where, signum=0, *options, **base):
     [
         (2, "start", 0),  # before the first one: from the beginning
         (10, "update", 9),  # between discriminator and generator
-        (12, "end", 9),
         (16, "validation", 15),
         (16, "epoch", 15),
         (24, "validation", 24),  # three batches more than 21, before the validation
@@ -93,10 +94,9 @@ def test_a_training_that_max_time_ended_goes_on(tmp_path, whole, monkeypatch):
         assert differing(left(tmp_path / "run")[part], left(whole)[part]) == []
 
 
-@pytest.mark.slow
-def test_a_dozen_kills(tmp_path):
-    printed = program(HELPERS / "killed.py", tmp_path, 12, 0)
-    assert printed.count("(-9, 0) as unbroken") == 12
+def test_a_kill_at_every_place(tmp_path):
+    printed = program(HELPERS / "killed.py", tmp_path, 7, 0)
+    assert printed.count("(-9, 0) as unbroken") == 7
     assert set(re.findall(r"killed at (\w+)", printed)) == {
         "start", "update", "end", "writing", "validation", "epoch", "after",
     }  # fmt: skip
@@ -175,6 +175,17 @@ def test_a_signal_saves_within_one_step_and_the_code_says_which(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
     run(tmp_path / "run")
     assert differing(left(tmp_path / "run"), left(whole)) == []
+
+
+def test_after_ctrl_c_in_a_sweep_its_folder_is_named(tmp_path, monkeypatch, capsys):
+    killer = "+callbacks.killer={_target_: tests.helpers.killed.Killer, step: 1, place: start, signum: 2}"
+    options = [option for option in TINY if not option.startswith("ckpt_path")]
+    sweep = ["-m", f"hydra.sweep.dir={tmp_path}", "hydra/hydra_logging=none", "hydra/job_logging=none"]
+    monkeypatch.setattr(sys, "argv", ["genstab", "train", *sweep, *options, killer])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert f"To resume: the same command with ckpt_path=last hydra.sweep.dir={tmp_path}\n" in capsys.readouterr().out
 
 
 def test_a_second_ctrl_c_ends_at_once():
@@ -405,9 +416,8 @@ def several(*options, code=0):
 
 
 @pytest.mark.ddp
-@pytest.mark.slow
 def test_three_processes_go_on_with_the_same_bits(tmp_path):
-    options = ["trainer.devices=3", "trainer.max_epochs=4", "data.batch_size=1", "data.train_images=23"]
+    options = ["trainer.devices=3", "trainer.max_epochs=2", "data.batch_size=1", "data.train_images=23"]
     several(*options, f"hydra.run.dir={tmp_path / 'whole'}")
     killer = "+callbacks.killer={_target_: tests.helpers.killed.Killer, step: %d, place: %s, signum: %d}"
     three = [*options, f"hydra.run.dir={tmp_path / 'three'}"]
@@ -418,7 +428,6 @@ def test_three_processes_go_on_with_the_same_bits(tmp_path):
     assert differing(left(tmp_path / "three"), left(tmp_path / "whole")) == []
 
 
-@pytest.mark.slow
 def test_the_command_stops_and_goes_on(tmp_path, whole):
     options = [option for option in TINY if not option.startswith("ckpt_path")]
     killer = (

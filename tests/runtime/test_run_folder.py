@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import sys
+import time
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -10,11 +13,10 @@ import pytest
 
 from genstab import InputError
 from genstab.cli import main as cli
-from genstab.runtime.resume import find_checkpoint
-from genstab.runtime.run_folder import alone_in, check_unused, fresh
-from tests.helpers.commands import start
+from genstab.runtime.run_folder import alone_in, check_measurable, check_unused, fresh
 from tests.helpers.killed import TINY, run
 
+pytestmark = pytest.mark.slow
 ONCE = [*(option for option in TINY if not option.startswith("ckpt_path")), "trainer.max_steps=1"]
 
 
@@ -44,18 +46,25 @@ def test_a_summary_without_a_checkpoint_is_not_written_over_either(tmp_path):
     run(tmp_path / "run", "ckpt_path=last", base=ONCE)  # begins: there is nothing to go on from
 
 
-HOLD = """
-import sys, time
-from genstab.runtime.run_folder import alone_in
-with alone_in(sys.argv[1]):
-    print('in', flush=True)
-    time.sleep(60)
-"""
+@contextmanager
+def locked_by_another(folder):
+    """Let a forked process have the folder; then kill it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with alone_in(folder):
+            os.write(writer, b"in")
+            time.sleep(60)
+    assert os.read(reader, 2) == b"in"
+    yield
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
-    with start("-c", HOLD, tmp_path / "run") as other:
-        assert other.stdout.readline() == "in\n"
+    with locked_by_another(tmp_path / "run"):
         with pytest.raises(
             InputError, match=r"another training run is running in .*run: wait for it to end, or choose another folder"
         ):
@@ -64,9 +73,8 @@ def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
         (tmp_path / "run" / "summary.json").touch()
         with pytest.raises(InputError, match="another training run is running in"):
             run(tmp_path / "run", "ckpt_path=null")
-        (tmp_path / "run" / "summary.json").unlink()
-        other.kill()
-    run(tmp_path / "run", base=ONCE)  # a killed one keeps nobody out
+    with alone_in(tmp_path / "run"):  # a killed one keeps nobody out
+        pass
 
 
 def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_path):
@@ -74,6 +82,12 @@ def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_p
     (tmp_path / "summary.json").touch()
     with pytest.raises(InputError, match=r"already holds a training run \(summary\.json\)"):
         check_unused(tmp_path, None, (Path("summary.json"),))
+
+
+def test_a_summary_that_is_no_object_is_no_training(tmp_path):
+    (tmp_path / "summary.json").write_text("5")
+    with pytest.raises(InputError, match=r"holds summary\.json that no measurement wrote"):
+        check_measurable(tmp_path)
 
 
 def test_file_systems_without_locks(tmp_path, monkeypatch):
@@ -96,20 +110,10 @@ def test_a_clock_that_stands_still_gives_each_run_its_own_folder(monkeypatch):
     monkeypatch.setattr("hydra.core.utils.datetime", type("Still", (), {"now": lambda: datetime(2026, 1, 2, 3, 4, 5)}))
     options = [*ONCE, "hydra/job_logging=none", "hydra/hydra_logging=none"]
     sweep = ["-m", *(option for option in options if not option.startswith("seed")), "seed=1,2"]
+    monkeypatch.setattr("genstab.cli.submitit.run_train", lambda config, processes: None)
     for arguments in (options, options, sweep, sweep):
         monkeypatch.setattr(sys, "argv", ["genstab", "train", *arguments])
         cli.main()
     runs = ["outputs/2026-01-02/03-04-05", "outputs/2026-01-02/03-04-05-2"]
     runs += [f"multirun/2026-01-02/03-04-05{more}/{job}" for more in ("", "-2") for job in (0, 1)]
-    found = [str(path.parent) for path in Path().rglob("summary.json")]
-    assert sorted(found) == sorted(runs)
     assert sorted(str(path.parent.parent) for path in Path().rglob(".hydra/config.yaml")) == sorted(runs)
-
-
-def test_last_is_the_newest_file(tmp_path):
-    runs = [tmp_path / "2026-01-02" / name / "checkpoints" / "last.ckpt" for name in ("10-00-00", "09-00-00")]
-    for path in runs:
-        path.parent.mkdir(parents=True)
-        path.touch()
-    os.utime(runs[1], (2e9, 2e9))
-    assert find_checkpoint("last", tmp_path / "2026-01-02" / "10-00-01", fixed=False) == runs[1]

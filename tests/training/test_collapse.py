@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from genstab import InputError
 from genstab.cli import main as cli
-from genstab.evaluation.verdict import flags, verdict
 from genstab.metrics.output_spread import OutputSpread
 from genstab.training.callbacks.collapse import CollapseWatch
 from genstab.training.callbacks.summary import RunSummary
@@ -99,14 +98,6 @@ def test_a_discriminator_that_cannot_learn_is_found_in_training():
     with pytest.warns(UserWarning, match="no better than chance: its loss has a mean of 0.69 over 10 batches, 100 %"):
         Trainer(callbacks=[watch], max_epochs=5, log_every_n_steps=5, **QUIET).fit(model, pairs_loader(8, 2))
     assert list(watch.said) == ["guesses"]
-
-
-def test_a_discriminator_that_wins_is_found_in_training():
-    model, watch = tiny_pix2pix(lr=5e-3), CollapseWatch(20)
-    model.generator = Constant(torch.tensor(0.0))  # beside targets of noise
-    with pytest.warns(UserWarning, match="the discriminator is never wrong: its loss has a mean of 0.0"):
-        Trainer(callbacks=[watch], max_epochs=60, log_every_n_steps=5, **QUIET).fit(model, pairs_loader(8, 2))
-    assert list(watch.said) == ["wins"]
 
 
 @pytest.mark.filterwarnings("ignore:the discriminator is never wrong")
@@ -211,18 +202,9 @@ def test_a_shift_psnr_at_the_cap_of_a_constant_output_is_flagged(tmp_path, capsy
     assert summary["val/shift_psnr"] == 100
     assert summary["val/output_spread"] == pytest.approx(0, abs=1e-7)
     assert summary["val/output_std"] == pytest.approx(0, abs=1e-7)
-    assert "capped" in flags(summary)
-    first = "Not evidence of stability: shift PSNR crop 100.0 dB is the cap, which any constant output reaches."
+    first = "No evidence of stability: constant outputs always reach 100.0 dB, the cap."
     assert summary["verdict"][0] == first
-    assert not any("Follows its input exactly" in sentence for sentence in summary["verdict"])
     assert first in capsys.readouterr().out
-
-
-def test_the_cap_alone_is_no_fault():
-    metrics = {"val/shift_psnr": 100.0, "val/output_spread": 0.2, "val/output_std": 0.2}
-    assert "capped" not in flags(metrics)
-    assert verdict(metrics)[0].startswith("Follows its input exactly")
-    assert "capped" not in flags({**metrics, "val/shift_psnr": 99.9, "val/output_std": 0.0})
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -237,6 +219,7 @@ def test_what_is_logged_depends_on_no_batch_size(batch_size):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ordinary_run_is_not_warned_of_and_says_so(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["genstab", "train", *PLAIN, "trainer.max_epochs=5"])
     with warnings.catch_warnings(record=True) as said:

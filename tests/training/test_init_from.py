@@ -151,7 +151,7 @@ def test_what_gives_nothing_is_refused(tmp_path, content, message):
 
 
 def test_a_run_begins_and_resumes_by_two_words(tmp_path, capsys):
-    short = ["trainer.max_steps=1", "callbacks.stability=null", "callbacks.best=null", "++trainer.limit_val_batches=0"]
+    short = ["trainer.max_steps=1", "callbacks.stability=null", "++trainer.limit_val_batches=0"]
     run(tmp_path / "old", *short)
     begin = [f"init_from={tmp_path / 'old'}", "antialias=bin5", "model.lr=1e-5"]
     run(tmp_path / "new", *short, *begin)  # ckpt_path=last is among the options: there is none yet

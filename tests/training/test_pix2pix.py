@@ -301,6 +301,7 @@ def test_the_detail_loss_is_added_with_its_weight():
     assert losses["loss_g"].item() == pytest.approx(total.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_overlapping_crops_teach_a_network_to_move_with_its_input():
     def difference(weight):
         model = small_pix2pix(equivariance_weight=weight)
@@ -336,6 +337,7 @@ def test_bfloat16_trains_with_float32_weights():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own
 def test_compiled_networks_give_the_same_step(monkeypatch):
     # the same graphs without inductor's C++, which `test_compile` compares

@@ -271,6 +271,7 @@ def test_a_run_without_validation_says_so(tmp_path, capsys):
     assert "No results: no validation ran." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_offline_wandb_file_has_metrics_and_pictures_at_the_same_step(tmp_path):
     logger = wandb_logger(tmp_path, mode="offline")
     callbacks = [stability(), ShiftPictures(tmp_path, reach=1, frames=2)]

@@ -55,12 +55,9 @@ def read_bytes(url: str) -> bytes:
 class ShardCache:
     """Open shards; remote ones are fetched into a folder, from which the least recently used ones are removed.
 
-    They lie in a folder of their own, `genstab-shards`, below the given one; no other file is counted or removed.
-
-    Any number of processes may share the folder: a shard is fetched once, and a shard that is removed while a process
-    reads it stays readable to that process.
-
-    The folder is created when a shard is fetched.
+    They lie in a folder of their own, `genstab-shards`, below the given one; no other file is counted or removed. Any
+    number of processes may share it: a shard is fetched once, and one that is removed while a process reads it stays
+    readable to that process.
     """
 
     def __init__(self, folder: str | Path = CACHE, max_bytes: float = 2e10) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -39,55 +40,49 @@ class ShardData(PairedData):
     """
 
     def __init__(
-        self,
-        root: str,
-        window: int = 8,
-        cache: str | None = None,
-        cache_gb: float = 20.0,
-        **kwargs: Any,
+        self, root: str, window: int = 8, cache: str | None = None, cache_gb: float = 20.0, **kwargs: Any
     ) -> None:
         if held := {"val_share", "val_seed"} & kwargs.keys():
             raise InputError(f"data.{min(held)} holds out no pairs of shards: genstab shard {min(held)}=… does")
         super().__init__(root, **kwargs)
+        if self.auto:
+            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
         check_counts(window=window)
         if not cache_gb > 0:
             raise InputError(f"cache_gb={cache_gb} is not a positive number")
         self.window = window
         self.cache = ShardCache(cache or CACHE, 1e9 * cache_gb)
-        self.found: Mapping[str, Split] | None = None
         self.ahead: Thread | None = None
 
+    @cached_property
     def splits(self) -> Mapping[str, Split]:
-        """Return the splits by name, from the index.
+        """The splits by name, from the index.
 
         Raises:
             InputError: there is no valid index, or the cache is too small.
         """
-        if self.found is None:
-            where = url_in(self.root, INDEX)
-            found = parse_index(read_bytes(where), where, lambda name: url_in(self.root, name))
-            for name, split in found.items():
-                most = max((shard.bytes for shard in split.shards if not is_local(shard.url)), default=0)
-                needed = 2 * min(self.window, len(split.shards)) * most
-                if needed > self.cache.max_bytes:
-                    raise InputError(
-                        f"data.cache_gb={self.cache.max_bytes / 1e9:g} is too small for {name}: two windows of "
-                        f"{self.window} shards take {needed / 1e9:.2g} GB; set it higher, or data.window lower"
-                    )
-            self.found = found
-        return self.found
+        where = url_in(self.root, INDEX)
+        found = parse_index(read_bytes(where), where, lambda name: url_in(self.root, name))
+        for name, split in found.items():
+            most = max((shard.bytes for shard in split.shards if not is_local(shard.url)), default=0)
+            needed = 2 * min(self.window, len(split.shards)) * most
+            if needed > self.cache.max_bytes:
+                raise InputError(
+                    f"data.cache_gb={self.cache.max_bytes / 1e9:g} is too small for {name}: two windows of "
+                    f"{self.window} shards take {needed / 1e9:.2g} GB; set it higher, or data.window lower"
+                )
+        return found
 
     def _pairs(self, split: str) -> ShardPairs:
-        found = self.splits().get(split)
+        found = self.splits.get(split)
         if found is None or not found.shards:
-            raise InputError(f"data.root={self.root} has no pairs for split={split}: it has {', '.join(self.splits())}")
+            raise InputError(f"data.root={self.root} has no pairs for split={split}: it has {', '.join(self.splits)}")
         wanted = self._wanted(split)
         if self.check != "off":
             least = Pair("", Path(f"the smallest pair for {split}"), Path(f"the smallest pair for {split}"))
-            channels_a, channels_b = found.channels or self._channels_ab()
-            if self.readings["source"].labels:  # of which the index does not know
-                channels_a, channels_b = self._ab(self.channels[0], self._ab(channels_a, channels_b)[1])
-            wanted.check(least, (channels_a, *found.least), (channels_b, *found.least))
+            channels_a, channels_b = found.channels or self._ab(*self.channels)
+            shape_a = (wanted.reading_a.channels_of(channels_a), *found.least)
+            wanted.check(least, shape_a, (wanted.reading_b.channels_of(channels_b), *found.least))
             if found.channels is None and not self.convert:
                 raise InputError(
                     f"{self.root}: the images for {split} have several numbers of channels: set data.convert=true"
@@ -100,10 +95,6 @@ class ShardData(PairedData):
             found.shards, self.cache, 2 if split == "val" else self.window + 1, direction=self.direction, size=size,
             wanted=wanted, on_error=self.on_error,
         )  # fmt: skip
-
-    def _find_ranges(self) -> None:
-        if self.auto:
-            raise InputError("data.value_range=auto needs data=paired: set [least,greatest] with data=shards")
 
     def _dataset(self, split: str) -> ShardPairs:
         data = self._pairs(split)
@@ -118,13 +109,13 @@ class ShardData(PairedData):
         return data
 
     def _sampler(self, processes: int, rank: int, seed: int) -> ShardSampler:
-        lengths = [shard.pairs for shard in self.splits()["train"].shards]
+        lengths = [shard.pairs for shard in self.splits["train"].shards]
         return ShardSampler(lengths, self.window, self.batch_size, processes, rank, seed, self._fetch_ahead)
 
     def _fetch_ahead(self, number: int) -> None:
         """Fetch a training shard in the background, unless the one before is still on its way."""
         if not (self.ahead and self.ahead.is_alive()):
-            self.ahead = Thread(target=self._fetch, args=(self.splits()["train"].shards[number],), daemon=True)
+            self.ahead = Thread(target=self._fetch, args=(self.splits["train"].shards[number],), daemon=True)
             self.ahead.start()
 
     def _fetch(self, shard: Shard) -> None:

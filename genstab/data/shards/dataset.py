@@ -54,8 +54,8 @@ class ShardPairs(PairDataset):
         number = bisect_right(self.ends, index)
         file = self._open(number)
         name, member_a, member_b = file.pairs[index - self.ends[number]]  # counted from the end of the shard
-        path_a, a = _decoded(file, member_a, self.reading_a)
-        path_b, b = (None, None) if member_b is None else _decoded(file, member_b, self.reading_b)
+        path_a, a = _decoded(file, member_a, self.wanted.reading_a)
+        path_b, b = (None, None) if member_b is None else _decoded(file, member_b, self.wanted.reading_b)
         return Pair(name, path_a, path_b), a, b
 
     def _open(self, number: int) -> ShardFile:

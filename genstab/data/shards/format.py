@@ -74,11 +74,9 @@ class ShardFile:
             check_size(self.descriptor, shard)
             with os.fdopen(os.dup(self.descriptor), "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 members = [Member(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
-        except FileNotFoundError:
+        except (FileNotFoundError, InputError):
             raise
         except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"cannot read {self.name}: {error}") from error
         self.pairs = _paired(self.name, members)
         if shard.pairs != len(self.pairs):  # tarfile takes a damaged header for the end of the file

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from genstab.data.channels import is_convertible
-from genstab.data.image_io import decode_image, image_shape
+from genstab.data.image_io import image_shape, read_image
 from genstab.data.pairs import Pair, Wanted, check_share, find_pairs, has_pairs, split_pairs
 from genstab.data.paths import listing
 from genstab.data.reading import Reading
@@ -95,7 +95,8 @@ def write_shards(
         with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
             folder = Path(scratch, "shards")  # a temporary folder is private
             folder.mkdir()
-            written = _write(pairs, folder, 1e6 * size, seed, check == "full", on_error == "skip", convert, reading)
+            read = partial(_read, full=check == "full", reading=reading)
+            written = _write(pairs, folder, 1e6 * size, seed, read, on_error == "skip", convert)
             os.replace(folder, output)
     except OSError as error:
         raise InputError(f"output={output} cannot be written: {error}") from error
@@ -112,12 +113,26 @@ def _splits(root: str | Path, val_share: float, val_seed: int) -> tuple[dict[str
 
 
 class _Read(NamedTuple):
-    """A pair, its files by the end of their names, and the (H, W) and the channels of A and B."""
+    """A pair, its files by the end of their names in a shard, and the (H, W) and the channels of A and B."""
 
     pair: Pair
-    files: dict[str, bytes]
+    files: dict[str, Path]
     sizes: tuple[tuple[int, int], tuple[int, int]]
     channels: tuple[int, int]
+
+
+def _read(pair: Pair, full: bool, reading: Reading) -> _Read | InputError:
+    """Check the files of a pair: their headers, or if `full` all of them."""
+    sides = {"ab": pair.a} if pair.b is None else {"a": pair.a, "b": pair.b}
+    try:
+        shapes = [image_shape(path, reading) for path in sides.values()]
+        channels = shapes[0][0], shapes[-1][0]
+        sizes = Wanted(*channels, same_size=False).check(pair, shapes[0], None if pair.b is None else shapes[1])
+        for path in sides.values() if full else ():
+            read_image(path, reading)
+    except InputError as error:
+        return error
+    return _Read(pair, {f"{side}{path.suffix.lower()}": path for side, path in sides.items()}, sizes, channels)
 
 
 def _write(
@@ -125,112 +140,82 @@ def _write(
     folder: Path,
     most: float,
     seed: int | None,
-    full: bool,
+    read: Callable[[Pair], _Read | InputError],
     skip: bool,
     convert: bool,
-    reading: Reading,
 ) -> Written:
-    written, splits = Written(), {}
+    written = Written()
+    splits: dict[str, dict[str, Any]] = {}
     channels: tuple[int, int] | None = None
     for split, each in pairs.items():
         if split == "train" and seed is not None:
             order = torch.randperm(len(each), generator=torch.Generator().manual_seed(seed)).tolist()
             each = [each[position] for position in order]
-        sizes: set[tuple[tuple[int, int], tuple[int, int]]] = set()
-        alike = True
-        with closing(_Writer(folder, split, most)) as writer:
-            bar = tqdm(each, f"writing {split}", unit="pair", leave=False, disable=None)
-            for pair, future in zip(bar, _submitted(each, full, reading), strict=True):
-                try:
-                    read = future.result()
-                    channels = channels or read.channels
-                    if read.channels != channels:
-                        if not (convert and all(map(is_convertible, read.channels, channels))):
-                            raise InputError(
-                                f"{pair.a}: A and B have {read.channels} channels, the pairs before have {channels}"
-                                f"{_advice(read.channels, channels)}"
-                            )
-                        alike = False
-                except InputError as error:
-                    if not skip:
-                        raise
-                    written.left_out.append(str(error))
-                    continue
-                sizes.add(read.sizes)
-                writer.add(read)
-        if not sizes:
+        good: list[_Read] = []
+        with ThreadPoolExecutor() as pool:
+            for found in tqdm(pool.map(read, each), f"reading {split}", len(each), leave=False, disable=None):
+                if isinstance(found, _Read):
+                    channels = channels or found.channels
+                    found = _fitting(found, channels, convert)
+                if isinstance(found, _Read):
+                    good.append(found)
+                elif skip:
+                    written.left_out.append(str(found))
+                else:
+                    raise found
+        if not good:
             raise InputError(f"none of the {len(each)} pairs for {split} can be read; {written.left_out[-1]}")
-        images = {size for both in sizes for size in both}
+        images = {size for pair in good for size in pair.sizes}
         least = [min(numbers) for numbers in zip(*images, strict=True)]
-        known = {
+        shards = tqdm(list(_grouped(good, most)), f"writing {split}", unit="shard", leave=False, disable=None)
+        splits[split] = {
             "size": least if len(images) == 1 else None,
             "least": least,
-            "channels": list(channels or ()) if alike else None,
-            **({} if all(a == b for a, b in sizes) else {"same_size": False}),
+            "channels": list(channels or ()) if all(pair.channels == channels for pair in good) else None,
+            **({} if all(a == b for a, b in (pair.sizes for pair in good)) else {"same_size": False}),
+            "shards": [_shard(folder / f"{split}-{number:06d}.tar", shard) for number, shard in enumerate(shards)],
         }
-        splits[split] = {**known, "shards": writer.shards}
-        written.pairs[split], written.shards[split] = writer.pairs, len(writer.shards)
+        written.pairs[split], written.shards[split] = len(good), len(splits[split]["shards"])
     write_json(folder / INDEX, {"kind": KIND, "splits": splits})
     return written
 
 
-def _advice(channels: tuple[int, int], wanted: tuple[int, int]) -> str:
-    return " (convert=true keeps them, for data.convert=true)" if all(map(is_convertible, channels, wanted)) else ""
+def _fitting(found: _Read, wanted: tuple[int, int], convert: bool) -> _Read | InputError:
+    """Return a pair, or an error if its channels differ from those of the first pair and are not converted later."""
+    convertible = all(map(is_convertible, found.channels, wanted))
+    if found.channels == wanted or (convert and convertible):
+        return found
+    advice = " (convert=true keeps them, for data.convert=true)" if convertible else ""
+    return InputError(f"{found.pair.a}: A and B have {found.channels} channels, the pairs before have {wanted}{advice}")
 
 
-def _submitted(pairs: Sequence[Pair], full: bool, reading: Reading) -> Iterator[Future[_Read]]:
-    """Read pairs in order with a thread pool, a few at a time: together they would fill the memory."""
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(pairs), 32):
-            yield from [pool.submit(_read, pair, full, reading) for pair in pairs[start : start + 32]]
+def _grouped(pairs: Sequence[_Read], most: float) -> Iterator[list[_Read]]:
+    """Group pairs to shards of at most so many bytes; a larger pair gets one of its own."""
+    shard: list[_Read] = []
+    size = 0
+    for pair in pairs:
+        # a header, and the content in blocks of 512
+        more = sum(512 + -(-path.stat().st_size // 512) * 512 for path in pair.files.values())
+        if shard and size + more > most:
+            yield shard
+            shard, size = [], 0
+        shard.append(pair)
+        size += more
+    yield shard
 
 
-def _read(pair: Pair, full: bool, reading: Reading) -> _Read:
-    shapes = [image_shape(path, reading) for path in (pair.a, pair.b) if path is not None]
-    channels = shapes[0][0], shapes[-1][0]
-    sizes = Wanted(*channels, same_size=False).check(pair, shapes[0], None if pair.b is None else shapes[1])
-    files = {}
-    for side, path in {"ab": pair.a}.items() if pair.b is None else {"a": pair.a, "b": pair.b}.items():
-        files[f"{side}{path.suffix.lower()}"] = data = path.read_bytes()
-        if full:
-            decode_image(data, str(path), reading)
-    return _Read(pair, files, sizes, channels)
-
-
-class _Writer:
-    """Writes the shards of a split one after the other, and collects their entries for the index."""
-
-    def __init__(self, folder: Path, split: str, most: float) -> None:
-        self.folder, self.split, self.most = folder, split, most
-        self.shards: list[dict[str, Any]] = []
-        self.pairs = self.size = self.first = 0
-        self.tar: Any = None
-
-    def add(self, read: _Read) -> None:
-        """Add a pair, to a new shard if it does not fit into the current one."""
-        size = sum(512 + -(-len(data) // 512) * 512 for data in read.files.values())
-        if self.tar is not None and self.size + size > self.most:
-            self.close()
-        if self.tar is None:
-            self.size, self.first = 0, self.pairs
-            self.file = (self.folder / f"{self.split}-{len(self.shards):06d}.tar").open("wb")
-            # No times or owners, so that the bytes do not change; pax allows names of any length and alphabet.
-            options: dict[str, Any] = {"mtime": 0, "user": "", "group": "", "format": "PAX_FORMAT"}
-            self.tar = webdataset().TarWriter(self.file, encoder=False, **options)
-        self.tar.write({"__key__": key_of(read.pair.name), **read.files})
-        self.size, self.pairs = self.size + size, self.pairs + 1
-
-    def close(self) -> None:
-        """Finish the current shard."""
-        if self.tar is None:
-            return
-        self.tar.close()
-        self.tar = None
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        path = Path(self.file.name)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        shard = {"name": path.name, "pairs": self.pairs - self.first, "bytes": path.stat().st_size, "sha256": digest}
-        self.shards.append(shard)
+def _shard(path: Path, pairs: Sequence[_Read]) -> dict[str, Any]:
+    """Write a shard, and return its entry for the index."""
+    # No times or owners, so that the bytes do not change; pax allows names of any length and alphabet.
+    options: dict[str, Any] = {"mtime": 0, "user": "", "group": "", "format": "PAX_FORMAT"}
+    with path.open("w+b") as file:
+        with webdataset().TarWriter(file, encoder=False, **options) as tar:
+            for pair in pairs:
+                files = {end: each.read_bytes() for end, each in pair.files.items()}
+                tar.write({"__key__": key_of(pair.pair.name), **files})
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "pairs": len(pairs), "bytes": size, "sha256": digest}

@@ -90,10 +90,8 @@ class CollapseWatch(Callback):
         mean, chance = sum(self._losses) / self.window, CHANCE[kind]
         shown = f"its loss has a mean of {mean:.2g} over {self.window} batches, {100 * mean / chance:.3g} % of guessing"
         if mean < WINS * chance:
-            self._warn_once(
-                "wins",
-                f"the discriminator is never wrong: {shown} ({chance:.2g}); the generator learns nothing from it",
-            )
+            learns = f"({chance:.2g}); the generator learns nothing from it"
+            self._warn_once("wins", f"the discriminator is never wrong: {shown} {learns}")
         elif mean >= GUESSES * chance and self.batches >= 2 * self.window:
             self._warn_once("guesses", f"the discriminator tells outputs from targets no better than chance: {shown}")
 

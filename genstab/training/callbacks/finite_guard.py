@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -26,14 +25,13 @@ class NotFiniteError(InputError):
     """A loss, gradient or weight is NaN or infinite; the command line prints the message as one line."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """A value that is not finite: its step, the index of the loss in the step, its description, the batch's images."""
+class Found(NamedTuple):
+    """A value that is not finite: its step, the place of the loss in the step, its description, the batch's images."""
 
     step: int
-    index: int
+    place: int
     what: str
-    names: list[str] = field(default_factory=list)
+    names: list[str]
 
     def __str__(self) -> str:
         return f"{self.what} at step {self.step}" + (f" ({shortened(self.names)})" if self.names else "")
@@ -145,7 +143,7 @@ class FiniteGuard(Callback):
         checks += [buffer.isnan().logical_not().all() for buffer in _statistics(pl_module)]
         if checks and not torch.stack(checks).all():
             found = _first_bad(self._recent)
-            raise _error(trainer, found or Found(trainer.fit_loop.total_batch_idx, 0, "a weight is not finite"))
+            raise _error(trainer, found or Found(trainer.fit_loop.total_batch_idx, 0, "a weight is not finite", []))
 
     def _check(self, trainer: Trainer) -> None:
         """Stop if a loss since the last check is not finite on any process; all of them check at the same steps."""
@@ -171,33 +169,28 @@ class FiniteGuard(Callback):
         self.in_a_row += 1
         if self.in_a_row >= MOST_IN_A_ROW:
             what = f"{found.what}, the last of {self.in_a_row} consecutive skipped updates,"
-            raise _error(trainer, replace(found, what=what))
+            raise _error(trainer, found._replace(what=what))
         self.left_out.append({"step": step, "images": found.names, "reason": found.what})
         rank_zero_warn(f"on_nan=skip skips an update: {found}")
 
 
 def _first_bad(recent: list[tuple[int, list[str], dict[str, Tensor]]]) -> Found | None:
     """Return the first loss that is not finite, with one synchronization of the device."""
-    losses = [
-        (Found(step, index, key, names), loss)
-        for step, names, each in recent
-        for index, (key, loss) in enumerate(each.items())
-    ]
-    values = torch.stack([loss.float().reshape(()) for _, loss in losses]).tolist() if losses else []
-    for (found, _), value in zip(losses, values, strict=True):
-        if not math.isfinite(value):
-            return replace(found, what=f"{found.what} is {value}")
+    losses = [loss.float().reshape(()) for _, _, each in recent for loss in each.values()]
+    values = iter(torch.stack(losses).tolist() if losses else ())
+    for step, names, each in recent:
+        for place, key in enumerate(each):
+            if not math.isfinite(value := next(values)):
+                return Found(step, place, f"{key} is {value}", names)
     return None
 
 
 def _first_of_all(found: Found | None) -> Found | None:
     """Return the earliest bad loss of all processes, which makes later ones bad, with the images of each of them."""
-    every = [each for each in all_gathered(found) if each]
-    first = min(every, key=lambda each: (each.step, each.index), default=None)
-    if first is None:
+    if not (every := [each for each in all_gathered(found) if each]):
         return None
-    names = [name for each in every if (each.step, each.index) == (first.step, first.index) for name in each.names]
-    return replace(first, names=names)
+    first = min(every, key=lambda each: each[:2])
+    return first._replace(names=[name for each in every if each[:2] == first[:2] for name in each.names])
 
 
 def _error(trainer: Trainer, found: Found) -> NotFiniteError:

@@ -16,6 +16,7 @@ from genstab.metrics.shift_map import RolledOutputs, measure_map
 from genstab.metrics.shift_ops import Shift, parse_shifts
 from genstab.report.figures import picture_table, save_picture, shift_panel, write_exhibits
 from genstab.runtime.files import FailedWrites
+from genstab.runtime.loop_state import logged_step
 
 
 class ShiftPictures(Callback):
@@ -55,8 +56,7 @@ class ShiftPictures(Callback):
         self.map_images, self.frames = map_images, frames
         self.shift = parse_shifts([shift])[0]
         self.source_key, self.generator = source_key, generator
-        self.source: Tensor | None = None
-        self.target: Tensor | None = None
+        self.kept: dict[str, Tensor] = {}  # the first images: `source`, and `target` if there is one
         self.decibels: dict[Shift, float] = {}
         self.unwritten = FailedWrites("picture", "the training goes on without it")
 
@@ -72,22 +72,23 @@ class ShiftPictures(Callback):
     ) -> None:
         """Keep the first images."""
         if batch_idx == 0 and dataloader_idx == 0:
-            self.source = source_of(batch, self.source_key)[: self.images].detach().clone()
-            target = batch.get("target") if isinstance(batch, Mapping) else None
-            self.target = None if target is None else target[: self.images].detach().clone()
+            found = {"source": source_of(batch, self.source_key)}
+            if isinstance(batch, Mapping) and isinstance(batch.get("target"), Tensor):
+                found["target"] = batch["target"]
+            self.kept = {key: images[: self.images].detach().clone() for key, images in found.items()}
 
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both panels."""
-        if trainer.sanity_checking or self.source is None:
+        if trainer.sanity_checking or not self.kept:
             return
         with inference(submodule(pl_module, self.generator)) as generate:
-            output = generate(self.source)
+            source, output = self.kept["source"], generate(self.kept["source"])
             panels = {
-                "samples": self._samples(self.source, output),
-                "shift": shift_panel(generate, self.source, output, self.shift),
+                "samples": {"source": source, "output": output, **self.kept},
+                "shift": shift_panel(generate, source, output, self.shift),
             }
-        step = _step(trainer)
+        step = logged_step(trainer)
         for logger in trainer.loggers:
             for key, columns in panels.items():
                 log_image(logger, key, picture_table(columns), step)
@@ -95,30 +96,20 @@ class ShiftPictures(Callback):
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and log samples, map and animation."""
-        if self.source is None:
+        if not self.kept:
             return
         with inference(submodule(pl_module, self.generator)) as generate:
-            output = generate(self.source)
-            rolled = RolledOutputs(self.source, output)
-            images = self.source[: self.map_images]
+            source, output = self.kept["source"], generate(self.kept["source"])
+            rolled, images = RolledOutputs(source, output), source[: self.map_images]
             self.decibels = measure_map(generate, images, self.reach, rolled=rolled, check_finite=False)
-            samples, title = self._samples(self.source, output), f"circular, {len(images)} images"
-            shown = samples, rolled, self.decibels, title, self.frames
+            samples = {"source": source, "output": output, **self.kept}
+            shown = samples, rolled, self.decibels, f"circular, {len(images)} images", self.frames
             pictures = write_exhibits(self.folder, generate, *shown, spare=self.unwritten.tolerate)
         for key, picture in pictures.items():
             with self.unwritten.tolerate(self.folder / f"{key}.png"):
                 save_picture(picture, self.folder / f"{key}.png")
-        step, animation = _step(trainer), self.folder / "shift.gif"
+        step, animation = logged_step(trainer), self.folder / "shift.gif"
         for logger in trainer.loggers:
             log_image(logger, "shift_map", pictures["shift_map"], step)
             if str(animation) not in self.unwritten.files:
                 log_video(logger, "shift_film", animation, step)
-
-    def _samples(self, source: Tensor, output: Tensor) -> dict[str, Tensor]:
-        samples = {"source": source, "output": output}
-        return samples if self.target is None else {**samples, "target": self.target}
-
-
-def _step(trainer: Trainer) -> int:
-    # Private, but the step at which Lightning logs the metrics of this moment: global_step counts both optimizers.
-    return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -1,6 +1,5 @@
 """The results of a run in numbers: `summary.json`, `measurements.json` and a table in the terminal."""
 
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,18 +45,23 @@ class RunSummary(Callback):
         folder: of the run.
         config: the run's configuration, as plain types.
         init_from: what `genstab.training.init_from.begin_from` returned; None for a training from the start.
+        to_resume: what to add to the same command to resume the run.
     """
 
     def __init__(
-        self, folder: str | Path, config: Mapping[str, Any], init_from: Mapping[str, Any] | None = None
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        init_from: Mapping[str, Any] | None = None,
+        to_resume: str = "ckpt_path=last",
     ) -> None:
         self.folder, self.config, self.init_from = Path(folder), dict(config), init_from
+        self.to_resume = to_resume
         self.provenance: dict[str, Any] = {}
         self.unwritten = FailedWrites("file", "all else is done")
-        self.images = 0
-        self.skipped: list[str] = []
+        self.images, self.skipped = 0, list[str]()
         self.batches: int | float | None = None
-        self.fit_began = self.training_began = self.validation_began = self.validating = self.training = 0.0
+        self.fit_began = self.batch_ended = self.training = 0.0
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the configuration, with which a run that resumes is compared, and the weights that it began from."""
@@ -66,7 +70,7 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the fit."""
-        self.fit_began, self.batches = time.perf_counter(), None
+        self.fit_began, self.batches, self.batch_ended = time.perf_counter(), None, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Validate after the last batch, wherever in an epoch it is: the summary is about the final weights."""
@@ -79,41 +83,36 @@ class RunSummary(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images from the second batch on."""
-        now = time.perf_counter()
-        if not self.training_began:
-            self.training_began = now
-            return
-        self.images += len(source_of(batch)) * trainer.world_size
-        self.training = now - self.training_began - self.validating
+        """Count images and time from the second batch on."""
+        before, self.batch_ended = self.batch_ended, time.perf_counter()
+        if before:
+            self.images += len(source_of(batch)) * trainer.world_size
+            self.training += self.batch_ended - before
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gather the images that each process skipped."""
         self.skipped = sorted(set().union(*all_gathered(_skipped(trainer))))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the training."""
-        self.validation_began = time.perf_counter()
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restart the clock of the training."""
-        if self.training_began:
-            self.validating += time.perf_counter() - self.validation_began
+        """Leave the validation out of the time."""
+        if self.batch_ended:
+            self.batch_ended = time.perf_counter()
 
     def summary(self, trainer: Trainer) -> dict[str, Any]:
         """Return what `summary.json` holds."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its callback connector
-        paths = {"checkpoint": "", "best_checkpoint": ""}
+        paths: dict[str, str | None] = {"checkpoint": None, "best_checkpoint": None}
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, LastCheckpoint):
-                paths["checkpoint"] = str(callback.path) if callback.path.is_file() else ""
+            if isinstance(callback, LastCheckpoint) and callback.path.is_file():
+                paths["checkpoint"] = _relative(callback.path, self.folder)
             elif isinstance(callback, ModelCheckpoint) and Path(callback.best_model_path).is_file():
-                paths["best_checkpoint" if callback.monitor else "checkpoint"] = callback.best_model_path
+                kind = "best_checkpoint" if callback.monitor else "checkpoint"
+                paths[kind] = _relative(callback.best_model_path, self.folder)
         return {
             **(metrics := {key: value.item() for key, value in sorted(trainer.callback_metrics.items())}),
             "verdict": verdict(metrics),
             "parameters": sum(parameter.numel() for parameter in trainer.lightning_module.parameters()),
-            **{key: _relative(path, self.folder) for key, path in paths.items()},
+            **paths,
             "steps": trainer.global_step,
             "processes": trainer.world_size,
             "seconds": round(time.perf_counter() - self.fit_began, 2),
@@ -132,23 +131,20 @@ class RunSummary(Callback):
     def measurements(self, trainer: Trainer) -> dict[str, Any]:
         """Return what `measurements.json` holds: shift PSNR per shift and image of the last validation, and the map."""
         found: dict[str, Any] = {}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by its callback connector
-            if isinstance(callback, ShiftStability) and callback.tables:
+        for each in trainer.callbacks:  # type: ignore[attr-defined]  # set by its callback connector
+            if isinstance(each, ShiftStability) and each.tables:
                 found["shift_psnr"] = {
-                    protocol: shift_table(
-                        callback.shifts[protocol], callback.names, decibels, callback.pooled[protocol]
-                    )
-                    for protocol, decibels in callback.tables.items()
+                    protocol: shift_table(each.shifts[protocol], each.names, decibels, each.pooled[protocol])
+                    for protocol, decibels in each.tables.items()
                 }
-            elif isinstance(callback, ShiftPictures) and callback.decibels:
-                found["shift_map"] = map_table(callback.decibels, min(callback.map_images, callback.images))
+            elif isinstance(each, ShiftPictures) and each.decibels:
+                found["shift_map"] = map_table(each.decibels, min(each.map_images, each.images))
         return found
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files and print the table and the paths."""
-        summary = self.summary(trainer)
-        measurements = self.measurements(trainer)
+        summary, measurements = self.summary(trainer), self.measurements(trainer)
         for name, content in ((MEASUREMENTS, measurements), (SUMMARY, summary)):
             with self.unwritten.tolerate(self.folder / name):
                 write_json(self.folder / name, content)
@@ -170,7 +166,7 @@ class RunSummary(Callback):
         if isinstance(exception, KeyboardInterrupt | Stopped):
             print(f"\nStopped after {trainer.global_step} batches.")
             if self.summary(trainer)["checkpoint"]:
-                print(f"To resume: the same command with ckpt_path=last hydra.run.dir={shlex.quote(str(self.folder))}")
+                print(f"To resume: the same command with {self.to_resume}")
             self.print_paths(trainer)
 
     def print_paths(self, trainer: Trainer) -> None:
@@ -192,8 +188,6 @@ def _skipped(trainer: Trainer) -> list[str]:
     return list(getattr(trainer.datamodule, "skipped", ()))  # type: ignore[attr-defined]  # set by its data connector
 
 
-def _relative(path: str, folder: Path) -> str | None:
-    if not path:
-        return None
+def _relative(path: str | Path, folder: Path) -> str:
     resolved, base = Path(path).resolve(), folder.resolve()
     return str(resolved.relative_to(base)) if resolved.is_relative_to(base) else str(resolved)
