@@ -158,6 +158,7 @@ def test_what_a_folder_lacks_is_said(tmp_path):
 
 def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_path):
     off = {"map": None, "features": None, "corruptions": {"baseline": None}, "perceptual": [], "noise_floor": False}
+    off["realism"] = False
     (run,) = read_runs([make_run(tmp_path / "off")])
     summary = {key: each for key, each in run.summary.items() if key not in ("val/l1", "val/psnr", "val/ssim")}
     summary |= {"config": {**off, "protocols": ["circular", "crop"]}, "notes": ["corruptions: not measured, x"]}
@@ -167,11 +168,14 @@ def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_pa
     said = missing_of(Run("off", run.folder, summary, {}), columns)
     assert said[0] == "corruptions: not measured, x"
     assert said[1:] == [
+        "Not measured: shift PSNR crop, margin 0; shift PSNR per shift and per image; quality per image",
         "Switched off: shift PSNR fractional; shift PSNR fractional pooled; shift PSNR fractional at worst shift; "
-        "feature distance; noise floor; corruption error / baseline; FID; LPIPS; shift map",
+        "shift PSNR EQ-T; shift PSNR EQ-T_frac; shift PSNR EQ-R; feature distance; noise floor; corruption error / "
+        "baseline; FID; LPIPS; perceptual distance; Fréchet distance of patches; Fréchet distance of patches, stride "
+        "4; Fréchet distance of patches, stride 8; Fréchet distance of patches, stride 16; KID; standard error of "
+        "KID; shift map",
         "For classifiers only: error rate under corruption; consistency, crop; consistency, circular; accuracy",
         "Not measured without targets: L1; PSNR; SSIM; TV of targets; spectrum error; sliced Wasserstein",
-        "Not measured: shift PSNR per shift and per image; quality per image",
         "summary.json has no versions",
     ]
     trained = {"config": {"trainer": {}, "callbacks": {"stability": {"protocols": ["crop"]}}}, "val/shift_psnr_crop": 1}
