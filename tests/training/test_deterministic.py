@@ -228,8 +228,9 @@ def draws(tree):
             elif module in ("np.random", "numpy.random"):
                 if not (name == "default_rng" and node.args) and name not in ("get_state", "set_state"):
                     yield node.lineno, ast.unparse(node.func)
-            elif module in imported & {"random", "secrets", "uuid"} and name not in ("getstate", "setstate"):
-                yield node.lineno, ast.unparse(node.func)
+            elif module in imported & {"random", "secrets", "uuid"}:
+                if not (name == "Random" and node.args) and name not in ("getstate", "setstate"):
+                    yield node.lineno, ast.unparse(node.func)
 
 
 def test_nothing_draws_without_a_seed():
