@@ -26,10 +26,7 @@ def checks(on_nan: str) -> list[Callback]:
 
 
 def time_guards(batch: int, size: int, channels: int, device: torch.device, seconds: float) -> list[dict[str, Any]]:
-    """Time training runs of `BATCHES` batches; return a result for each set of checks, none first.
-
-    Checkpoints are not written, as the time for that depends on the disk. The start and end of a training run count.
-    """
+    """Time training runs of `BATCHES` batches, start and end included; return a result for each set of checks."""
     torch.manual_seed(0)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # no line on every device
     model, _ = step_models(["tri3xpre"], size, channels, "channels_last", False, device)["tri3xpre"]
@@ -49,7 +46,7 @@ def time_guards(batch: int, size: int, channels: int, device: torch.device, seco
     ]
 
 
-class _WithoutFiles(Trainer):
+class _WithoutFiles(Trainer):  # the time for those depends on the disk
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         pass
 

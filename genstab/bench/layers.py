@@ -23,7 +23,7 @@ KINDS = ("blur", "conv", "transposed", "pool")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 OWN = "genstab"
-# Library → module and class of its blur.
+# Library → module and class of its blur. All have the same taps; kornia pads with zeros where the others reflect.
 OTHERS = {
     "kornia": ("kornia.filters", "BlurPool2D"),
     "timm": ("timm.layers", "BlurPool2d"),
@@ -32,10 +32,7 @@ OTHERS = {
 
 
 def other_blurs() -> tuple[Blurs, dict[str, str]]:
-    """Return the blurs of the other libraries that are installed, and the reasons why others are missing.
-
-    All of them have the same taps. kornia pads with zeros where the others reflect, which is less work.
-    """
+    """Return the blurs of the other libraries that are installed, and the reasons why others are missing."""
     blurs: dict[str, Callable[..., nn.Module]] = {}
     missing = {}
     for name, (module, layer) in OTHERS.items():
@@ -48,17 +45,14 @@ def other_blurs() -> tuple[Blurs, dict[str, str]]:
 
 @dataclass(frozen=True)
 class Case:
-    """Layers to compare, by name, and their input, a square map; ratios are relative to the first layer.
-
-    `differentiable` says whether the input has a gradient; the U-Net's source has none.
-    """
+    """Layers to compare, by name, and their input, a square map; ratios are relative to the first layer."""
 
     kind: str
     name: str
     channels: int
     side: int
     layers: Mapping[str, Build]
-    differentiable: bool = True
+    differentiable: bool = True  # the input has a gradient; the U-Net's source has none
 
 
 def unet_shapes(size: int, channels: int) -> tuple[list[Shape], list[Shape]]:

@@ -23,10 +23,7 @@ MEASURED = ("forward", "forward_backward", "peak")
 
 
 def ratio_table(results: Sequence[Result]) -> str:
-    """Return the ratios over all shapes of the U-Net: geometric mean, and the worst with its map (/2: stride 2).
-
-    Ratios of times are medians over the rounds. In the column of the peak memory `fastest` is the smallest.
-    """
+    """Return the ratios over all shapes of the U-Net: geometric mean, and the worst with its map (/2: stride 2)."""
     cases: dict[Any, dict[str, Result]] = defaultdict(dict)
     for result in results:
         cases[_case(result)][result["contestant"]] = result

@@ -53,8 +53,7 @@ def time_in_turn(
 def compare(times: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Return the median `seconds` of each function and its `ratio` to each of the others, with their quartiles.
 
-    `ratio[other]` is the median of the ratios round by round. Both functions of a round ran within moments of
-    each other, so a machine that gets slower or busier during the measurement changes the times but hardly the ratios.
+    A ratio is the median of those of each round, which a machine that gets slower hardly changes.
     """
     results = {}
     for name, values in times.items():

@@ -96,8 +96,7 @@ def measure_generator(
         results.summary["val/output_spread"] = between
     if spectrum.update_called:
         results.summary |= {"val/spectrum_error": spectrum.compute().item(), "val/swd": patches.compute().item()}
-    results.summary |= perceptual.summary(results.notes)
-    results.summary |= {} if realism is None else realism.summary()
+    results.summary |= perceptual.summary(results.notes) | ({} if realism is None else realism.summary())
     results.summary["images"] = len(names)
 
 

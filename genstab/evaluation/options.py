@@ -123,7 +123,7 @@ class MeasureOptions:
             check_choice("map.protocol", self.map["protocol"], whole_pixels)
         if self.corruptions:
             names, severities = self.corruptions["names"], self.corruptions["severities"]
-            if not severities or any(severity not in SEVERITIES for severity in severities):
+            if not severities or any(isinstance(each, bool | float) or each not in SEVERITIES for each in severities):
                 raise InputError(f"corruptions.severities={severities} are not some of 1, 2, 3, 4, 5")
             names = names and _choices("corruptions.names", names, CORRUPTIONS)
             self.corruptions = {**self.corruptions, "names": names}

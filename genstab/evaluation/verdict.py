@@ -49,21 +49,17 @@ def _stability(known: Known) -> str:
     if (headline := _headline(known)) is None:
         return ""
     psnr, said = _judged(known, headline)
+    edge = PROTOCOLS["crop_edge"]  # a film shows its border, which the margin of `crop` leaves out
+    border = f"; up to the border {_judged(known, edge)[1]}" if edge.key in known else ""
     if psnr >= CAP:
         if is_constant(known):
             return f"No evidence of stability: constant outputs always reach {said}, the cap."
-        return f"Follows its input exactly {headline.when}: {said}, the cap{_border(known)}."
+        return f"Follows its input exactly {headline.when}: {said}, the cap{border}."
     levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
     judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
     change = 100 * 10 ** (-psnr / 20)
     share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-    return f"{judgement} {headline.when}: {said}, a change of {share} % of the value range{_border(known)}."
-
-
-def _border(known: Known) -> str:
-    """Say what the margin of `crop` leaves out: a film shows its border."""
-    edge = PROTOCOLS["crop_edge"]
-    return f"; up to the border {_judged(known, edge)[1]}" if edge.key in known else ""
+    return f"{judgement} {headline.when}: {said}, a change of {share} % of the value range{border}."
 
 
 def _noise(known: Known) -> str:
@@ -157,12 +153,9 @@ def _text(known: Known, key: str) -> str:
 
 
 def _measured(known: Known) -> list[Protocol]:
-    """Return the protocols that were measured, the camera first."""
-    return [
-        each
-        for each in sorted(PROTOCOLS.values(), key=lambda each: each.name != "crop")
-        if each.key in known and each.when
-    ]
+    """Return the protocols that were measured and have words for a verdict, the camera first."""
+    order = sorted(PROTOCOLS.values(), key=lambda each: each.name != "crop")
+    return [each for each in order if each.when and each.key in known]
 
 
 def _headline(known: Known) -> Protocol | None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from genstab.errors import InputError
-from genstab.inference.weights import Weights, choose, described_state, mismatches, state_dicts
+from genstab.inference.weights import Weights, below, choose, described_state, mismatches, state_dicts
 from genstab.layers.filters import AntiAlias, taps
 from genstab.networks.resnet import ResNetGenerator
 from genstab.networks.unet import UNet
@@ -113,8 +113,7 @@ def generators_in(content: object) -> dict[str, Weights]:
     for place, weights in state_dicts(content):
         for pattern in (_UNET, _RESNET):
             for prefix in dict.fromkeys(match[1] for key in weights if (match := pattern.match(key))):
-                stripped = {key.removeprefix(prefix): each for key, each in weights.items() if key.startswith(prefix)}
-                found.setdefault(f"{place}{prefix}", stripped)
+                found.setdefault(f"{place}{prefix}", below(weights, prefix))
     return found
 
 

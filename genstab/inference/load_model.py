@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from genstab.errors import InputError, reason
 from genstab.inference.conventions import Conventions, follow_conventions
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator
 from genstab.inference.exported_programs import EXPORTED, ONNX, TORCHSCRIPT, load_program
 from genstab.inference.trained_on import trained_on
-from genstab.inference.weights import described_state, fitting_weights, mismatches
+from genstab.inference.weights import below, described_state, fitting_weights, mismatches
 from genstab.layers.filters import AntiAlias
 from genstab.networks.resnet import ResNetGenerator
 from genstab.networks.unet import UNet
@@ -206,11 +206,7 @@ def load_generator(
             raise InputError(f"{name}={value!r} does not fit {path}: its generator has {has}")
     _leave_out(f"{path} is a checkpoint of genstab, which holds one generator", prefix=prefix, weights=weights)
     network = ResNetGenerator if "blocks" in config else UNet
-    state = {
-        key.removeprefix("generator."): value
-        for key, value in checkpoint["state_dict"].items()
-        if isinstance(key, str) and key.startswith("generator.") and isinstance(value, Tensor)
-    }
+    state = below(checkpoint["state_dict"], "generator.")
     problems = mismatches(state, described_state(path, network, config, state))
     if problems:
         raise InputError(f"{path} does not fit the generator that it describes: {problems}")

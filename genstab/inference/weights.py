@@ -31,7 +31,7 @@ def fitting_weights(
     for place, weights in state_dicts(content):
         before = [key.removesuffix(first) for key in weights if key.endswith(first)]
         for each in dict.fromkeys(["", *before]):
-            stripped = {key.removeprefix(each): value for key, value in weights.items() if key.startswith(each)}
+            stripped = below(weights, each)
             shared = len(stripped.keys() & expected.keys())
             if not (problems := mismatches(stripped, expected)):
                 fitting[f"{place}{each}"] = stripped
@@ -50,6 +50,19 @@ def state_dicts(content: object, place: str = "", depth: int = 3) -> Iterator[tu
         if depth:
             for key, value in content.items():
                 yield from state_dicts(value, f"{place}{key}.", depth - 1)
+
+
+def below(weights: Mapping[str, Any], prefix: str) -> Weights:
+    """Return the tensors whose names have a prefix, without it.
+
+    >>> below({"net.w": torch.zeros(1), "epoch": 3}, "net.")
+    {'w': tensor([0.])}
+    """
+    return {
+        key.removeprefix(prefix): value
+        for key, value in weights.items()
+        if isinstance(key, str) and key.startswith(prefix) and isinstance(value, Tensor)
+    }
 
 
 def choose(path: Path, found: Mapping[str, Weights], what: str, prefix: str | None, kind: str | None) -> Weights:

@@ -199,7 +199,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, indices: Se
     tensor([0.4000])
     """
     check_choice("corruption", name, CORRUPTIONS)
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    if isinstance(severity, bool | float) or severity not in SEVERITIES:  # True is 1, and 2.0 is no index
         raise InputError(f"severity={severity!r} is not one of 1, 2, 3, 4, 5")
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(f"images of {images.dtype} {tuple(images.shape)} are not floating point (N, C, H, W)")

@@ -19,11 +19,7 @@ NORMS = ("batch", "instance", "group", "none")
 def generator_config(
     norm: str, dropout: float, antialias: AntiAlias | str | None, **counts: int
 ) -> tuple[dict[str, Any], AntiAlias]:
-    """Check the arguments that generators share; return plain numbers and strings for checkpoints, and the blur.
-
-    Raises:
-        InputError: a count below 1, or a dropout outside of [0, 1).
-    """
+    """Check the arguments that generators share; return plain numbers and strings for checkpoints, and the blur."""
     check_counts(**counts)
     if not 0 <= dropout < 1:
         raise InputError(f"dropout={dropout} is not in [0, 1)")

@@ -78,13 +78,12 @@ def quality_scatter(
     `constant` output are drawn, but are no part of the front.
     """
     figure = _figure(height=440)
-    judged = [name for name in points if name not in constant]
-    front = pareto_front([(quality.goodness(points[name][0]), stability.goodness(points[name][1])) for name in judged])
+    goodness = [(quality.goodness(x), stability.goodness(y)) for x, y in points.values()]
+    front = pareto_front(goodness, [i for i, name in enumerate(points) if name in constant])
     drawn = {name: (_drawn(quality, x), _drawn(stability, y)) for name, (x, y) in points.items()}
     xs, ys = zip(*drawn.values(), strict=True)
-    ends = [drawn[judged[i]] for i in front]
     figure.add_scatter(
-        x=[x for x, _ in ends], y=[y for _, y in ends], mode="lines", name="Pareto front", hoverinfo="skip",
+        x=[xs[i] for i in front], y=[ys[i] for i in front], mode="lines", name="Pareto front", hoverinfo="skip",
         line={"shape": "vh", "dash": "dot", "width": 2, "color": "#8a8f98"},
     )  # fmt: skip
     for name, (x, y) in drawn.items():

@@ -7,10 +7,7 @@ from genstab.metrics.measurements import number
 
 
 def check_summary(summary: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` that names the first key of `summary.json` that holds something of another type.
-
-    Metrics are not checked: what is no number counts as not measured.
-    """
+    """Raise a `ValueError` that names the first key of another type; metrics that are no numbers are not measured."""
     for key in ("verdict", "notes"):
         _texts(summary.get(key), key)
     for key in ("config", "versions"):

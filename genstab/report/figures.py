@@ -189,8 +189,7 @@ def write_exhibits(
     """Write the animation, `shift.gif`, and the slides of the first image; return samples and shift map by log key.
 
     The samples are batches (N, C, H, W) in [−1, 1] by title. Frames that `rolled` lacks come from `generate`. Without
-    `decibels` (see `genstab.metrics.shift_map.measure_map`) there is no shift map. Each file is written within `spare`,
-    to continue after one that cannot be written.
+    `decibels` there is no shift map. Each file is written within `spare`, to continue after one that cannot be.
     """
     image, outputs = rolled.images[:1], [rolled.frame(generate, dx) for dx in range(max(frames, FRAMES))]
     with spare(folder / "shift.gif"):

@@ -20,10 +20,7 @@ CONSISTENCY = ("val/consistency", "val/consistency_roll")
 OF_CLASSIFIERS = (*CONSISTENCY, "val/accuracy", "val/corruption_error")
 CORRUPTIONS = ("val/corruption_psnr", "val/corruption_error", "val/corruption_relative")
 # Their options of `genstab measure`, where those are called otherwise.
-REALISM = (
-    "val/perceptual", "val/frechet_patches", "val/frechet_patches_4", "val/frechet_patches_8", "val/frechet_patches_16",
-    "val/kid", "val/kid_error",
-)  # fmt: skip
+REALISM = ("val/perceptual", "val/kid", "val/kid_error", *(f"val/frechet_patches{e}" for e in ("", "_4", "_8", "_16")))
 OPTIONS = {
     "shift_map": "map", "val/feature_distance": "features", **dict.fromkeys(CORRUPTIONS, "corruptions"),
     **dict.fromkeys(REALISM, "realism"),
@@ -31,7 +28,7 @@ OPTIONS = {
 OF_BOTH = ("val/feature_distance", "features", "images_per_second", "parameters", "seconds")
 OF_TARGETS = (
     "val/l1", "val/psnr", "val/ssim", "val/tv_target", "tv_ratio", "val/spectrum_error", "val/swd", "val/fid",
-    "val/lpips", *REALISM,
+    "val/lpips",
 )  # fmt: skip
 
 OFF = "Switched off"
@@ -85,7 +82,8 @@ def _reason(run: Run, key: str, classifier: bool) -> str:
     in_training = metric.in_training if metric else key not in ("features", "corruptions", "quality")
     if "trainer" in run.config and not in_training:
         return IN_TRAINING
-    if key in OF_TARGETS and number(run.summary.get("val/tv")) is not None:
+    outputs, targets = (number(run.summary.get(measured)) for measured in ("val/tv", "val/tv_target"))
+    if key in OF_TARGETS and outputs is not None and targets is None:
         return NO_TARGETS
     # A note of the measurement may give the reason already, as "features: not measured, …".
     noted = any(note.startswith(f"{_option(key)}: not measured") for note in run.summary.get("notes") or ())
@@ -94,7 +92,7 @@ def _reason(run: Run, key: str, classifier: bool) -> str:
 
 def _option(key: str) -> str:
     """Return the protocol that a metric belongs to, or the option that switches it off."""
-    found = (name for name, protocol in protocols().items() if key in protocol.keys().values())
+    found = (each.passes_of or name for name, each in protocols().items() if key in each.keys().values())
     return next(found, OPTIONS.get(key, key.removeprefix("val/")))
 
 
@@ -108,7 +106,6 @@ def _switched_off(run: Run, key: str) -> bool:
         return run.option(option) is False
     if option in protocols():
         wanted = run.option("callbacks.stability.protocols") or run.option("protocols")
-        option = protocols()[option].passes_of or option  # with which it is measured
     elif option in ("fid", "lpips"):
         wanted = run.option("perceptual")
     return isinstance(wanted, list) and option not in wanted

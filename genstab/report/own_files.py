@@ -17,12 +17,7 @@ WRITTEN_BY_REPORT: dict[str, tuple[bytes, ...]] = {
 
 
 def check_replaceable(outputs: Mapping[str, str], overwrite: bool = False) -> None:
-    """Raise an `InputError` for the first file that exists and was not written by genstab, unless `overwrite`.
-
-    Args:
-        outputs: the file of each option in `WRITTEN_BY_REPORT`.
-        overwrite: replace any file.
-    """
+    """Raise an `InputError` for the first file of an option that others wrote, unless `overwrite`."""
     keys: dict[Path, str] = {}
     for key, name in outputs.items():
         path = Path(name)

@@ -34,11 +34,7 @@ def write_page(runs: Sequence[Run], output: str | Path, title: str | None = None
 
 
 def build_page(runs: Sequence[Run], title: str | None = None) -> str:
-    """Return the HTML page that compares some runs; it needs no other file and no network.
-
-    Raises:
-        InputError: a picture of a run cannot be read.
-    """
+    """Return the HTML page that compares some runs; it needs no other file and no network."""
     styles = run_styles([run.name for run in runs])
     panels = [make(runs, styles) for make in PANELS]
     columns = columns_of(runs)
@@ -85,19 +81,15 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
 
 
 def table_rows(runs: Sequence[Run], columns: Sequence[Metric]) -> list[list[dict[str, Any]]]:
-    """Return the cells of the table of runs: the number, its text, and whether it is the best of its column.
-
-    A constant output is stable without merit: no number of it is the best.
-    """
-    rows: list[list[dict[str, Any]]] = [[] for _ in runs]
-    constant = [i for i, run in enumerate(runs) if is_constant(run.summary)]
+    """Return the cells of the table of runs: the number, its text, and whether it is the best of its column."""
+    constant = [i for i, run in enumerate(runs) if is_constant(run.summary)]  # stable without merit: never the best
+    cells = []
     for column in columns:
         values = [column.of(run.summary) for run in runs]
         best = best_of(values, column, constant)
-        for i, value in enumerate(values):
-            text = "–" if value is None else f"{value:.{column.digits}f}"
-            rows[i].append({"value": value, "text": text, "best": i in best})
-    return rows
+        texts = ["–" if value is None else f"{value:.{column.digits}f}" for value in values]
+        cells.append([{"value": values[i], "text": text, "best": i in best} for i, text in enumerate(texts)])
+    return [[column[i] for column in cells] for i in range(len(runs))]
 
 
 def _figures(panel: Panel) -> dict[str, Any]:

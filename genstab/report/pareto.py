@@ -72,8 +72,9 @@ def _draw(
     across, up = ([option.spread(metric.key) or 0.0 for option in options] for metric in (quality, stability))
     axes.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor="#8a8f98", elinewidth=1, zorder=1)
     if quality.better != "one":
-        judged = [i for i, option in enumerate(options) if not any(is_constant(run.summary) for run in option.runs)]
-        front = [judged[i] for i in pareto_front([(quality.goodness(x[i]), stability.goodness(y[i])) for i in judged])]
+        constant = [i for i, option in enumerate(options) if any(is_constant(run.summary) for run in option.runs)]
+        goodness = [(quality.goodness(a), stability.goodness(b)) for a, b in zip(x, y, strict=True)]
+        front = pareto_front(goodness, constant)
         axes.plot([x[i] for i in front], [y[i] for i in front], ":", color="#8a8f98", zorder=1)
     # what has no cost, and so no colour, is drawn as a bad value
     colours = colormaps["viridis_r"].with_extremes(bad=NOT_MEASURED)

@@ -38,14 +38,11 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Read the runs of some folders.
+    """Read the runs of some folders, each once; raise an `InputError` if one is neither a run nor holds one.
 
     A folder with a `summary.json` is a run; another one stands for the runs up to three levels below it, in natural
-    order. A run given twice is read once. Runs are named by `run_name` of their config, else by their folder; where
-    two have one name, the end of their path is added.
-
-    Raises:
-        InputError: no path, a path that is neither a run nor holds one, a file that is no JSON.
+    order. Runs are named by `run_name` of their config, else by their folder; where two have one name, the end of
+    their path is added.
     """
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):

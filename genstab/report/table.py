@@ -50,17 +50,16 @@ def best_of(values: Sequence[float | None], metric: Metric, left_out: Collection
     return {i for i, score in scores.items() if score == max(scores.values())}
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points that no other one beats, in order of the first coordinate.
+def pareto_front(points: Sequence[tuple[float, float]], left_out: Collection[int] = ()) -> list[int]:
+    """Return the indices of the points that no other one beats, some left out, in order of the first coordinate.
 
     More is better in both coordinates. A point is beaten by one that is at least as good in both and better in one;
     of equal points, none beats the other.
     """
-
-    def beaten(point: tuple[float, float]) -> bool:
-        return any(other[0] >= point[0] and other[1] >= point[1] and other != point for other in points)
-
-    front = [i for i, point in enumerate(points) if not beaten(point)]
+    judged = {i: point for i, point in enumerate(points) if i not in left_out}
+    front = [
+        i for i, (x, y) in judged.items() if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in judged.values())
+    ]
     return sorted(front, key=lambda i: (points[i][0], -points[i][1]))
 
 
@@ -92,15 +91,12 @@ def differences(options: Iterable[Mapping[str, str]]) -> tuple[dict[str, list[tu
     found, left_out = {}, 0
     for key in dict.fromkeys(key for each in every for key in each):
         values = [each.get(key) for each in every]
-        if len(set(values)) > 1:
-            having = [each for each in every if key in each]
-            if len({*values} - {None}) == 1 and all(
-                key in each or not _could_have(key, each, having) for each in every
-            ):
-                left_out += 1
-                continue
-            usual = Counter(values).most_common(1)[0][0]
+        having = [each for each in every if key in each]
+        usual = Counter(values).most_common(1)[0][0]
+        if len({*values} - {None}) > 1 or any(key not in each and _could_have(key, each, having) for each in every):
             found[key] = [(value, value != usual) for value in values]
+        elif None in values:
+            left_out += 1
     return found, left_out
 
 

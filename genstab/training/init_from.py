@@ -17,7 +17,7 @@ from genstab.errors import InputError
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator, generators_in
 from genstab.inference.load_model import CHECKPOINT as TORCH_FILE
 from genstab.inference.load_model import LAST, SAFETENSORS, file_kind, read_content
-from genstab.inference.weights import Weights, same, shape_text, state_dicts
+from genstab.inference.weights import Weights, below, same, shape_text, state_dicts
 from genstab.networks.patchgan import PatchGAN, PixelGAN
 from genstab.networks.unet import UNet
 
@@ -116,7 +116,7 @@ def _found(content: object, network: nn.Module) -> Iterator[tuple[str, Weights]]
             weights = {_LAYERS.sub(r"\1layers.", key): value for key, value in weights.items()}
         dots = ((key, dot.end()) for key in weights for dot in re.finditer(r"\.", key))
         for prefix in sorted({"", *(key[:end] for key, end in dots if key[end:] in expected)}):
-            inside = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            inside = below(weights, prefix)
             for i, layer in enumerate([*network.layers][1:] if isinstance(network, OURS) else ()):
                 if isinstance(layer, nn.InstanceNorm2d):
                     inside.pop(f"layers.{i}.bias", None)  # it has no effect

@@ -635,6 +635,7 @@ def test_a_model_without_layers_has_no_feature_distance(tmp_path):
         ({"corruptions": {"images": 0}}, r"corruptions\.images=0"),
         ({"corruptions": {"names": ["frog"]}}, r"corruptions\.names='frog' is not one of gaussian_noise, "),
         ({"corruptions": {"severities": [1, 6]}}, r"corruptions\.severities=\[1, 6\] are not some of 1, 2, 3, 4, 5"),
+        ({"corruptions": {"severities": [2.0]}}, r"corruptions\.severities=\[2\.0\] are not some of"),
     ],
 )
 def test_a_bad_option_is_named(options, message):

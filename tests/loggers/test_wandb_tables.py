@@ -38,9 +38,9 @@ def test_rows_per_shift():
 
 
 def test_rows_per_image_join_what_was_measured_and_keep_images_of_one_name_apart():
-    columns, per_image = tables(MEASURED)["per_image"]
-    found = [dict(zip(columns, row, strict=True)) for row in per_image]
-    assert [{key: value for key, value in row.items() if value is not None} for row in found] == [
+    columns, table = tables(MEASURED)["per_image"]
+    named = [dict(zip(columns, row, strict=True)) for row in table]
+    assert [{key: value for key, value in row.items() if value is not None} for row in named] == [
         {"image": "a", "circular dB": 15.0, "l1": 0.1, "psnr": 10.0, "tv": 0.5},
         {"image": "b", "circular dB": 30.0},
         {"image": "a (2)", "circular dB": 30.0},

@@ -163,21 +163,23 @@ def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_pa
     summary = {key: each for key, each in run.summary.items() if key not in ("val/l1", "val/psnr", "val/ssim")}
     summary |= {"config": {**off, "protocols": ["circular", "crop"]}, "notes": ["corruptions: not measured, x"]}
     del summary["val/tv_target"], summary["versions"]
-    own = ("pooled", "worst_shift", "period", "outputs", "spread", "std", "seconds", "ratio")
+    own = ("pooled", "worst_shift", "period", "outputs", "spread", "std", "seconds", "ratio", "eqt", "eqt_frac", "eqr")
+    own += ("edge", "_4", "_8", "_16", "kid", "kid_error", "patches")
     columns = [each for key, each in metrics().items() if "fractional" in key or not key.endswith(own)]
     said = missing_of(Run("off", run.folder, summary, {}), columns)
     assert said[0] == "corruptions: not measured, x"
     assert said[1:] == [
-        "Not measured: shift PSNR crop, margin 0; shift PSNR per shift and per image; quality per image",
         "Switched off: shift PSNR fractional; shift PSNR fractional pooled; shift PSNR fractional at worst shift; "
-        "shift PSNR EQ-T; shift PSNR EQ-T_frac; shift PSNR EQ-R; feature distance; noise floor; corruption error / "
-        "baseline; FID; LPIPS; perceptual distance; Fréchet distance of patches; Fréchet distance of patches, stride "
-        "4; Fréchet distance of patches, stride 8; Fréchet distance of patches, stride 16; KID; standard error of "
-        "KID; shift map",
+        "feature distance; noise floor; corruption error / baseline; FID; LPIPS; perceptual distance; shift map",
         "For classifiers only: error rate under corruption; consistency, crop; consistency, circular; accuracy",
         "Not measured without targets: L1; PSNR; SSIM; TV of targets; spectrum error; sliced Wasserstein",
+        "Not measured: shift PSNR per shift and per image; quality per image",
         "summary.json has no versions",
     ]
+    with_targets = Run("off", run.folder, summary | {"val/tv_target": 0.1}, {})
+    assert "Not measured: L1; shift PSNR per shift and per image; quality per image" in missing_of(
+        with_targets, [metrics()["val/l1"]]
+    )
     trained = {"config": {"trainer": {}, "callbacks": {"stability": {"protocols": ["crop"]}}}, "val/shift_psnr_crop": 1}
     asked = [metrics()[key] for key in ("val/shift_psnr", "val/noise_floor", "val/l1")]
     assert missing_of(Run("trained", tmp_path, trained, {"shift_psnr": {"crop": 1}}), asked)[:3] == [
