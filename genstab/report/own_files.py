@@ -8,6 +8,7 @@ SOFTWARE = "genstab report"  # in the metadata of pictures
 PAGE_BEGINS, GENERATOR = b"<!doctype html>\n", b'\n<meta name="generator" content="genstab '
 HEAD = 1000  # bytes of a page that hold its first meta tags, and nothing that quotes those of another page
 TABLE_BEGINS = b"| option | runs |"
+TABLE_LINES = (b"|", b"Differences on the same images, ")  # of `options_table` and `differences_table`
 WRITTEN_BY_REPORT = ("output", "table", "plot", "film")
 """The options that name a file."""
 
@@ -21,7 +22,9 @@ def is_own(key: str, content: bytes) -> bool:
     if key == "output":
         return content.startswith(PAGE_BEGINS) and GENERATOR in content[:HEAD]
     if key == "table":
-        return content.startswith(TABLE_BEGINS) and all(line.startswith(b"|") for line in content.splitlines())
+        return content.startswith(TABLE_BEGINS) and all(
+            line.startswith(TABLE_LINES) for line in content.splitlines() if line
+        )
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return SOFTWARE in (picture.info.get("Software"), picture.info.get("comment", b"").decode("latin-1"))
