@@ -638,8 +638,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "a web page": (lambda path, good: path.write_text("<!DOCTYPE html>"), READ, "is not a model file"),
     "a pointer": (lambda path, good: path.write_bytes(POINTER), READ, "is not a model file"),
     "a picture": (lambda path, good: noise().save(path, "PNG"), READ, "is not a model file"),
-    "half": (part(0.5), "cut off or damaged", "is not a model file"),
-    "all but the end": (part(0.99), "cut off or damaged", "is not a model file"),
+    "half": (part(0.5), "cut off or damaged", "is cut off"),
+    "all but the end": (part(0.99), "cut off or damaged", "is cut off"),
     "one bit": (
         lambda path, good: path.write_bytes(damaged(good.read_bytes(), good.stat().st_size // 2)),
         "cut off or damaged .archive/data/",
@@ -669,7 +669,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "a device": (lambda path, good: path.symlink_to("/dev/zero"), "does not exist", "does not exist"),
     "a link to itself": (lambda path, good: path.symlink_to(path), "does not exist", "does not exist"),
     "no place": (changed(resume=None), f"{ON}: it has no resume", None),
-    "an odd place": (changed(resume={}), f"{ON}: invalid resume", None),
+    "an odd place": (changed(resume={}), f"{ON}: invalid resume.epoch", None),
     "no optimizer": (changed(optimizer_states=None), f"{ON}: it has no optimizer_states", None),
     "an odd optimizer": (changed(optimizer_states=[1]), f"{ON}: invalid optimizer_states", None),
     "odd loops": (changed(loops={}), f"{ON}: invalid loops", None),
@@ -681,7 +681,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
         "does not fit this training run: .* absent → ",
         "claims 3 levels, but holds 0",
     ),
-    "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the image contains NaN"),
+    "NaN": (nan, rf"{ON}: state_dict\.\S+ contains NaN", "1.png: the image contains NaN"),
 }
 
 
