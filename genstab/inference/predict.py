@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from genstab.inference.conventions import reason_of
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import fits, padded_calls
 from genstab.inference.predict_record import RECORD, Stamp, model_digest, read_record, recording, stamp
-from genstab.inference.value_range import Values, converted_calls
+from genstab.inference.value_range import SettledCall, Values
 from genstab.runtime.files import remove_parts
+
+LOOKED_AT = 16  # batches of which nothing is written while they do not tell what the values mean
 
 
 @dataclass
@@ -149,8 +152,12 @@ def predict(
         depends["source_channels"] = source_channels
     kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
+    found: list[str] = [] if notes is None else notes
     if not overwrite:
         record.check(output, kept)
+        if record.made_by == kept and (as_before := [each for each in values if str(each) == record.values]):
+            values = as_before
+            found.append(f"value_range=auto: {as_before[0]}, as for the results in {output}")
     result = Predicted()
     jobs: list[_Job] = []
     unknown: list[str] = []
@@ -177,26 +184,37 @@ def predict(
     _check_links([writable(output / path.relative_to(source)) for path in paths], paths, output)
     if not jobs:
         return result
-    found: list[str] = [] if notes is None else notes
     say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
     for line in headers.lines():
         say(line)
     spans: list[Tensor] = []
     with (
-        recording(output, kept, [job.name for job in jobs], overwrite) as done,
+        recording(output, kept, [job.name for job in jobs], overwrite) as add,
         inference(generator) as native,
         tqdm(total=len(jobs), unit="image", disable=None) as bar,
     ):
-        call = converted_calls(padded_calls(generator, native, found), values, found)
-        for batch in _batches(jobs, batch_size, size):
+        call = SettledCall(padded_calls(generator, native, found), values, found)
+        later: list[list[_Job]] = []
+        for batch in chain(_batches(jobs, batch_size, size), later):
             images: dict[_Job, Tensor] = {}
             for job in batch:
                 with result.leave_out(job.name, on_error):
                     image = read_image(job.source, reading)
                     images[job] = image if size is None else resized(image, size, reading.interpolation)
-            if images:
+            outputs = _outputs(images, call, size is None, device, result, on_error) if images else None
+            if outputs is not None:
+                if not call.told and len(later) < LOOKED_AT and batch not in later:
+                    later.append(batch)  # nothing is written before it is known what the values mean
+                    continue
+                if len(values) > 1 and not call.settled:
+                    add({"values": str(call.values)})
+                call.settle()
                 spans += [torch.stack(image.aminmax()) for image in images.values()]
-                _generate(images, call, size is None, device, result, on_error, done)
+                for job, image in zip(images, outputs, strict=True):
+                    with result.leave_out(job.name, on_error):
+                        _write(job, image, size is None)
+                        add({"images": {job.name: job.stamp}})
+                        result.written.append(job.name)
             bar.update(len(batch))
     if spans and (empty := almost_constant(spans)):
         say(empty)
@@ -267,16 +285,15 @@ def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterat
             yield group[start : start + batch_size]
 
 
-def _generate(
+def _outputs(
     images: dict[_Job, Tensor],
     call: Callable[[Tensor], Tensor],
     native: bool,
     device: str | torch.device,
     result: Predicted,
     on_error: str,
-    done: Callable[[str, Stamp], None],
-) -> None:
-    """Call the generator with a batch, and write the outputs."""
+) -> Tensor | None:
+    """Call the generator with a batch; return None if it cannot take it and that is no error."""
     inputs = torch.stack(list(images.values())).to(device)
     shape = f"{inputs.shape[1]} channels of {hxw(inputs.shape[2:])} pixels"
     try:
@@ -294,11 +311,13 @@ def _generate(
         for job in images:
             with result.leave_out(job.name, on_error):
                 raise InputError(f"{job.source}, {shape}: {reason_of(error)}") from error
-        return
-    for job, image in zip(images, outputs, strict=True):
-        with result.leave_out(job.name, on_error):
-            image = image if native else resized(image, job.shape[1:])
-            ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
-            write_image(job.target, image, **{**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)})
-            done(job.name, job.stamp)
-            result.written.append(job.name)
+        return None
+    return outputs
+
+
+def _write(job: _Job, output: Tensor, native: bool) -> None:
+    if not output.isfinite().all():
+        raise InputError(f"{job.source}: the output contains NaN or infinite values")
+    image = output if native else resized(output, job.shape[1:])
+    ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
+    write_image(job.target, image, **{**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)})

@@ -337,6 +337,25 @@ def test_a_damaged_last_image_does_not_cost_the_others(tmp_path):
     assert error.value.found.notes[0].startswith("skipped: cannot read ")
 
 
+def test_images_that_do_not_fit_do_not_cost_the_others(tmp_path):
+    class Strict(nn.Module):  # RGB alone, in sides of multiples of 16
+        def forward(self, images):
+            assert images.shape[1] == 3, "needs 3 channels"
+            assert images.shape[-1] % 16 == images.shape[-2] % 16 == 0, "multiples of 16"
+            return images.clone()
+
+    fitting, grey, odd = noise(3, 32, 48), noise(1, 32, 48), noise(3, 35, 50)
+    options = {**SMALL, "protocols": ["circular"], "map": None}
+    with pytest.raises(PartlyMeasuredError, match=r"1\.png \(1, 1, 32, 48\): needs 3 .*: the other 2 images") as error:
+        measure(Strict(), Items(fitting, grey, odd), tmp_path, Options(**options))
+    found = measure(Strict(), Items(grey, fitting, odd), tmp_path, Options(**options, on_error="skip"))
+    for each, names in ((error.value.found, ["0.png", "2.png"]), (found, ["1.png", "2.png"])):
+        assert each.measurements["shift_psnr"]["circular"]["images"] == names
+        assert "the model takes multiples of 16: images are cut to their centre, 32×48 of 2.png" in each.notes
+    with pytest.raises(InputError, match=r"no image to measure: skipped: .* needs 3 channels"):
+        measure(Strict(), Items(grey), tmp_path, Options(**options, on_error="skip"))
+
+
 def test_it_says_what_it_does_and_how_long_it_takes(tmp_path, monkeypatch):
     """The clock goes by the passes through a model that is free: what takes time is a metric."""
     calls, now, said = [], [0.0], []

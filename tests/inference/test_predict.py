@@ -283,11 +283,6 @@ def test_formats_that_can_not_hold_the_output(tmp_path):
     assert names(tmp_path / "out") == ["2.png"]
 
 
-class Nans(nn.Module):
-    def forward(self, images):
-        return images / 0 * 0
-
-
 def test_formats_that_are_read_alone_become_png_and_those_that_are_not_read_are_left_out(tmp_path):
     for name in ("ulm/1.GIF", "2.JPE", "3.ppm", "._3.ppm", "__MACOSX/3.ppm", ".4.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -306,10 +301,15 @@ def test_formats_that_are_read_alone_become_png_and_those_that_are_not_read_are_
         predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
 
 
-def test_nan_is_no_image(tmp_path):
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_image(tmp_path, number):
+    class Overflow(nn.Module):
+        def forward(self, images):
+            return images * number
+
     paint(tmp_path / "in", "1.png")
-    with pytest.raises(InputError, match=r"cannot write .*1.png: the image contains NaN"):
-        predict(Nans(), tmp_path / "in", tmp_path / "out")
+    with pytest.raises(InputError, match=r"1.png: the output contains NaN or infinite values"):
+        predict(Overflow(), tmp_path / "in", tmp_path / "out")
 
 
 @pytest.mark.parametrize(("model", "scale"), [(nn.Upsample(scale_factor=2), 2), (nn.AvgPool2d(4), 0.25)])
