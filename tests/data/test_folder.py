@@ -205,6 +205,10 @@ def test_measuring_a_paired_data_set_needs_no_training_images(tmp_path):
         ("numbers.json", '{"crane bird": 2, "n01": 0, "cat": 1}'),
         ("words.txt", "n01 crane\nn02 cat\nn03 crane bird\n"),
         ("lines.txt", "n01\ncat\ncrane bird"),
+        ("indices.txt", "2 crane bird\n1 cat\n0 n01\n"),
+        ("after.csv", "crane bird,3\nn01,1\n\ncat,2\n"),
+        ("named_by_numbers.txt", "n01\n1\ncrane bird"),
+        ("doubled.txt", "n01\ncrane\ncrane bird\ncrane"),
     ],
 )
 def test_classes_by_a_file(tmp_path, name, content):
@@ -214,10 +218,26 @@ def test_classes_by_a_file(tmp_path, name, content):
     data = ClassData(str(tmp_path / "data"), classes=str(tmp_path / name))
     data.setup("validate")
     assert {item["name"].split("/")[0]: item["label"] for item in data.val_set} == {"crane bird": 2, "n01": 0}
-    assert len(data.val_set.classes) == 3
+    assert len(data.val_set.classes) == (4 if name == "doubled.txt" else 3)
     (tmp_path / "data/n01").rename(tmp_path / "data/dog")
     with pytest.raises(InputError, match=rf"data.classes=.*{name} has no dog: it names n01"):
         data.setup("validate")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["a", "b", "a"]', "names two classes a: 0 and 2"),
+        ('["", "a", "b"]', "has an empty name for class 0"),
+        ("a\n\nb", "has an empty name for class 1"),
+    ],
+)
+def test_doubled_and_empty_names_of_classes(tmp_path, content, message):
+    for folder in "ab":
+        paint(tmp_path / "data" / folder / "1.png", (4, 4), 1)
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(InputError, match=f"data.classes=.*x {message}"):
+        ClassImages(tmp_path / "data", class_file=tmp_path / "x")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"0": "a", "2": "b"}', '{"a": "b"}', "[[]]", "[", "3"])
