@@ -156,7 +156,10 @@ def run_report(config: DictConfig) -> None:
     options = options_among(runs, costs)
     writers: dict[str, Callable[[str], None]] = {
         "output": lambda path: write_page(runs, path, config.title),
-        "table": lambda path: write_whole(path, lambda file: file.write(f"{options_table(options)}\n".encode())),
+        # names need not be valid Unicode
+        "table": lambda path: write_whole(
+            path, lambda file: file.write(f"{options_table(options)}\n".encode("utf-8", "backslashreplace"))
+        ),
         "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
         "film": lambda path: save_animation(animations_beside(runs), path),
     }
