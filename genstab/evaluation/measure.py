@@ -1,5 +1,6 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -265,10 +266,13 @@ class _Measurement:
                 "data.classes=FILE names the model's classes in order"
             )
 
+        labels: set[int] = set()
+
         def views() -> Iterator[dict[str, Any]]:
             for batch in images:
                 batch.labels = batch.labels if labelled else None
                 whole = batch.source if batch.whole is None or size.is_any else batch.whole
+                labels.update(() if batch.labels is None else batch.labels.tolist())
                 yield {"source": whole, "label": batch.labels}
 
         found = classifier_stability(
@@ -284,6 +288,9 @@ class _Measurement:
         results.measurements["consistency"] = {"images": self.names, **found}
         results.summary["val/consistency"] = found["crop"]["consistency"]
         results.summary["val/consistency_roll"] = found["circular"]["consistency"]
+        if len(labels) > 1:  # otherwise one class may be the right answer for all images
+            times = Counter(found["circular"]["predicted"]).values()
+            results.summary["val/output_spread"] = 1 - sum((each / len(self.names)) ** 2 for each in times)
         if "accuracy" in found["circular"]:
             results.summary["val/accuracy"] = found["circular"]["accuracy"]
         elif labelled:

@@ -20,6 +20,7 @@ from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions as Options
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.wandb_tables import tables
+from genstab.metrics.measurements import is_constant
 from genstab.metrics.quality import total_variation
 from genstab.metrics.shift_map import measure_map
 from genstab.metrics.shift_ops import grid_shifts
@@ -572,11 +573,15 @@ def test_a_classifier_is_measured_as_one(tmp_path):
     assert (found.summary["val/consistency"], found.summary["val/consistency_roll"]) == (1, 1)
     assert found.summary["val/accuracy"] == pytest.approx(5 / 6)
     assert found.measurements["consistency"]["circular"]["correct"] == [True] * 4 + [False, True]
+    assert found.summary["val/output_spread"] == pytest.approx(1 - (4 + 1 + 9) / 36)  # 2, 1 and 3 images of a class
     # neither moves one channel past another
     assert found.measurements["corruption_errors"]["errors"] == {
         name: [pytest.approx(1 / 6)] * 2 for name in ("brightness", "contrast")
     }
     assert "val/shift_psnr" not in found.summary
+    always = measure(nn.Sequential(Constant(), Brightest()), Labelled(*images), tmp_path, Options(**SMALL)).summary
+    assert is_constant(always)
+    assert verdict(always)[0] == "No evidence of stability: it gives the same class to every image."
     unlabelled = measure(Brightest(), Items(*images), tmp_path, Options(**SMALL))
     assert unlabelled.notes == ["accuracy: not measured, the images have no labels (data=classes has)"]
 
