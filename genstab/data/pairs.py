@@ -224,7 +224,7 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
 
     Errors are appended to `problems`, and the pair is left out; they are raised if it is None.
     """
-    sizes, notes = [], HeaderNotes()
+    sizes, notes = [], HeaderNotes(wanted.reading_a, wanted.reading_b)
     for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, delay=1, disable=None):
         try:
             info_a = image_info(pair.a, wanted.reading_a)

@@ -184,8 +184,9 @@ class _Measurement:
         device = next((each.device for each in (*self.model.parameters(), *self.model.buffers())), None)
         skip = options.on_error == "skip"
         for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
-            if not self.names and (line := almost_constant(batch.source)):
-                notes.append(f"in the first batch, {line}")
+            for what, seen in (("sources", batch.source), ("targets", batch.target)):
+                if not self.names and seen is not None and (line := almost_constant(seen, what)):
+                    notes.append(f"in the first batch, {line}")
             batch.source = batch.source.to(device)
             if not self._takes(batch):
                 continue

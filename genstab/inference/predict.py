@@ -161,7 +161,7 @@ def predict(
     result = Predicted()
     jobs: list[_Job] = []
     unknown: list[str] = []
-    headers = HeaderNotes()
+    headers = HeaderNotes(reading)
     for path in paths:
         name = path.relative_to(source).as_posix()
         target = writable(output / name)
@@ -188,6 +188,7 @@ def predict(
     for line in headers.lines():
         say(line)
     spans: list[Tensor] = []
+    written: list[Tensor] = []
     with (
         recording(output, kept, [job.name for job in jobs], overwrite) as add,
         inference(generator) as native,
@@ -213,11 +214,14 @@ def predict(
                 for job, image in zip(images, outputs, strict=True):
                     with result.leave_out(job.name, on_error):
                         _write(job, image, size is None)
+                        written.append(torch.stack(image.aminmax()).cpu())
                         add({"images": {job.name: job.stamp}})
                         result.written.append(job.name)
             bar.update(len(batch))
-    if spans and (empty := almost_constant(spans)):
-        say(empty)
+    for side, seen in (("sources", spans), ("outputs", written)):
+        if seen and (empty := almost_constant(seen, side)):
+            say(empty)
+            break  # outputs of nothing are nothing
     return result
 
 

@@ -216,10 +216,30 @@ def test_sources_that_are_almost_constant_are_said(tmp_path):
     found = data(tmp_path, source_channels=1, target_channels=1)
     found.trainer = type("Trainer", (), {"training": True})()
     batch = found.train_set[0]["source"].expand(10, -1, -1, -1)
-    found.on_before_batch_transfer({"source": batch}, 0)  # too few yet
-    with pytest.warns(UserWarning, match="in the first 20 images, the sources are almost constant"):
-        found.on_before_batch_transfer({"source": batch}, 0)
-    found.on_before_batch_transfer({"source": batch}, 0)  # once: warnings are errors
+    both = {"source": batch, "target": -batch}
+    found.on_before_batch_transfer(dict(both), 0)  # too few yet
+    with pytest.warns(UserWarning, match="in the first 20 images, the ") as said:
+        found.on_before_batch_transfer(dict(both), 0)
+    assert [str(each.message).split("are almost")[0][-13:-1] for each in said] == [" the sources", " the targets"]
+    found.on_before_batch_transfer(dict(both), 0)  # once: warnings are errors
+    write_image(tmp_path / "in/1.png", torch.linspace(-1, 1, 900).view(1, 30, 30))
+    with pytest.warns(UserWarning, match=r"the outputs are almost constant: .* from 0.5 to 0.51 in \[-1, 1\]$"):
+        predict(nn.Sequential(nn.Hardtanh(0.5, 0.51)), tmp_path / "in", tmp_path / "out")
+
+
+def test_types_and_ranges_that_do_not_reach_each_other_are_said(tmp_path):
+    def mixed(number):
+        return np.arange(900, dtype=np.uint16).reshape(30, 30).astype(np.uint8 if number else np.uint16)
+
+    grey = {"source_channels": 1, "target_channels": 1}
+    paired(tmp_path / "mixed", mixed, mixed(1))
+    with pytest.warns(UserWarning, match=r"images of several types: uint16 \(0.tif\), uint8 \(1.tif\); 8 bits are"):
+        data(tmp_path / "mixed", **grey)
+    paired(tmp_path / "bytes", mixed(1), mixed(1))
+    for given in ([0, 100], "auto"):
+        with pytest.warns(UserWarning, match=r"has no effect: all images have 8 bits"):
+            data(tmp_path / "bytes", value_range=given, **grey)
+    data(tmp_path / "bytes", **grey)  # nothing to say: warnings are errors
 
 
 # --- GeoTIFF and auxiliary pages
