@@ -178,6 +178,8 @@ def run_shard(config: DictConfig) -> None:
         written = write_shards(config.input, config.output, **options)
     if written.held:
         print(written.held)
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
     _conclude(written.summary(config.output), written.left_out, "pairs were left out")
 
 

@@ -347,3 +347,5 @@ def test_an_orientation_on_one_side_is_said(tmp_path):
         save(tmp_path / f"{split}A/1.jpg", 3)
     with pytest.warns(UserWarning, match=r"EXIF turns one image of a pair and not the other: 1\.jpg; both"):
         data(tmp_path)
+    (note,) = write_shards(tmp_path, tmp_path / "shards").notes
+    assert note.startswith("EXIF turns one image of a pair and not the other: 1.jpg")
