@@ -18,6 +18,7 @@ from genstab.data.paths import hxw
 from genstab.data.reading import almost_constant
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
+from genstab.evaluation.controls import OfTargets, controlled
 from genstab.evaluation.dataset_batches import Batch, batches, number_of_images
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
@@ -30,7 +31,7 @@ from genstab.inference.value_range import SettledCall, ValuesError
 from genstab.metrics.corruptions import corruptions_for
 from genstab.metrics.feature_distance import feature_maps
 from genstab.metrics.layer_outputs import choose_layers
-from genstab.metrics.protocols import PROTOCOLS
+from genstab.metrics.protocols import PROTOCOLS, Generate
 from genstab.metrics.shift_map import RolledOutputs, circular_grid, map_table, measure_map
 from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
@@ -71,6 +72,8 @@ def measure(
     baseline = None
     if options.corruptions and options.corruptions["baseline"]:
         baseline = read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # before any work
+    if options.control == "blur":
+        model, dataset = nn.Identity(), OfTargets(dataset)
     folder = Path(folder)
     check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def measure(
     with _same_buffers(model), inference(model, options.dtype) as call:
         results = Measured(notes=[*notes])
         settled = SettledCall(call, options.values, results.notes)
-        measurement = _Measurement(model, settled, folder, options, say, baseline, results)
+        measurement = _Measurement(model, settled, settled, folder, options, say, baseline, results)
         found = measurement.run(dataset)
     found.notes[:] = dict.fromkeys(found.notes)
     if measurement.failed:
@@ -111,7 +114,8 @@ class _Measurement:
     """One measurement: every image once, then the parts that look at the first ones alone."""
 
     model: nn.Module
-    call: SettledCall  # of images in [−1, 1]
+    settled: SettledCall  # of images in [−1, 1]
+    call: Generate  # the same, or its control
     folder: Path
     options: MeasureOptions
     say: Callable[[str], object]
@@ -134,6 +138,11 @@ class _Measurement:
         batch = next(images, None)
         if batch is None:
             raise InputError(f"there is no image to measure: {results.notes[-1]}")
+        if options.control:
+            if batch.output is None:
+                raise InputError(f"control={options.control}: a classifier draws no images")
+            given = batch.source, batch.output, batch.target
+            self.call, batch.output = controlled(options.control, self.call, *given, results.notes)
         output = batch.output
         if options.features and options.features["layers"] is not None:
             # fail early if a name is misspelt
@@ -211,7 +220,7 @@ class _Measurement:
                 self.failed.append(str(error))
             self.results.notes.append(f"skipped: {error}")
             return False
-        self.call.settle()
+        self.settled.settle()
         self.classes = output.shape[1]
         batch.output = output if output.ndim == 4 else None
         return True
@@ -220,7 +229,7 @@ class _Measurement:
         """Call the model, with a size that it takes; that is found by trying, for the images from now on, and noted."""
 
         def call(images: Tensor) -> Tensor:
-            return self.call(images, batch.target)
+            return self.settled(images, batch.target) if self.call is self.settled else self.call(images)
 
         found = None
         try:

@@ -17,9 +17,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.data.augment import Size
+from genstab.data.decoders import GDAL_NODATA
 from genstab.data.geotiff import scaled_geotiff
 from genstab.data.header_notes import HeaderNotes
-from genstab.data.image_io import ImageInfo, image_info, read_image, type_of_format, writable, write_image
+from genstab.data.image_io import (
+    ImageInfo,
+    image_info,
+    missing_pixels,
+    read_image,
+    type_of_format,
+    writable,
+    write_image,
+)
 from genstab.data.paths import find_images, hxw, shortened
 from genstab.data.reading import INTERPOLATIONS, Range, Reading, almost_constant, parse_range, resized
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
@@ -65,6 +74,7 @@ class _Job:
     target: Path
     shape: tuple[int, int, int]
     stamp: Stamp = field(compare=False)  # a list has no hash
+    info: ImageInfo = field(compare=False)
     written: Mapping[str, Any] = field(compare=False)  # type, range, profile and tags, for `write_image`
 
 
@@ -175,7 +185,9 @@ def predict(
                     continue
             info = image_info(path, reading)
             headers.see(path, info)
-            jobs.append(_Job(name, path, target, info.shape, state, _written(info, target, reading, written_range)))
+            jobs.append(
+                _Job(name, path, target, info.shape, state, info, _written(info, target, reading, written_range))
+            )
     if unknown:
         raise InputError(
             f"output={output} holds {shortened(unknown)}, which {RECORD} there does not know: overwrite=true replaces "
@@ -187,6 +199,7 @@ def predict(
     say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
     for line in headers.lines():
         say(line)
+    unfit: list[str] = []
     spans: list[Tensor] = []
     written: list[Tensor] = []
     with (
@@ -213,11 +226,17 @@ def predict(
                 spans += [torch.stack(image.aminmax()) for image in images.values()]
                 for job, image in zip(images, outputs, strict=True):
                     with result.leave_out(job.name, on_error):
-                        _write(job, image, size is None)
+                        if not _write(job, image, size is None, reading):
+                            unfit.append(job.name)
                         written.append(torch.stack(image.aminmax()).cpu())
                         add({"images": {job.name: job.stamp}})
                         result.written.append(job.name)
             bar.update(len(batch))
+    if unfit:
+        say(
+            f"{shortened(unfit)}: pixels without data hold what the model made of them, as the type of the results "
+            "has no value for them"
+        )
     for side, seen in (("sources", spans), ("outputs", written)):
         if seen and (empty := almost_constant(seen, side)):
             say(empty)
@@ -319,9 +338,20 @@ def _outputs(
     return outputs
 
 
-def _write(job: _Job, output: Tensor, native: bool) -> None:
+def _write(job: _Job, output: Tensor, native: bool, reading: Reading) -> bool:
+    """Write an output; pixels without data stay so. Return whether its type has a value for them."""
     if not output.isfinite().all():
         raise InputError(f"{job.source}: the output contains NaN or infinite values")
     image = output if native else resized(output, job.shape[1:])
     ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
-    write_image(job.target, image, **{**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)})
+    options = {**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)}
+    options["extra"] = job.info.extra if len(image) == job.shape[0] else None
+    missing, no_data = missing_pixels(job.source, job.info, reading), job.info.no_data
+    kind = np.dtype(job.written["dtype"])
+    fits_type = kind.kind == "f" or (no_data.is_integer() and np.iinfo(kind).min <= no_data <= np.iinfo(kind).max)
+    if missing is not None and missing.any() and fits_type:
+        options |= {"missing": resized(missing.float(), image.shape[1:], "nearest") > 0, "no_data": no_data}
+    elif not fits_type:
+        options["tags"] = [tag for tag in options["tags"] if tag[0] != GDAL_NODATA]
+    write_image(job.target, image, **options)
+    return fits_type or missing is None or not missing.any().item()

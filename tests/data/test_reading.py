@@ -248,7 +248,7 @@ GEO = [
     (33550, "d", 3, (10.0, 20.0, 0.0)),
     (33922, "d", 6, (2.0, 4.0, 0.0, 5e5, 4e6, 0.0)),
     (34735, "H", 4, (1, 1, 0, 1)),
-    (42112, "s", 0, "<GDALMetadata/>"),
+    (42112, "s", 0, '<G>\n <Item name="STATISTICS_MEAN" sample="0">7</Item>\n <Item name="UNIT">m</Item>\n</G>'),
     (42113, "s", 0, "-9999"),
 ]
 
@@ -266,11 +266,42 @@ def test_the_tags_of_a_geotiff_stay_and_fit_the_size_of_the_result(tmp_path):
             tags = {code: tiff.pages.first.tags.valueof(code) for code, *_ in GEO}
             assert tiff.pages.first.dtype == np.int16
             assert tiff.geotiff_metadata["ModelPixelScale"] == [10 / ratio, 20 / ratio, 0]
+            written = tiff.asarray()
         assert tags[33922] == (2 * ratio, 4 * ratio, 0, 5e5, 4e6, 0)
-        assert (tags[34735], tags[42112], tags[42113]) == ((1, 1, 0, 1), "<GDALMetadata/>", "-9999")
+        kept = '<G>\n <Item name="UNIT">m</Item>\n</G>'  # without what was true of other pixels
+        assert (tags[34735], tags[42112], tags[42113]) == ((1, 1, 0, 1), kept, "-9999")
+        assert np.argwhere(written == -9999).tolist() == [[i, j] for i in range(ratio) for j in range(ratio)]
+    tifffile.imwrite(tmp_path / "in/a.tif", np.where(values < 0, np.nan, values).astype(np.float32))
+    predict(nn.Identity(), tmp_path / "in", tmp_path / "float", source_range=[0, 10000])
+    assert np.argwhere(np.isnan(tifffile.imread(tmp_path / "float/a.tif"))).tolist() == [[0, 0]]
+    model = nn.Identity()
+    model.trained_on = {"value_range": {"source": (0.0, 10000.0), "target": None}}  # of 8 bits
+    with pytest.warns(UserWarning, match=r"^a.tif: pixels without data hold what the model made of them, as the type"):
+        predict(model, tmp_path / "in", tmp_path / "bytes")
     matrix = (34264, 12, 16, tuple(map(float, (10, 0, 0, 5, 0, -20, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1))))
     ((_, _, _, fitted),) = scaled_geotiff([matrix], (4, 2))
     assert fitted == (5, 0, 0, 5, 0, -5, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 5])
+@pytest.mark.parametrize("alpha", [0, 2])
+@pytest.mark.parametrize("colour", ["rgb", "minisblack"])
+def test_a_band_that_is_not_alpha_does_not_become_one(tmp_path, channels, alpha, colour):
+    more = channels - (3 if colour == "rgb" else 1)
+    if more < 0:
+        return
+    (tmp_path / "in").mkdir()
+    pixels = RNG.integers(0, 65536, (8, 9, channels), dtype=np.uint16)
+    extra = [alpha] * more or None
+    tifffile.imwrite(tmp_path / "in/a.tif", pixels, photometric=colour, planarconfig="contig", extrasamples=extra)
+    predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
+    with tifffile.TiffFile(tmp_path / "out/a.tif") as tiff:
+        page = tiff.pages.first
+        assert (page.photometric.name.lower(), [*page.extrasamples]) == (colour, extra or [])
+        assert np.array_equal(tiff.asarray(), pixels)
+    if channels in (2, 4) and not alpha:
+        with pytest.raises(InputError, match=r"a.tif has \d channels, the last of which is not alpha"):
+            predict(nn.Identity(), tmp_path / "in", tmp_path / "converted", source_channels=1)
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (32, 48, 3)])

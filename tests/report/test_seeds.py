@@ -85,7 +85,7 @@ def test_any_name_is_one_cell_of_a_table(tmp_path):
     (tmp_path / "run").mkdir()
     content = {"val/l1": 0.5, "config": {"run_name": "a|b\nc\ud800"}}
     (tmp_path / "run/summary.json").write_text(json.dumps(content), encoding="utf-8")
-    config = dict.fromkeys(("costs", "title", "output", "plot", "film"))
+    config = dict.fromkeys(("costs", "title", "output", "plot", "film", "baseline"))
     table = tmp_path / "table.md"
     run_report(OmegaConf.create({**config, "runs": [str(tmp_path / "run")], "table": str(table), "overwrite": False}))
     assert table.read_text(encoding="utf-8").splitlines()[2] == "| a\\|b c\\ud800 | 1 | 0.500 |"
