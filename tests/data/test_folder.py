@@ -28,10 +28,14 @@ def test_images_are_found_in_natural_order(tmp_path):
     touch(tmp_path, "@eaDir/9.png/SYNOPHOTO_THUMB_M.jpg")
     touch(tmp_path, "b/.2.png", "d.HEIC")  # a picture, and one that cannot be read, which must not go without a word
     (tmp_path / "b/dangling.png").symlink_to("nowhere")
-    names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    (tmp_path / "b/x.npy").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left out 2 files that are no images by name: notes\.txt, b/x\.npy$"):
+        found = find_images(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == [
         "9.jpeg", "10.png", "b/1.webp", "b/2.TIF", "b/.2.png", "b/dangling.png", "c.png/x.bmp", "d.HEIC",
     ]  # fmt: skip
+    (tmp_path / "notes.txt").unlink()
     assert [path.name for path in find_images(str(tmp_path), recursive=False)] == ["9.jpeg", "10.png", "d.HEIC"]
 
 
@@ -163,6 +167,7 @@ def test_classes(tmp_path):
         (["cat/a.txt"], "has no images"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*no images by name")
 def test_folders_that_are_no_classes(tmp_path, files, message):
     touch(tmp_path, *files)
     with pytest.raises(InputError, match=f"data.root=.*{message}"):
