@@ -119,7 +119,8 @@ def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
         bits = 8 * np.dtype(header.dtype).itemsize
         raise InputError(
             f"cannot read {name}: pixels of {header.dtype}, {bits} bits, are not uint8 or uint16: set their range of "
-            "values, data.value_range=[0,10000] or data.value_range=auto (genstab predict: source_range)"
+            "values, data.value_range=[0,10000] (genstab predict: source_range; data=paired finds it with "
+            "data.value_range=auto)"
         )
 
 
@@ -271,11 +272,11 @@ def writable(path: Path) -> Path:
 
 
 def type_of_format(path: str | Path, dtype: str) -> str:
-    """Return the type of pixels if the format of a file name supports it, else `uint8`; a TIFF holds any."""
+    """Return the type of pixels if the format of a file name supports it, else the deepest; a TIFF holds any."""
     suffix = Path(path).suffix.lower()
-    if suffix in (".tif", ".tiff") or (dtype == "uint16" and 16 in _HOLDS.get(suffix, ())):
+    if suffix in (".tif", ".tiff") or dtype == "uint8":
         return dtype
-    return "uint8"
+    return "uint16" if 16 in _HOLDS.get(suffix, ()) else "uint8"
 
 
 def write_image(

@@ -266,13 +266,14 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
 def _written(info: ImageInfo, target: Path, reading: Reading, values: Range | None) -> dict[str, Any]:
     """Return how a result is written: in the type of its source, if that has a range of values or is `uint16`."""
     own = info.dtype == "uint8" or (values is None and (reading.value_range or info.dtype != "uint16"))
-    dtype = "uint8" if own or reading.labels else type_of_format(target, info.dtype)
-    if dtype != "uint8" and values and np.dtype(dtype).kind != "f" and values[1] - values[0] < 255:
-        dtype = type_of_format(target, "float32")  # so few whole numbers would be steps
+    wanted = "uint8" if own or reading.labels else info.dtype
+    if wanted != "uint8" and values and values[1] - values[0] < 255 and np.dtype(wanted).kind != "f":
+        wanted = "float32"  # so few whole numbers would be steps
+    dtype = type_of_format(target, wanted)
     tags = info.tags if info.orientation == 1 and target.suffix.lower() in (".tif", ".tiff") else ()
     return {
         "dtype": dtype,
-        "value_range": None if dtype == "uint8" else values,
+        "value_range": values if dtype == wanted != "uint8" else None,
         "profile": info.profile,
         "tags": tags,
     }

@@ -330,6 +330,12 @@ def test_16_bits_are_not_lost_on_the_way(tmp_path):
     tifffile.imwrite(tmp_path / "in/x.tif", levels)
     predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
     assert np.array_equal(tifffile.imread(tmp_path / "out/x.tif"), levels)
+    (tmp_path / "shares").mkdir()
+    shares = (levels[::-1] / 65535).astype("<f4")  # a PFM begins with its last row
+    (tmp_path / "shares/x.pfm").write_bytes(b"Pf\n30 20\n-1.0\n" + shares.tobytes())
+    predict(nn.Identity(), tmp_path / "shares", tmp_path / "out", source_range=[0, 1], overwrite=True)
+    assert image_info(tmp_path / "out/x.png").dtype == "uint16"
+    assert read_image(tmp_path / "out/x.png").equal(read_image(tmp_path / "out/x.tif"))
 
 
 def test_folders_that_do_not_do(images, tmp_path):
