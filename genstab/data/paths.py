@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -11,11 +11,16 @@ from genstab.data.formats import is_image
 from genstab.errors import InputError
 
 
-def find_images(root: str | Path, recursive: bool = True, name: str = "data.root") -> list[Path]:
+def find_images(
+    root: str | Path,
+    recursive: bool = True,
+    name: str = "data.root",
+    say: Callable[[str], object] = rank_zero_warn,
+) -> list[Path]:
     """List the images in a folder, in natural order of their names (2 before 10). No file is opened.
 
     Files in formats that genstab does not read, such as HEIC, are listed, too: reading them raises an error. Files that
-    are no images by their names are counted in a warning. What systems leave behind (`._x.png`, `__MACOSX`,
+    are no images by their names are counted in a line to `say`. What systems leave behind (`._x.png`, `__MACOSX`,
     `Thumbs.db`) is left out, as are hidden files and folders. Sub-folders are searched if `recursive`, also links to
     folders, except those that lead back to a folder around them.
 
@@ -25,7 +30,9 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{name}={root} {'is not a folder' if root.exists() else 'does not exist'}")
-    images, others, around = [], [], {str(root): frozenset({os.path.realpath(root)})}
+    images: list[Path] = []
+    others: list[Path] = []
+    around = {str(root): frozenset({os.path.realpath(root)})}
     for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
         outside = around.pop(folder)
         inside = {each: os.path.realpath(os.path.join(folder, each)) for each in below if recursive and is_seen(each)}
@@ -40,7 +47,7 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
         raise InputError(f"{name}={root} has no images ({kinds}): found {listing(root)}")
     left = [path.relative_to(root).as_posix() for path in others if is_seen(path.name)]
     if left:
-        rank_zero_warn(f"{name}={root}: left out {len(left)} files that are no images by name: {shortened(left)}")
+        say(f"{name}={root}: left out {len(left)} files that are no images by name: {shortened(left)}")
     return sorted(images, key=lambda path: natural(path.relative_to(root).as_posix()))
 
 

@@ -140,7 +140,9 @@ def predict(
     source, output = Path(source).expanduser(), Path(output).expanduser()
     check_choice("on_error", on_error, ON_ERROR)
     check_counts(batch_size=batch_size)
-    paths = find_images(source, recursive, name="input")
+    found: list[str] = [] if notes is None else notes
+    say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
+    paths = find_images(source, recursive, "input", say)
     _check_output(source, output, recursive)
     _check_targets(paths)
     trained = getattr(generator, "trained_on", {})
@@ -162,7 +164,6 @@ def predict(
         depends["source_channels"] = source_channels
     kept = json.loads(json.dumps({**depends, "source_interpolation": reading.interpolation}))
     record = read_record(output)
-    found: list[str] = [] if notes is None else notes
     if not overwrite:
         record.check(output, kept)
         if record.made_by == kept and (as_before := [each for each in values if str(each) == record.values]):
@@ -196,7 +197,6 @@ def predict(
     _check_links([writable(output / path.relative_to(source)) for path in paths], paths, output)
     if not jobs:
         return result
-    say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
     for line in headers.lines():
         say(line)
     unfit: list[str] = []
