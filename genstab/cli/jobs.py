@@ -171,7 +171,10 @@ def run_report(config: DictConfig) -> None:
     options = options_among(runs, costs)
     writers: dict[str, Callable[[str], None]] = {
         "output": lambda path: write_page(runs, path, config.title),
-        "table": lambda path: write_whole(path, lambda file: file.write(_tables(options, config.baseline).encode())),
+        # names need not be valid Unicode
+        "table": lambda path: write_whole(
+            path, lambda file: file.write(_tables(options, config.baseline).encode("utf-8", "backslashreplace"))
+        ),
         "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
         "film": lambda path: save_animation(animations_beside(runs), path),
     }
@@ -195,6 +198,8 @@ def run_shard(config: DictConfig) -> None:
         written = write_shards(config.input, config.output, **options)
     if written.held:
         print(written.held)
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
     _conclude(written.summary(config.output), written.left_out, "pairs were left out")
 
 

@@ -22,6 +22,7 @@ from genstab.cli.jobs import model_of
 from genstab.cli.model_options import check_model
 from genstab.inference.eval_mode import inference
 from genstab.inference.exported_programs import Program
+from genstab.inference.predict_record import model_digest
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.inference.test_cyclegan_checkpoints import FILE, REFERENCE, real_file
 from tests.training.test_pix2pix import QUIET
@@ -267,6 +268,17 @@ def test_an_exported_program_in_half_precision(tmp_path):
     x = torch.rand(2, 3, 16, 16)
     with inference(load_model(path)) as generator, torch.no_grad():
         torch.testing.assert_close(generator(x), network().half()(x.half()).float(), rtol=0, atol=1e-5)
+
+
+def test_weights_beside_an_onnx_file_belong_to_the_model(programs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(programs / "any.onnx")
+    onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.weights", size_threshold=0)
+    before = model_digest(load_model(tmp_path / "x.onnx"))
+    assert before == model_digest(load_model(tmp_path / "x.onnx"))
+    content = (tmp_path / "x.weights").read_bytes()
+    (tmp_path / "x.weights").write_bytes(bytes(len(content)))
+    assert model_digest(load_model(tmp_path / "x.onnx")) != before
 
 
 def test_onnx_without_onnxruntime(programs, monkeypatch):
