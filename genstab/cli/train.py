@@ -65,7 +65,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         wanted = "" if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
         path = _checkpoint_of(config, wanted)
         checkpoint = read_resumable(path) if path else None
-        _claim(config, path)
+        if processes is None or processes.rank == 0:  # the first one may be writing there already
+            _claim(config, path)
         given_config = config.copy()
         config.ckpt_path = None if path is None else str(path)
         if path and checkpoint:
