@@ -1,6 +1,7 @@
 """Whether the options of a config are known and of the right types, before anything heavy is imported."""
 
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +19,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_predict_batches": ((None,), _NO_TEST),
     "logger": ((None,), "logger=wandb, tensorboard or csv chooses one, ~logger leaves it out"),
     "callbacks": ((None,), "+callbacks.NAME={_target_: …} adds one"),
+    "reload_dataloaders_every_n_epochs": (
+        (None, 0),
+        "a resumed training would see other batches; each epoch has an order of its own anyway",
+    ),
     "barebones": ((False,), "it forbids the logger and the callbacks of genstab train"),
 }
 # Errors of pydantic in the words of a config.
@@ -68,6 +73,8 @@ def check_training(config: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer.get(name) in (0, 0.0) and not isinstance(trainer[name], bool):
             raise InputError(f"trainer.{name}={trainer[name]} trains nothing: genstab measure needs no training")
+    if trainer.get("max_time") is not None and not re.search("[1-9]", str(trainer["max_time"])):
+        raise InputError(f"trainer.max_time={written(trainer['max_time'])} trains nothing: leave it out, or set more")
     for name, (harmless, reason) in REFUSED.items():
         if name in trainer and trainer[name] not in harmless:
             raise InputError(f"trainer.{name}={written(trainer[name])} does not work: {reason}")

@@ -338,13 +338,15 @@ class PairedData(PairData):
 
     @property
     def described(self) -> dict[str, Any]:
-        """How files are read, where that is not the default: what the generator must know about later images."""
+        """How files are read, where that is not the default, and which pairs are held out, for later jobs."""
         source, ranges = self.readings["source"], {side: self.readings[side].value_range for side in SIDES}
-        options = {
+        options: dict[str, Any] = {
             "value_range": ranges if any(ranges.values()) else None,
             "source_labels": source.labels,
             "source_interpolation": source.interpolation if source.interpolation != "bilinear" else None,
         }
+        if "_by_share" in vars(self):
+            options |= {"val_share": self.val_share, "val_seed": self.val_seed}
         return {key: value for key, value in options.items() if value is not None}
 
     def _find_ranges(self) -> None:

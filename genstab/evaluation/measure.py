@@ -37,7 +37,7 @@ from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
 from genstab.report.figures import distance_grids, feature_map_picture, save_picture, write_exhibits
 from genstab.runtime.files import MEASUREMENTS, read_json, write_json
-from genstab.runtime.run_folder import MEASURED, check_measurable
+from genstab.runtime.run_folder import MEASURED, MEASUREMENT, alone_in, check_free
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
@@ -75,10 +75,9 @@ def measure(
     if options.control == "blur":
         model, dataset = nn.Identity(), OfTargets(dataset)
     folder = Path(folder)
-    check_measurable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_free(folder, MEASUREMENT)
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
-    with _same_buffers(model), inference(model, options.dtype) as call:
+    with alone_in(folder, MEASUREMENT), _same_buffers(model), inference(model, options.dtype) as call:
         results = Measured(notes=[*notes])
         settled = SettledCall(call, options.values, results.notes)
         measurement = _Measurement(model, settled, settled, folder, options, say, baseline, results)

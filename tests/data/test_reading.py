@@ -1,6 +1,8 @@
 """Numbers keep their meaning: value ranges, class labels, nearest sources, GeoTIFFs, colour profiles, orientations."""
 
 import io
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import nn
 
+from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.folder import ClassData, FolderData, FolderImages
 from genstab.data.geotiff import scaled_geotiff
@@ -21,6 +24,7 @@ from genstab.errors import InputError
 from genstab.inference.predict import predict
 from genstab.inference.trained_on import read_alike, trained_on
 from tests.conftest import tiny_pix2pix
+from tests.helpers.killed import TINY, run
 
 RNG = np.random.default_rng(0)
 
@@ -110,6 +114,44 @@ def test_the_range_is_found_in_the_training_split_kept_and_used_by_predict_and_m
     assert np.allclose(tifffile.imread(tmp_path / "metres/1.tif"), (heights(1) + 100.0) * 30 / 4000)
     with pytest.raises(InputError, match=r"results target_range=.*overwrite=true"):
         predict(identity, tmp_path / "trainA", tmp_path / "heights")
+
+
+def test_a_resumed_training_keeps_the_range_that_was_found(tmp_path):
+    target = np.zeros((24, 28, 3), np.uint8)
+    paired(tmp_path / "in", lambda number: np.full((24, 28), 100 * number - 50, np.int16), target)
+    options = [f"data.root={tmp_path / 'in'}", "data.value_range=auto", "data.load_size=null", "data.crop_size=24"]
+    options += ["data=paired", "data.source_channels=1", "model.generator.in_channels=1"]
+    base = [each for each in TINY if not each.startswith("data.")] + ["model.discriminator.source_channels=1", *options]
+    for steps in (1, 2):
+        run(tmp_path / "run", f"trainer.max_steps={steps}", base=base)
+        checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        assert trained_on(checkpoint)["value_range"] == {"source": (-50.0, 50.0), "target": None}
+        assert checkpoint["resume"]["steps"] == steps
+        paired(tmp_path / "in", lambda number: np.full((24, 28), 900 * number - 50, np.int16), target)  # anew
+
+
+def test_measure_takes_the_split_and_reading_of_the_training_but_for_what_is_typed(tmp_path, monkeypatch):
+    paired(tmp_path, np.zeros((30, 30, 3), np.uint8), np.zeros((30, 30, 3), np.uint8), 12, "png")
+    for side in "AB":
+        shutil.rmtree(tmp_path / f"val{side}")
+    trained = data(tmp_path, val_share=0.25, val_seed=7, source_interpolation="nearest")
+    model = nn.Identity()
+    model.trained_on = trained_on({"data": trained.described})
+    seen = []
+
+    def measure(model, images, *_):
+        seen.append(images)
+        raise InputError("seen")
+
+    monkeypatch.setattr("genstab.cli.jobs.model_of", lambda *_: model)
+    monkeypatch.setattr("genstab.cli.jobs.measure", measure)
+    options = ["data=paired", f"data.root={tmp_path}", "hydra.run.dir=m", "logger=csv"]
+    for more in ([], ["data.val_seed=8", "data.source_interpolation=bilinear"]):
+        monkeypatch.setattr(sys, "argv", ["genstab", "measure", *options, *more])
+        with pytest.raises(SystemExit, match="seen"):
+            cli.main()
+    assert [each.pairs == trained.val_set.pairs for each in seen] == [True, False]
+    assert [each.wanted.reading_a.interpolation for each in seen] == ["nearest", "bilinear"]
 
 
 def test_shards_of_other_types_and_folders_to_measure_on(tmp_path):

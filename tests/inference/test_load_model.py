@@ -108,7 +108,9 @@ def test_a_network_alone_keeps_its_weights():
             "does not fit Conv2d: missing bias; unexpected w1, w2, w3 and 1 more$",
         ),
         ({"epoch": 3}, "does not fit Conv2d: it holds no weights$"),
-        ([torch.zeros(3)], "does not fit Conv2d: it holds no weights$"),
+        ([torch.zeros(3)], "does not fit Conv2d: its tensors are in lists, without names$"),
+        ({"net": {"weight": torch.eye(3).to_sparse()}}, r"net\.weight is a sparse tensor: save a dense one$"),
+        ({"a": [torch.zeros(2, device="meta")]}, r"a\.0 is a meta tensor"),
         (
             {f"G_{way}.{key}": i + torch.zeros(3, 1, 1, 1) if key == "weight" else torch.zeros(3)
              for i, way in enumerate(("AB", "BA")) for key in ("weight", "bias")},
@@ -121,6 +123,19 @@ def test_weights_that_do_not_fit_are_named_on_one_line(tmp_path, holds, message)
     with pytest.raises(InputError, match=f"x.pth .*{message}") as error:
         load_model(tmp_path / "x.pth", nn.Conv2d(1, 3, 1))
     assert "\n" not in str(error.value)
+
+
+def test_weights_in_many_dicts_and_a_file_that_was_cut_off(tmp_path):
+    original = network(1)
+    holds = original.state_dict()
+    for key in "abcd":
+        holds = {key: holds}
+    torch.save(holds, tmp_path / "x.pth")
+    assert_same(load_model(tmp_path / "x.pth", network(2)), original, *SIZES)
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"x\.pth is cut off: it begins as a file of torch\.save"):
+        load_model(tmp_path / "x.pth", network(2))
 
 
 # --- checkpoints
