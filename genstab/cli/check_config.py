@@ -133,7 +133,7 @@ def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") 
                 f"antialias, or ~{key} for the other parts of the recipe"
             )
         elif not is_open:
-            close = get_close_matches(name, types, n=2, cutoff=0.7)
+            close = [f"{group}.{each}".lstrip(".") for each in get_close_matches(name, types, n=2, cutoff=0.7)]
             takes = f": did you mean {' or '.join(close)}?" if close else f"; {target} takes {', '.join(types)}"
             raise InputError(f"{key} is not known{takes}")
 

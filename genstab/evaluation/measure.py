@@ -160,7 +160,7 @@ class _Measurement:
         ):
             if part:
                 of_part = first.first(part["images"])
-                self.say(f"Next: {name}, of {len(of_part.names)} images")
+                self.say(f"Next: {name}, on {len(of_part.names)} images")
                 try:
                     measure_part(part, of_part, rolled)
                 except InputError as error:  # the numbers of the other parts are kept

@@ -101,7 +101,7 @@ def test_what_fits_passes(arguments):
         ({"pair": [1]}, "group.pair=[1] is not of the right length"),
         ({"pair": [1, 2, 3]}, "group.pair=[1, 2, 3] is not of the right length"),
         ({"net": None}, "group.net=null is not a group of keys"),
-        ({"nett": {}}, "group.nett is not known: did you mean net?"),
+        ({"nett": {}}, "group.nett is not known: did you mean group.net?"),
         ({"zzz": 1}, f"group.zzz is not known; mine.takes takes {', '.join(NAMES)}"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_class_that_hands_on_its_keywords_is_checked_for_its_parents():
     for child in ("mine.Child", "mine.Heir"):
         with pytest.raises(InputError, match=r"data\.flip='perhaps' is not true or false"):
             check_arguments(child, {"flip": "perhaps"}, "data")
-        with pytest.raises(InputError, match=r"data\.flipp is not known: did you mean flip\?"):
+        with pytest.raises(InputError, match=r"data\.flipp is not known: did you mean data\.flip\?"):
             check_arguments(child, {"flipp": True}, "data")
         check_arguments(child, {"root": "x", "url": "x", "flip": False}, "data")
     check_arguments("mine.Open", {"flipp": True}, "data")  # whoever gets `options` may know it

@@ -362,7 +362,7 @@ def test_it_says_what_it_does_and_how_long_it_takes(tmp_path, monkeypatch):
     assert [number for number, _, _ in foreseen] == ["2", "3"]
     for (_, minutes, seconds), passes in zip(foreseen, (11 + 47, 47), strict=True):
         assert 60 * int(minutes) + int(seconds) == pytest.approx(passes, rel=0.2)
-    assert said[3:] == ["Next: features, of 2 images", "Next: corruptions, of 3 images", "Next: map, of 2 images"]
+    assert said[3:] == ["Next: features, on 2 images", "Next: corruptions, on 3 images", "Next: map, on 2 images"]
 
 
 class Picky(nn.Module):
