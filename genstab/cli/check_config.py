@@ -75,10 +75,12 @@ def check_training(config: Mapping[str, Any]) -> None:
         raise InputError(
             f"trainer.strategy={strategy} does not support two optimizers: use trainer=ddp or trainer=ddp_cpu"
         )
-    for name in ("check_val_every_n_epoch", "val_check_interval"):
-        apart = trainer.get(name)
-        if isinstance(apart, int | float) and not apart > 0:
-            raise InputError(f"trainer.{name}={written(apart)} is not positive")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        count = trainer.get(name)
+        if isinstance(count, int | float) and not count > 0:
+            raise InputError(f"trainer.{name}={written(count)} is not positive")
+    if isinstance(most := trainer.get("gradient_clip_val"), int | float) and most < 0:
+        raise InputError(f"trainer.gradient_clip_val={written(most)} is negative")
     if trainer.get("enable_checkpointing") is False and (callbacks.get("best") or callbacks.get("last")):
         raise InputError("trainer.enable_checkpointing=false also needs callbacks.best=null callbacks.last=null")
     for name, callback in callbacks.items():

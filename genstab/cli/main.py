@@ -188,11 +188,12 @@ def _launch(name: str, *given: object) -> None:
             plain = _plain(config)
             command.check(plain)
             return resolve_name(command.job)(config, *given)
-        except InputError as error:
+        except (InputError, InterpolationResolutionError) as error:
+            message = str(error) if isinstance(error, InputError) else one_line(error)
+            said = InputError(without_values(message, config))
             if by_submitit():
-                raise  # another process waits for it
-            error = InputError(without_values(str(error), config))
-            errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
+                raise said from error  # another process waits for it
+            errors.append(said)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
     with _one_line_errors(name):

@@ -104,7 +104,9 @@ def _read(name: str, file: str | Path, notes: list[str]) -> tuple[Path, object]:
         raise InputError(f"{name}={file} does not exist")
     kind = file_kind(path)
     if kind not in (TORCH_FILE, SAFETENSORS):
-        raise InputError(f"{name}={file} is {kind}, a program: init_from takes a checkpoint, a state dict or safetensors")
+        raise InputError(
+            f"{name}={file} is {kind}, a program: init_from takes a checkpoint, a state dict or safetensors"
+        )
     return path, read_content(path, kind, notes)
 
 

@@ -48,7 +48,8 @@ def genstab(monkeypatch, *arguments):
         (["trainer=ddp_cpu", "trainer.devices=5000"], "genstab: trainer.devices=5000: this machine has .* processors"),
         (["trainer=gpu", "trainer.devices=[63]"], r"genstab: .*\[63\]"),
         (["model.generator.in_channels=1"], r"genstab: UNet: in_channels=1, not a source of \(2, 3, 32, 32\)"),
-        (["trainer.gradient_clip_val=-1"], "genstab: .*clip"),
+        (["trainer.gradient_clip_val=-1"], "genstab: trainer.gradient_clip_val=-1 is negative"),
+        (["trainer.accumulate_grad_batches=0"], "genstab: trainer.accumulate_grad_batches=0 is not positive"),
         (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),
         (["model.generator=vit"], "genstab: .*Could not find 'model/generator/vit' .*: resnet unet unet_256"),
         (
