@@ -159,7 +159,9 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     if len(problems) == 1 and problems[0]["type"] != "missing":  # perhaps of an element of a list
         key = ".".join([key, *map(str, problems[0]["loc"])])
         value = problems[0]["input"]
-    raise InputError(f"{key}={written(value)} is not {' or '.join(dict.fromkeys(words))}")
+    *others, last = dict.fromkeys(words)
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    raise InputError(f"{key}={written(value)} is not {allowed}")
 
 
 def _problems(adapter: TypeAdapter[Any], text: bytes) -> list[Any]:

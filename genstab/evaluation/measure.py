@@ -69,7 +69,10 @@ def measure(
     options = options or MeasureOptions()
     baseline = None
     if options.corruptions and options.corruptions["baseline"]:
-        baseline = read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # before any work
+        path = Path(options.corruptions["baseline"], MEASUREMENTS)
+        baseline = read_json(path)  # before any work
+        if not isinstance(baseline, Mapping) or baseline.keys().isdisjoint(("corruptions", "corruption_errors")):
+            raise InputError(f"corruptions.baseline: {path} has no corruptions: measure them there first")
     folder = Path(folder)
     check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)

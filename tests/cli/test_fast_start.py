@@ -41,7 +41,7 @@ ASKED = [
     (["train", "~data"], "~data leaves out what this command needs: data=NAME chooses another one"),
     (["measure", "~data", "model.checkpoint=a"], "~data leaves out what this command needs"),
     (["train", "data.batch_size=abc"], "data.batch_size='abc' is not an integer"),
-    (["train", "trainer.limit_val_batches=abc"], "trainer.limit_val_batches='abc' is not an integer or a number"),
+    (["train", "trainer.limit_val_batches=abc"], "trainer.limit_val_batches='abc' is not an integer, a number or null"),
     (["train", "trainer.limit_test_batches=1"], "trainer.limit_test_batches=1 does not work"),
     (["train", "seed=-1"], "seed=-1 is not an integer from 0"),
     (["measure", "imags=3"], "did you mean images?"),

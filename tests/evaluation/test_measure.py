@@ -524,10 +524,14 @@ def test_small_images_are_measured_without_corruptions(tmp_path):
         assert found.notes == ["corruptions: not measured, 28×40 images are smaller than 32×32"]
 
 
-def test_a_baseline_that_is_not_there_is_named_before_any_work(tmp_path):
+def test_a_baseline_that_is_not_there_or_has_no_corruptions_is_named_before_any_work(tmp_path):
     generator = Counting()
     plan = Options(**{**SMALL, "corruptions": {"baseline": str(tmp_path / "none")}})
     with pytest.raises(InputError, match=r"cannot read .*none/measurements\.json"):
+        measure(generator, Items(noise(3, 32, 32)), tmp_path, plan)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/measurements.json").write_text('{"features": {}}')
+    with pytest.raises(InputError, match=r"none/measurements\.json has no corruptions: measure them there first"):
         measure(generator, Items(noise(3, 32, 32)), tmp_path, plan)
     assert not generator.images
 
