@@ -174,6 +174,7 @@ def composes(command, *overrides):
     return printed.getvalue()
 
 
+@pytest.mark.slow
 @by_file
 def test_every_command_composes(path, monkeypatch, tmp_path):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from inspect import signature
@@ -34,12 +34,13 @@ from genstab.inference.trained_on import read_alike
 from genstab.inference.value_range import VALUE_OPTIONS, parse_values
 from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
+from genstab.report.differences import differences_table
 from genstab.report.figures import animations_beside, save_animation, save_picture
 from genstab.report.own_files import WRITTEN_BY_REPORT, check_replaceable
 from genstab.report.page import write_page
 from genstab.report.pareto import pareto_picture
 from genstab.report.runs import read_runs, unfinished
-from genstab.report.seeds import options_among, options_table, read_costs
+from genstab.report.seeds import Option, options_among, options_table, read_costs
 from genstab.runtime.files import SUMMARY, check_folder, write_whole, writing
 from genstab.runtime.provenance import provenance
 from genstab.runtime.run_folder import check_measurable
@@ -52,12 +53,12 @@ def run_measure(config: DictConfig) -> float | None:
     with input_errors():
         check_measurable(config.output_dir)
         keep_config(config)
-        config.run_name = config.run_name or _name(config.model)
+        config.run_name = config.run_name or _name(config)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
         check_folder(config.output_dir)
         notes: list[str] = []
-        model = model_of(config.model, notes)
+        model = nn.Identity() if config.control == "blur" else model_of(config.model, notes)
         device = place(model, config.device)
         seed_everything(config.seed, workers=True, verbose=False)
         if "check" in config.data:
@@ -91,12 +92,18 @@ def run_measure(config: DictConfig) -> float | None:
     return summary.get("val/shift_psnr")
 
 
-def _name(model: DictConfig) -> str:
-    """Name a measurement after its checkpoint: the run folder, or the file without its suffix."""
+def _name(config: DictConfig) -> str:
+    """Name a measurement after its checkpoint, the run folder or the file without its suffix, and its control."""
+    model, control = config.model, config.control
+    if control == "blur":
+        return "targets, blurred"
     if model.checkpoint is None:
-        return str(model.get("_target_", "model")).rpartition(".")[2]
-    path = Path(model.checkpoint)
-    return path.parts[-3] if path.parent.name == "checkpoints" and len(path.parts) > 2 else path.stem or path.name
+        name = str(model.get("_target_", "model")).rpartition(".")[2]
+    else:
+        path = Path(model.checkpoint)
+        inside = path.parent.name == "checkpoints" and len(path.parts) > 2
+        name = path.parts[-3] if inside else path.stem or path.name
+    return f"{name} + {control}" if control else name
 
 
 def run_predict(config: DictConfig) -> None:
@@ -156,7 +163,7 @@ def run_report(config: DictConfig) -> None:
     options = options_among(runs, costs)
     writers: dict[str, Callable[[str], None]] = {
         "output": lambda path: write_page(runs, path, config.title),
-        "table": lambda path: write_whole(path, lambda file: file.write(f"{options_table(options)}\n".encode())),
+        "table": lambda path: write_whole(path, lambda file: file.write(_tables(options, config.baseline).encode())),
         "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
         "film": lambda path: save_animation(animations_beside(runs), path),
     }
@@ -166,6 +173,11 @@ def run_report(config: DictConfig) -> None:
         print(f"{'Page' if key == 'output' else key.capitalize()}: {path}")
     if left := unfinished(config.runs):
         print(f"left out, without a {SUMMARY}: {shortened(list(map(str, left)))}", file=sys.stderr)
+
+
+def _tables(options: Sequence[Option], baseline: str | None) -> str:
+    tables = options_table(options), differences_table(options, baseline)
+    return "\n\n".join(table for table in tables if table) + "\n"
 
 
 def run_shard(config: DictConfig) -> None:

@@ -17,6 +17,7 @@ from genstab.data.paths import hxw
 from genstab.data.reading import almost_constant
 from genstab.errors import InputError
 from genstab.evaluation.classifiers import classifier_stability
+from genstab.evaluation.controls import OfTargets, controlled
 from genstab.evaluation.dataset_batches import Batch, batches, number_of_images
 from genstab.evaluation.generators import Measured, first_output, fitting_multiple, measure_generator
 from genstab.evaluation.options import PARTS, MeasureOptions
@@ -73,6 +74,8 @@ def measure(
         baseline = read_json(path)  # before any work
         if not isinstance(baseline, Mapping) or baseline.keys().isdisjoint(("corruptions", "corruption_errors")):
             raise InputError(f"corruptions.baseline: {path} has no corruptions: measure them there first")
+    if options.control == "blur":
+        model, dataset = nn.Identity(), OfTargets(dataset)
     folder = Path(folder)
     check_measurable(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +136,11 @@ class _Measurement:
         images = self._batches(dataset, number)
         batch = next(images)
         output = self._first_output(batch)
+        if options.control:
+            if output.ndim == 2:
+                raise InputError(f"control={options.control}: a classifier draws no images")
+            given = batch.source, output, batch.target
+            self.call, output = controlled(options.control, self.call, *given, results.notes)
         if options.features and options.features["layers"] is not None:
             # fail early if a name is misspelt
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
+from genstab.evaluation.controls import CONTROLS
 from genstab.inference.value_range import parse_values
 from genstab.metrics.corruptions import CORRUPTIONS, SEVERITIES
 from genstab.metrics.perceptual import METRICS as PERCEPTUAL
@@ -52,6 +53,8 @@ class MeasureOptions:
         mean, std: the same with other numbers, one for each channel.
         perceptual: any of `fid`, `lpips`; they need packages and weights, see `genstab.metrics.perceptual.Perceptual`.
         realism: compare outputs with targets in the features of a trained network, see `genstab.metrics.realism`.
+        control: `noise` or `sharpen`: measure the outputs with a change that is tuned to the targets' total variation,
+            without features; `blur`: blurred targets in place of outputs, see `genstab.evaluation.controls`.
         seed: seed of the corruptions, and of the shifts of a classifier.
         on_error: `raise` at an unreadable image, or `skip` it and name it in the summary.
         map: reach, images, protocol of the shift map; None: no map.
@@ -84,6 +87,7 @@ class MeasureOptions:
     std: Sequence[float] | None = None
     perceptual: Sequence[str] | str = ()
     realism: bool = False
+    control: str | None = None
     seed: int = 1
     on_error: str = "raise"
     map: Mapping[str, Any] | None = field(default_factory=PARTS["map"].copy)
@@ -96,6 +100,9 @@ class MeasureOptions:
         check_counts(batch_size=self.batch_size, **{key: n for key, n in counts.items() if n is not None})
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("on_error", self.on_error, ON_ERROR)
+        if self.control is not None:
+            check_choice("control", self.control, CONTROLS)
+            self.features = None  # those of the model are as without the control
         if not isinstance(self.margin, int) or self.margin < 0:
             raise InputError(f"margin={self.margin} is not an integer of at least 0")
         self.values = parse_values(self.value_range, self.output_range, self.normalize, self.mean, self.std)

@@ -49,16 +49,16 @@ def _stability(known: Known) -> str:
     if (headline := _headline(known)) is None:
         return ""
     psnr, said = _judged(known, headline)
+    edge = PROTOCOLS["crop_edge"]  # a film shows its border, which the margin of `crop` leaves out
+    border = f"; up to the border {_judged(known, edge)[1]}" if edge.key in known else ""
     if psnr >= CAP:
         if is_constant(known):
             return f"No evidence of stability: constant outputs always reach {said}, the cap."
-        return f"Follows its input exactly {headline.when}: {said}, the cap."
+        return f"Follows its input exactly {headline.when}: {said}, the cap{border}."
     levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
     judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
     change = 100 * 10 ** (-psnr / 20)
     share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-    edge = PROTOCOLS["crop_edge"]  # a film shows its border, which the margin of `crop` leaves out
-    border = f"; up to the border {_judged(known, edge)[1]}" if edge.key in known else ""
     return f"{judgement} {headline.when}: {said}, a change of {share} % of the value range{border}."
 
 

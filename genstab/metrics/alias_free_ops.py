@@ -48,7 +48,7 @@ def lanczos_translation(images: Tensor, motion: Sequence[float], scale: int = 1)
 
     Shape: (N, C, H, W) → (N, C, H, W) and a mask (1, 1, H, W).
     """
-    moved, masks = images.double(), []
+    moved, masks = images.float() if images.device.type == "mps" else images.double(), []  # mps has no float64
     for axis, share in ((-2, motion[0]), (-1, motion[1])):
         size = images.shape[axis]
         whole = math.floor(share * size)
@@ -56,7 +56,7 @@ def lanczos_translation(images: Tensor, motion: Sequence[float], scale: int = 1)
         taps = _lanczos(apart).flip(0)
         rows = moved.movedim(axis, -1)
         padded = F.pad(rows, (LOBES, LOBES - 1)).unfold(-1, 2 * LOBES, 1)
-        moved = (padded @ (taps / taps.sum()).to(images.device)).roll(whole, -1).movedim(-1, axis)
+        moved = (padded @ (taps / taps.sum()).to(moved)).roll(whole, -1).movedim(-1, axis)
         place = torch.arange(size, device=images.device)
         masks.append((place >= whole + LOBES) & (place < size + whole - LOBES + 1))
     return moved.to(images.dtype), (masks[0][:, None] & masks[1])[None, None]
@@ -79,7 +79,7 @@ def rotation(images: Tensor, motion: Sequence[float], scale: int = 1) -> tuple[T
     )
     # one small convolution for each place between four pixels, which is faster than one among zeros
     phases = phases.permute(1, 3, 0, 2).flatten(0, 1).flip(1, 2)[:, None].to(images)
-    rows, columns = (torch.arange(n, dtype=torch.float64, device=images.device) - (n - 1) / 2 for n in (height, width))
+    rows, columns = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in (height, width))
     y = math.sin(angle) * columns + math.cos(angle) * rows[:, None] + (height - 1) / 2
     x = math.cos(angle) * columns - math.sin(angle) * rows[:, None] + (width - 1) / 2
     pictures = F.pad(images.flatten(0, 1)[:, None], [phases.shape[-1] - 1] * 4)
@@ -92,7 +92,7 @@ def rotation(images: Tensor, motion: Sequence[float], scale: int = 1) -> tuple[T
     turned = F.grid_sample(fine, grid.to(fine).expand(len(fine), -1, -1, -1), align_corners=True)
     away = REACH - 0.5
     mask = (y >= away) & (y <= height - 1 - away) & (x >= away) & (x <= width - 1 - away)
-    return turned.view(images.shape), mask[None, None]
+    return turned.view(images.shape), mask[None, None].to(images.device)
 
 
 def pseudo_rotation(images: Tensor, motion: Sequence[float], scale: int = 1) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+
+from genstab.metrics.precision import KeepsPrecision
 
 FEWEST = 3  # pairs, as the standard error leaves one of them out
 AT_ONCE = 1024  # rows of the matrix of kernel values
@@ -44,7 +45,7 @@ def _kernel(products: Tensor, length: int) -> Tensor:
     return (products / length + 1) ** 3
 
 
-class KernelDistance(Metric):
+class KernelDistance(KeepsPrecision):
     """Compute `kernel_distance` between features of outputs and of targets, exactly over several processes.
 
     As input to `update` the metric accepts two tensors (N, D), as output of `compute` it returns the distance and its

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from genstab.metrics.precision import KeepsPrecision
 
 
 def frechet_distance(mean: Tensor, covariance: Tensor, target_mean: Tensor, target_covariance: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def frechet_distance(mean: Tensor, covariance: Tensor, target_mean: Tensor, targ
     return distance.clamp(min=0)  # but for rounding
 
 
-class PatchFrechet(Metric):
+class PatchFrechet(KeepsPrecision):
     """Compute how far the patches of outputs are from those of the targets, as a share of the targets' variance.
 
     A patch is what one position of a feature map has seen. All positions of all images are one set, whatever their

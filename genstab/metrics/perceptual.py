@@ -58,8 +58,8 @@ class Perceptual:
         """
         if not self.names:
             return None
-        unknown = torch.full((len(output),), torch.nan)
         reason = incomparable(output, target)
+        unknown = torch.full((len(output),), torch.nan)
         if reason or target is None:
             notes.append(f"{', '.join(self.names)}: not measured, {reason}")
             return unknown

@@ -186,7 +186,7 @@ for _metric in (
     Metric("val/l1", "L1", "mean absolute difference to the target", better="min", in_training=True, per_image=True,
            brief=True),
     Metric("val/psnr", "PSNR", "PSNR to the target", unit="dB", better="max", digits=1, in_training=True,
-           per_image=True),
+           per_image=True, brief=True),
     Metric("val/ssim", "SSIM", "structural similarity to the target (Wang 2004)", better="max", in_training=True,
            per_image=True, brief=True),
     Metric("val/tv", "total variation", "mean absolute difference of neighbouring pixels of the outputs",

@@ -20,7 +20,11 @@ CONSISTENCY = ("val/consistency", "val/consistency_roll")
 OF_CLASSIFIERS = (*CONSISTENCY, "val/accuracy", "val/corruption_error")
 CORRUPTIONS = ("val/corruption_psnr", "val/corruption_error", "val/corruption_relative")
 # Their options of `genstab measure`, where those are called otherwise.
-OPTIONS = {"shift_map": "map", "val/feature_distance": "features", **dict.fromkeys(CORRUPTIONS, "corruptions")}
+REALISM = ("val/perceptual", "val/kid", "val/kid_error", *(f"val/frechet_patches{e}" for e in ("", "_4", "_8", "_16")))
+OPTIONS = {
+    "shift_map": "map", "val/feature_distance": "features", **dict.fromkeys(CORRUPTIONS, "corruptions"),
+    **dict.fromkeys(REALISM, "realism"),
+}  # fmt: skip
 OF_BOTH = ("val/feature_distance", "features", "images_per_second", "parameters", "seconds")
 OF_TARGETS = (
     "val/l1", "val/psnr", "val/ssim", "val/tv_target", "tv_ratio", "val/spectrum_error", "val/swd", "val/fid",
@@ -88,7 +92,7 @@ def _reason(run: Run, key: str, classifier: bool) -> str:
 
 def _option(key: str) -> str:
     """Return the protocol that a metric belongs to, or the option that switches it off."""
-    found = (name for name, protocol in protocols().items() if key in protocol.keys().values())
+    found = (each.passes_of or name for name, each in protocols().items() if key in each.keys().values())
     return next(found, OPTIONS.get(key, key.removeprefix("val/")))
 
 
@@ -98,7 +102,7 @@ def _switched_off(run: Run, key: str) -> bool:
         return run.option("corruptions.baseline") is None
     if option in ("map", "features", "corruptions"):
         return option in run.config and run.option(option) is None
-    if option == "noise_floor":
+    if option in ("noise_floor", "realism"):
         return run.option(option) is False
     if option in protocols():
         wanted = run.option("callbacks.stability.protocols") or run.option("protocols")

@@ -16,6 +16,7 @@ from genstab.report.table import markdown_table, options_of
 from genstab.runtime.files import read_json
 
 COST = "step_ratio"
+CHECKPOINT = "model.checkpoint"  # of a measurement
 # What the benchmark timed: values of a configuration by dotted key, and its step over that of `none`.
 Cost = tuple[Mapping[str, Any], float]
 
@@ -59,11 +60,19 @@ def _but_for_the_seed(run: Run) -> object:
         return run.folder.resolve()  # nothing says that another run is like it
     own = run.config.get("run_name")
     same = {key: value for key, value in options_of(run).items() if value != own and key != "ckpt_path"}
+    if CHECKPOINT in same:
+        same[CHECKPOINT] = re.sub(rf"seed{_seed(run)}\b", "seed", same[CHECKPOINT])
     return tuple(sorted(item for item in same.items() if item[0].rpartition(".")[2] != "seed"))
 
 
 def _without_seed(run: Run) -> str:
-    return re.sub(rf"-?seed{re.escape(str(run.config.get('seed')))}\b", "", run.name) or run.name
+    return re.sub(rf"-?seed{re.escape(_seed(run))}\b", "", run.name) or run.name
+
+
+def _seed(run: Run) -> str:
+    """Return the seed of a training; of a measurement, the one that the path of its checkpoint names, if it does."""
+    named = re.search(r"seed(\d+)\b", options_of(run).get(CHECKPOINT, ""))
+    return named[1] if named else str(run.config.get("seed"))
 
 
 def _is_like(run: Run, values: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from itertools import zip_longest
 from pkgutil import resolve_name
 
 import pytest
@@ -172,10 +173,16 @@ def test_what_is_no_seed(seed):
         check_seed(seed)
 
 
-@pytest.mark.parametrize("option", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
-def test_every_option_of_ours_passes(tmp_path, option):
-    missing = {"data=paired": ["data.root=x"], "data=folder": ["data.root=x"], "data=classes": ["data.root=x"]}
-    config = composed(tmp_path, option, *missing.get(option, []))
+# One option of each group beside each other; an experiment chooses those of the others itself.
+OPTIONS = zip_longest(
+    *([f"{group}={name}" for name in names] for group, names in GROUPS.items() if group != "experiment")
+)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, *([f"experiment={name}"] for name in GROUPS["experiment"])])
+def test_every_option_of_ours_passes(tmp_path, options):
+    missing = ["data.root=x"] * bool({"data=paired", "data=folder", "data=classes"} & set(options))
+    config = composed(tmp_path, *filter(None, options), *missing)
     config.run_name = "x"
     plain = OmegaConf.to_container(config, resolve=True)
     check_options(plain)

@@ -213,6 +213,7 @@ def strike_worker(folder, signum):
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_and_the_training_goes_on_with_the_same_bits(tmp_path):
     run(tmp_path / "whole", base=WORKERS)
     memory = "perhaps because the memory was full: lower data.num_workers or data.batch_size; "
@@ -248,6 +249,7 @@ class BadSet(Dataset):
         return self.good[index]
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_keeps_its_traceback_and_says_how_to_go_on(tmp_path):
     options = [
         "data._target_=tests.distributed.test_lost_process.Bad",

@@ -97,8 +97,7 @@ def test_blurpool(mode):
 
 
 def test_ideal_blurpool():
-    layers = [BlurPool2d("ideal", (3, 2), mode) for mode in PADDING_MODES]
-    assert_programs_agree([*layers, BlurPool2d("ideal", 1)])
+    assert_programs_agree([BlurPool2d("ideal", (3, 2), mode) for mode in ("reflect", "circular")])
 
 
 def test_layers_with_filters_of_every_kind():

@@ -158,17 +158,19 @@ def test_what_a_folder_lacks_is_said(tmp_path):
 
 def test_what_was_switched_off_and_what_cannot_be_measured_are_told_apart(tmp_path):
     off = {"map": None, "features": None, "corruptions": {"baseline": None}, "perceptual": [], "noise_floor": False}
+    off["realism"] = False
     (run,) = read_runs([make_run(tmp_path / "off")])
     summary = {key: each for key, each in run.summary.items() if key not in ("val/l1", "val/psnr", "val/ssim")}
     summary |= {"config": {**off, "protocols": ["circular", "crop"]}, "notes": ["corruptions: not measured, x"]}
     del summary["val/tv_target"], summary["versions"]
-    own = ("pooled", "worst_shift", "period", "outputs", "spread", "std", "seconds", "ratio")
+    own = ("pooled", "worst_shift", "period", "outputs", "spread", "std", "seconds", "ratio", "eqt", "eqt_frac", "eqr")
+    own += ("edge", "_4", "_8", "_16", "kid", "kid_error", "patches")
     columns = [each for key, each in metrics().items() if "fractional" in key or not key.endswith(own)]
     said = missing_of(Run("off", run.folder, summary, {}), columns)
     assert said[0] == "corruptions: not measured, x"
     assert said[1:] == [
         "Switched off: shift PSNR fractional; shift PSNR fractional pooled; shift PSNR fractional at worst shift; "
-        "feature distance; noise floor; corruption error / baseline; FID; LPIPS; shift map",
+        "feature distance; noise floor; corruption error / baseline; FID; LPIPS; perceptual distance; shift map",
         "For classifiers only: error rate under corruption; consistency, crop; consistency, circular; accuracy",
         "Not measured without targets: L1; PSNR; SSIM; TV of targets; spectrum error; sliced Wasserstein",
         "Not measured: shift PSNR per shift and per image; quality per image",

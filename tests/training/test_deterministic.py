@@ -223,10 +223,12 @@ def draws(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             module, name = ast.unparse(node.func.value), node.func.attr
             words = {keyword.arg for keyword in node.keywords}
+            if name in ("default_rng", "Random") and node.args:  # with a seed
+                continue
             if module == "torch" and name in GLOBAL and "generator" not in words:
                 yield node.lineno, ast.unparse(node.func)
             elif module in ("np.random", "numpy.random"):
-                if not (name == "default_rng" and node.args) and name not in ("get_state", "set_state"):
+                if name not in ("get_state", "set_state"):
                     yield node.lineno, ast.unparse(node.func)
             elif module in imported & {"random", "secrets", "uuid"} and name not in ("getstate", "setstate"):
                 yield node.lineno, ast.unparse(node.func)
