@@ -1,6 +1,7 @@
 """Whether the options of a config are known and of the right types, before anything heavy is imported."""
 
 import json
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -159,7 +160,7 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     if len(problems) == 1 and problems[0]["type"] != "missing":  # perhaps of an element of a list
         key = ".".join([key, *map(str, problems[0]["loc"])])
         value = problems[0]["input"]
-    *others, last = dict.fromkeys(words)
+    *others, last = dict.fromkeys(each for choices in words for each in re.split(", | or ", choices))
     allowed = f"{', '.join(others)} or {last}" if others else last
     raise InputError(f"{key}={written(value)} is not {allowed}")
 

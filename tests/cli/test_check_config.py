@@ -93,7 +93,7 @@ def test_what_fits_passes(arguments):
         ({"name": 5}, "group.name=5 is not text or null"),
         ({"size": 1.5}, "group.size=1.5 is not an integer or a list"),
         ({"size": None}, "group.size=null is not an integer or a list"),
-        ({"mode": "c"}, "group.mode='c' is not 'a' or 'b' or true or false"),
+        ({"mode": "c"}, "group.mode='c' is not 'a', 'b', true or false"),
         ({"path": None}, "group.path=null is not text"),
         ({"table": 5}, "group.table=5 is not a group of keys or null"),
         ({"some": 5}, "group.some=5 is not a list"),
@@ -146,7 +146,7 @@ def test_lightnings_trainer_is_read_whole():
     assert not read.is_open
     config = {"max_epochs": 3, "devices": "auto", "precision": "32-true", "logger": False, "max_time": "00:00:01:00"}
     check_arguments("pytorch_lightning.Trainer", config, "trainer")
-    with pytest.raises(InputError, match=r"trainer\.precision='foo' is not 64, 32 or 16 or 'transformer-engine'"):
+    with pytest.raises(InputError, match=r"trainer\.precision='foo' is not 64, 32, 16, 'transformer-engine'"):
         check_arguments("pytorch_lightning.Trainer", {"precision": "foo"}, "trainer")
     assert {*REFUSED} <= {*read.types}
 
