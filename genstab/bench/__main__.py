@@ -91,6 +91,8 @@ def _new_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a folder, not a file")
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"{path} exists already: name another file")
     return path
 
 

@@ -19,6 +19,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_predict_batches": ((None,), _NO_TEST),
     "logger": ((None,), "logger=wandb, tensorboard or csv chooses one, ~logger leaves it out"),
     "callbacks": ((None,), "+callbacks.NAME={_target_: …} adds one"),
+    "reload_dataloaders_every_n_epochs": (
+        (None, 0),
+        "a resumed training would see other batches; each epoch has an order of its own anyway",
+    ),
     "barebones": ((False,), "it forbids the logger and the callbacks of genstab train"),
 }
 # Errors of pydantic in the words of a config.
@@ -69,6 +73,8 @@ def check_training(config: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer.get(name) in (0, 0.0) and not isinstance(trainer[name], bool):
             raise InputError(f"trainer.{name}={trainer[name]} trains nothing: genstab measure needs no training")
+    if trainer.get("max_time") is not None and not re.search("[1-9]", str(trainer["max_time"])):
+        raise InputError(f"trainer.max_time={written(trainer['max_time'])} trains nothing: leave it out, or set more")
     for name, (harmless, reason) in REFUSED.items():
         if name in trainer and trainer[name] not in harmless:
             raise InputError(f"trainer.{name}={written(trainer[name])} does not work: {reason}")
@@ -76,12 +82,10 @@ def check_training(config: Mapping[str, Any]) -> None:
         raise InputError(
             f"trainer.strategy={strategy} does not support two optimizers: use trainer=ddp or trainer=ddp_cpu"
         )
-    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+    for name in ("check_val_every_n_epoch", "val_check_interval"):
         count = trainer.get(name)
         if isinstance(count, int | float) and not count > 0:
             raise InputError(f"trainer.{name}={written(count)} is not positive")
-    if isinstance(most := trainer.get("gradient_clip_val"), int | float) and most < 0:
-        raise InputError(f"trainer.gradient_clip_val={written(most)} is negative")
     if trainer.get("enable_checkpointing") is False and (callbacks.get("best") or callbacks.get("last")):
         raise InputError("trainer.enable_checkpointing=false also needs callbacks.best=null callbacks.last=null")
     for name, callback in callbacks.items():

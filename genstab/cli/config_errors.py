@@ -44,7 +44,9 @@ def input_errors() -> Iterator[None]:
             misspelt = isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause)
             late = isinstance(cause, ValueError) and "val_check_interval" in str(cause)  # known once the data are read
             if misspelt or late or isinstance(cause, MisconfigurationException | MissingMandatoryValue):
-                raise InputError(one_line(cause)) from error
+                wanted = r"Please increase the `(limit_\w+)` argument\. Try at least `\1=(.*)`"
+                said = re.sub(wanted, r"set trainer.\1, or trainer.overfit_batches, to at least \2", one_line(cause))
+                raise InputError(said) from error
             if isinstance(cause, OSError) and cause.errno in DISK:
                 last = extract_tb(cause.__traceback__)[-1]
                 where = cause.filename or f"{last.name} of {Path(last.filename).name}"
@@ -66,8 +68,11 @@ def _with_key(error: InputError, outer: BaseException) -> InputError:
     key = re.search(r"full_key: (\S+)", str(outer)) if isinstance(outer, InstantiationException) else None
     if key is None or not re.match(r"\w+=", str(error)):
         return error
-    # model.generator.antialias is set to the group of that name, which is what users change
-    return InputError(f"{key[1].removeprefix('model.generator.') if key[1].endswith('.antialias') else key[1]}.{error}")
+    # What users set: model.generator.antialias is the group of that name, and some arguments are of the Trainer.
+    group = key[1].removeprefix("model.generator.") if key[1].endswith(".antialias") else key[1]
+    if re.match("gradient_clip|accumulate_grad", str(error)):
+        group = "trainer"
+    return InputError(f"{group}.{error}")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,8 +18,8 @@ from torch import nn
 
 from genstab.cli.config_errors import chain, input_errors, one_line, quieten
 from genstab.cli.model_options import split_options
-from genstab.cli.recorded import recorded
-from genstab.cli.run_folder import keep_config
+from genstab.cli.recorded import given, recorded
+from genstab.cli.run_folder import claim, keep_config
 from genstab.data.datamodules import as_size
 from genstab.data.paths import shortened
 from genstab.data.shards.write import write_shards
@@ -28,7 +28,7 @@ from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.evaluation.publish import publish
 from genstab.inference.export import export
-from genstab.inference.load_model import load_model, place
+from genstab.inference.load_model import checkpoint_of, load_model, place
 from genstab.inference.predict import predict as predict_folder
 from genstab.inference.trained_on import read_alike
 from genstab.inference.value_range import VALUE_OPTIONS, parse_values
@@ -36,14 +36,15 @@ from genstab.loggers.lifecycle import close
 from genstab.loggers.wandb_workspace import publish as save_workspace
 from genstab.report.differences import differences_table
 from genstab.report.figures import animations_beside, save_animation, save_picture
-from genstab.report.own_files import WRITTEN_BY_REPORT, check_replaceable
+from genstab.report.own_files import WRITTEN_BY_REPORT, is_own
 from genstab.report.page import write_page
 from genstab.report.pareto import pareto_picture
-from genstab.report.runs import read_runs, unfinished
+from genstab.report.runs import READ_BY_REPORT, read_runs, unfinished
 from genstab.report.seeds import Option, options_among, options_table, read_costs
 from genstab.runtime.files import SUMMARY, check_folder, write_whole, writing
+from genstab.runtime.overwriting import check_replaceable
 from genstab.runtime.provenance import provenance
-from genstab.runtime.run_folder import check_measurable
+from genstab.runtime.run_folder import MEASUREMENT
 
 
 def run_measure(config: DictConfig) -> float | None:
@@ -51,8 +52,8 @@ def run_measure(config: DictConfig) -> float | None:
     quieten()
     began = time.perf_counter()
     with input_errors():
-        check_measurable(config.output_dir)
-        keep_config(config)
+        claim(config, MEASUREMENT)
+        given_config = config.copy()
         config.run_name = config.run_name or _name(config)
         plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict
         options = MeasureOptions(**{option.name: plain[option.name] for option in fields(MeasureOptions)})
@@ -66,7 +67,7 @@ def run_measure(config: DictConfig) -> float | None:
         if "on_error" in config.data:
             config.data.on_error = "raise"  # the command's own `on_error` decides
         with open_dict(config.data):
-            read_alike(model, config.data)
+            read_alike(model, config.data, given("data"))
         data = instantiate(config.data)
         data.prepare_data()
         data.setup("validate")
@@ -80,6 +81,7 @@ def run_measure(config: DictConfig) -> float | None:
             found = measure(model, data.val_set, config.output_dir, options, notes, partial(print, flush=True))
         except PartlyMeasuredError as error:
             failure, found = error, error.found
+        keep_config(given_config)
         try:
             for each in loggers:
                 each.log_hyperparams({**record, **origin})
@@ -117,7 +119,9 @@ def run_predict(config: DictConfig) -> None:
         notes: list[str] = []
         model = model_of(config.model, notes)
         device = place(model, config.device)
-        made_by = {**meaning, "model": {key: each for key, each in plain["model"].items() if key != "checkpoint"}}
+        record = recorded(config)
+        made_by = {key: record[key] for key in VALUE_OPTIONS}
+        made_by["model"] = {key: each for key, each in record["model"].items() if key != "checkpoint"}
         options = {key: plain[key] for key in signature(predict_folder).parameters if key in plain}
         options |= {"size": size, "device": device, "values": values, "notes": notes, "made_by": made_by}
         try:
@@ -142,6 +146,8 @@ def run_export(config: DictConfig) -> None:
     quieten()
     with input_errors():
         size = as_size("size", config.size)
+        reads = [] if config.model.checkpoint is None else [checkpoint_of(config.model.checkpoint)]
+        check_replaceable({"output": config.output}, config.overwrite, reads)
         notes: list[str] = []
         model = model_of(config.model, notes)
         for note in notes:
@@ -156,12 +162,17 @@ def run_report(config: DictConfig) -> None:
         raise InputError("report: name at least one folder of a run, as in: genstab report RUN")
     costs = read_costs(config.costs) if config.costs else {}
     outputs = {key: config[key] for key in WRITTEN_BY_REPORT if config[key]}
-    check_replaceable(outputs, config.overwrite)
     runs = read_runs(config.runs)
+    reads = [config.costs] if config.costs else []
+    reads += [run.folder / name for run in runs for name in READ_BY_REPORT]
+    check_replaceable(outputs, config.overwrite, reads, is_own)
     options = options_among(runs, costs)
     writers: dict[str, Callable[[str], None]] = {
         "output": lambda path: write_page(runs, path, config.title),
-        "table": lambda path: write_whole(path, lambda file: file.write(_tables(options, config.baseline).encode())),
+        # names need not be valid Unicode
+        "table": lambda path: write_whole(
+            path, lambda file: file.write(_tables(options, config.baseline).encode("utf-8", "backslashreplace"))
+        ),
         "plot": lambda path: save_picture(pareto_picture(options, config.title or ""), path),
         "film": lambda path: save_animation(animations_beside(runs), path),
     }
@@ -185,6 +196,8 @@ def run_shard(config: DictConfig) -> None:
         written = write_shards(config.input, config.output, **options)
     if written.held:
         print(written.held)
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
     _conclude(written.summary(config.output), written.left_out, "pair")
 
 

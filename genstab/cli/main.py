@@ -30,9 +30,10 @@ from genstab.cli.arguments import (
 from genstab.cli.check_config import check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
 from genstab.cli.model_options import check_model
-from genstab.cli.recorded import without_values
+from genstab.cli.recorded import masked_variable
 from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError
+from genstab.runtime.masking import masked
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import version_text
 from genstab.runtime.run_folder import fresh
@@ -45,6 +46,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ lies inside the package in a wheel and beside it in a checkout.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 OmegaConf.register_new_resolver("fresh", fresh, use_cache=True, replace=True)  # once per program, like `now`
+OmegaConf.register_new_resolver("oc.env", masked_variable, replace=True)
 # Holds a job's composed config for the processes that Lightning starts, see `genstab.cli.train`.
 WORKER_CONFIG = "GENSTAB_WORKER_CONFIG"
 # What torchrun, SLURM and submitit set, see `genstab.distributed.rendezvous.join_rendezvous`.
@@ -189,10 +191,9 @@ def _launch(name: str, *given: object) -> None:
             command.check(plain)
             return resolve_name(command.job)(config, *given)
         except (InputError, InterpolationResolutionError) as error:
-            message = str(error) if isinstance(error, InputError) else one_line(error)
-            said = InputError(without_values(message, config))
+            said = error if isinstance(error, InputError) else InputError(one_line(error))
             if by_submitit():
-                raise said from error  # another process waits for it
+                raise InputError(masked(str(said))) from error  # another process waits for it
             errors.append(said)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
@@ -236,14 +237,14 @@ def _one_line_errors(command: str = "train") -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sys.exit(f"genstab: {error}")
+        sys.exit(masked(f"genstab: {error}"))
     except KeyboardInterrupt:
         print("genstab: stopped", file=sys.stderr)
         sys.exit(SIGNALLED + signal.SIGINT)
     except (CompactHydraException, InterpolationResolutionError, GrammarParseError) as error:
         if isinstance(error, InstantiationException):
             raise
-        sys.exit(f"genstab: {one_line(error, lambda: _defaults(command))}")
+        sys.exit(masked(f"genstab: {one_line(error, lambda: _defaults(command))}"))
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise

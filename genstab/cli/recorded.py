@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
 
 from genstab.cli.arguments import quoted
+from genstab.runtime.masking import mask
 
-SHORTEST = 4  # characters of a value that is hidden in a message: shorter ones are no secrets
+PUBLIC = ("WANDB_PROJECT", "WANDB_NAME")  # in conf/logger/wandb.yaml
 
 
 def recorded(config: DictConfig) -> dict[str, Any]:
@@ -27,29 +29,27 @@ def recorded(config: DictConfig) -> dict[str, Any]:
         return _plain(config)
 
 
-def without_values(text: str, config: DictConfig) -> str:
-    """Return a text with the names of the environment variables that a config names in place of their values."""
-    names: set[str] = set()
-    with _variables_stay_names(names):
-        _plain(config)
-    values = {os.environ[name]: _name(name) for name in names if len(os.environ.get(name, "")) >= SHORTEST}
-    for value in sorted(values, key=len, reverse=True):
-        text = text.replace(value, values[value])
-    return text
+def given(group: str) -> set[str]:
+    """Return the keys of a group that the command line of this job set: `value_range` for `data.value_range=auto`."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = [word.lstrip("+").partition("=")[0].split(".") for word in words]
+    return {key[1] for key in keys if key[0] == group and len(key) > 1}
 
 
 @contextmanager
-def _variables_stay_names(seen: set[str] | None = None) -> Iterator[None]:
-    def named(name: str, *default: Any) -> str:
-        if seen is not None:
-            seen.add(name)
-        return _name(name, *default)
-
-    OmegaConf.register_new_resolver("oc.env", named, replace=True)
+def _variables_stay_names() -> Iterator[None]:
+    OmegaConf.register_new_resolver("oc.env", _name, replace=True)
     try:
         yield
     finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        OmegaConf.register_new_resolver("oc.env", masked_variable, replace=True)
+
+
+def masked_variable(name: str, *default: Any) -> Any:
+    """Resolve `${oc.env:NAME}` as OmegaConf does; from then on the value is masked."""
+    if name in os.environ and name not in PUBLIC:
+        mask(os.environ[name], _name(name))
+    return oc.env(name, *default)
 
 
 def _name(*words: Any) -> str:

@@ -20,15 +20,17 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from genstab.cli.config_errors import input_errors, quieten
 from genstab.cli.main import WORKER_CONFIG
-from genstab.cli.recorded import recorded, without_values
-from genstab.cli.run_folder import keep_config
+from genstab.cli.recorded import recorded
+from genstab.cli.run_folder import claim, keep_config
 from genstab.cli.signatures import signature_of
 from genstab.distributed.lost_process import ReportedByFirst, report_lost_process
 from genstab.distributed.rendezvous import Rendezvous
 from genstab.errors import InputError
+from genstab.inference.trained_on import trained_on
 from genstab.loggers.lifecycle import close, outlive
 from genstab.runtime.files import SUMMARY, check_folder, read_json
 from genstab.runtime.last_checkpoint import RESUME, continue_logs
+from genstab.runtime.masking import masked
 from genstab.runtime.process_state import process_state_restored
 from genstab.runtime.provenance import provenance
 from genstab.runtime.resume import (
@@ -42,7 +44,7 @@ from genstab.runtime.resume import (
     is_over,
     read_resumable,
 )
-from genstab.runtime.run_folder import alone_in, check_unused
+from genstab.runtime.run_folder import TRAINING, alone_in
 from genstab.training.callbacks.summary import RunSummary, devices_of
 from genstab.training.init_from import begin_from
 
@@ -63,6 +65,7 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         wanted = "" if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
         path = _checkpoint_of(config, wanted)
         _claim(config, path)
+        given_config = config.copy()
         config.ckpt_path = None if path is None else str(path)
         checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
@@ -85,14 +88,14 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
         # Lightning's own do not work with two optimizers.
         accepted = signature.types if (signature := signature_of(str(config.model.get("_target_")))) else {}
         given = {name: config.trainer[name] for name in OFF if name in accepted and name in config.trainer}
-        data, model = instantiate(config.data), instantiate(config.model, **given)
+        ranges = trained_on(checkpoint).get("value_range") if checkpoint else None
+        read_on = {"value_range": ranges} if ranges else {}  # `auto` is found once, when a training begins
+        data, model = instantiate(config.data, **read_on), instantiate(config.model, **given)
         begun = checkpoint.get("init_from") if checkpoint else None
         if config.init_from and not checkpoint:
             notes: list[str] = []
             file, file_d, prefix = (None if config[key] is None else str(config[key]) for key in BEGINNING)
-            begun = begin_from(model, str(file), file_d, prefix, notes)
-            for each in begun.values():
-                each["file"] = without_values(each["file"], config)
+            begun = masked(begin_from(model, str(file), file_d, prefix, notes))
             for line in notes:
                 say(line)
         callbacks = [instantiate(callback) for callback in config.callbacks.values() if callback is not None]
@@ -123,7 +126,8 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
             del checkpoint  # Lightning reads it again
         # the weights, and Adam's two means of each
         check_folder(config.output_dir, 3 * sum(each.nbytes for each in model.parameters()))
-        with alone_in(config.output_dir) if trainer.is_global_zero else nullcontext():
+        with alone_in(config.output_dir, TRAINING) if trainer.is_global_zero else nullcontext():
+            rank_zero_only(keep_config)(given_config)
             if wanted:
                 again = over or place.get("pending", False)
                 continue_logs(trainer.loggers, place.get("wandb"), place.get("logged", place.get("batches", 0)), again)
@@ -181,10 +185,9 @@ def _job(config: DictConfig) -> HydraConf | None:
 
 @rank_zero_only
 def _claim(config: DictConfig, checkpoint: Path | None) -> None:
-    """Refuse the folder of another training run, before anything is written into it."""
-    signs = (CHECKPOINT, Path(SUMMARY)) if config.ckpt_path in (None, "") else (CHECKPOINT,)
-    check_unused(config.output_dir, checkpoint, signs)
-    keep_config(config)
+    """Refuse a folder of others, before anything is written into it."""
+    ended = (CHECKPOINT, Path(SUMMARY)) if config.ckpt_path in (None, "") else (CHECKPOINT,)
+    claim(config, TRAINING, checkpoint, ended)
 
 
 def _checkpoint_of(config: DictConfig, wanted: str) -> Path | None:

@@ -106,7 +106,8 @@ class PairData(LightningDataModule):
         self.num_workers = min(8, max(0, processors - 2)) if num_workers is None else num_workers
         check_counts(least=0, num_workers=self.num_workers)
         self.skipped: list[str] = []
-        self.spans: list[Tensor] | None = []  # the least and the greatest value of the first sources
+        # the least and the greatest value of the first images of each side
+        self.spans: dict[str, list[Tensor]] | None = {side: [] for side in SIDES}
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -142,10 +143,12 @@ class PairData(LightningDataModule):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Remove the notes on skipped pairs from a batch, and warn once of each, and of sources without content."""
         if self.spans is not None and self.trainer is not None and self.trainer.training:
-            self.spans += [torch.stack(image.aminmax()) for image in batch["source"]]
-            if len(self.spans) >= LOOKED_AT:
-                if line := almost_constant(self.spans):
-                    rank_zero_warn(f"data: in the first {len(self.spans)} images, {line}")
+            for side, spans in self.spans.items():
+                spans += [torch.stack(image.aminmax()) for image in batch[side]]
+            if len(self.spans["source"]) >= LOOKED_AT:
+                for side, spans in self.spans.items():
+                    if line := almost_constant(spans, f"{side}s"):
+                        rank_zero_warn(f"data: in the first {len(spans)} images, {line}")
                 self.spans = None
         self._skip("\n".join(batch.pop("skipped", ())), warnings.warn)
         return batch
@@ -281,6 +284,7 @@ class PairedData(PairData):
         }
         self.augment.source_interpolation = self.readings["source"].interpolation
         self.decoded = False
+        self.sizes: dict[str, set[Size]] = {}  # by split, of pairs whose headers were checked
 
     def prepare_data(self) -> None:
         """With `check=full`, read every pair once, on one process."""
@@ -322,24 +326,29 @@ class PairedData(PairData):
 
     def _dataset(self, split: str) -> PairDataset:
         pairs, wanted = self._listed(split), self._wanted(split)
-        problems: list[str] = []
-        skip = problems if self.on_error == "skip" else None
-        sizes = {size for both in check_pairs([] if self.check == "off" else pairs, wanted, skip) for size in both}
-        if problems and not sizes:
-            raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
-        self._skip("\n".join(problems), rank_zero_warn)  # every process finds the same
+        if split not in self.sizes:  # Lightning sets up what the command has set up already
+            problems: list[str] = []
+            skip = problems if self.on_error == "skip" else None
+            found = check_pairs([] if self.check == "off" else pairs, wanted, skip)
+            if problems and not found:
+                raise InputError(f"{self.root}: none of the {len(pairs)} pairs for {split} can be used; {problems[0]}")
+            self._skip("\n".join(problems), rank_zero_warn)  # every process finds the same
+            self.sizes[split] = {size for both in found for size in both}
+        sizes = self.sizes[split]
         self.val_sizes_differ |= split == "val" and self.load_size is None and len(sizes) > 1
         return PairedImages(pairs, self.direction, self._size(split, sizes), wanted, self.on_error)
 
     @property
     def described(self) -> dict[str, Any]:
-        """How files are read, where that is not the default: what the generator must know about later images."""
+        """How files are read, where that is not the default, and which pairs are held out, for later jobs."""
         source, ranges = self.readings["source"], {side: self.readings[side].value_range for side in SIDES}
-        options = {
+        options: dict[str, Any] = {
             "value_range": ranges if any(ranges.values()) else None,
             "source_labels": source.labels,
             "source_interpolation": source.interpolation if source.interpolation != "bilinear" else None,
         }
+        if "_by_share" in vars(self):
+            options |= {"val_share": self.val_share, "val_seed": self.val_seed}
         return {key: value for key, value in options.items() if value is not None}
 
     def _find_ranges(self) -> None:
@@ -355,6 +364,8 @@ class PairedData(PairData):
                 except InputError:
                     if self.on_error == "raise":
                         raise  # otherwise it is skipped and named later
+        if not any(found.values()):
+            rank_zero_warn("data.value_range=auto has no effect: all images have 8 bits, which are read as 0 to 255")
         for side, each in found.items():
             if each:
                 least, greatest = min(low for low, _ in each), max(high for _, high in each)

@@ -3,6 +3,7 @@
 import io
 import lzma
 import math
+import re
 import struct
 import sys
 import threading
@@ -38,7 +39,7 @@ _quiet = threading.Lock()
 # Tags of a GeoTIFF: pixel scale, tie points, transformation, the keys of the projection, GDAL's metadata and nodata
 # value, and rational polynomials.
 GEOTIFF = (33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113, 50844)
-GDAL_NODATA = 42113
+GDAL_METADATA, GDAL_NODATA = 42112, 42113
 Tag = tuple[int, int, int, Any]  # code, type, count, value
 _ICC = 34675
 # In NewSubfileType: a smaller version of another page (an overview or a thumbnail), or its mask.
@@ -58,6 +59,7 @@ class Header:
         indices: returns the indices of a palette or of two levels, (H, W, 1), if the file has them.
         profile: the ICC profile, or None.
         tags: those of a GeoTIFF.
+        extra: what a TIFF says of its channels after grey or RGB, in its tag ExtraSamples: 0 anything, 1 and 2 alpha.
     """
 
     shape: tuple[int, int, int]
@@ -67,6 +69,7 @@ class Header:
     indices: Callable[[], np.ndarray] | None = None
     profile: bytes | None = None
     tags: tuple[Tag, ...] = ()
+    extra: tuple[int, ...] | None = None
 
 
 def max_pixels(limit: int | None = None) -> int:
@@ -225,7 +228,10 @@ def tiff_header(file: BinaryIO, limit: int | None = None) -> Header:
     kinds = tifffile.PHOTOMETRIC
     plain = bits > 1 and page.photometric in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB)
     if plain and not packed:
-        return replace(_plain(file, picture), tags=_geotiff(page), profile=page.tags.valueof(_ICC))
+        more = page.samplesperpixel - (3 if page.photometric == kinds.RGB else 1)
+        said = tuple(map(int, page.extrasamples))
+        extra = said if len(said) == more else (0,) * more
+        return replace(_plain(file, picture), tags=_geotiff(page), profile=page.tags.valueof(_ICC), extra=extra)
     # Pillow keeps 8 bits and 16-bit grey. It reduces 16-bit colour to 8 bits, does not invert 16-bit grey, drops
     # channels that it does not know, and unlike tifffile divides by premultiplied alpha.
     cuts = bits == 16 and (page.photometric != kinds.MINISBLACK or page.samplesperpixel > 1)
@@ -253,8 +259,13 @@ def _without_auxiliary(series: tifffile.TiffPageSeries) -> tifffile.TiffPageSeri
 
 
 def _geotiff(page: Any) -> tuple[Tag, ...]:
-    tags = (tag for tag in page.tags if tag.code in GEOTIFF and tag.count <= _MAX_EXIF)
-    return tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags)
+    tags = [tag for tag in page.tags if tag.code in GEOTIFF and tag.count <= _MAX_EXIF]
+    found = {tag.code: (tag.code, int(tag.dtype), tag.count, tag.value) for tag in tags}
+    if GDAL_METADATA in found:
+        code, kind, _, value = found[GDAL_METADATA]
+        text = re.sub(r"\s*<Item name=\"STATISTICS_[^<]*</Item>", "", str(value))  # of these pixels alone
+        found[code] = (code, kind, len(text.encode()) + 1, text)
+    return tuple(found.values())
 
 
 def _is_decodable(compression: int) -> bool:

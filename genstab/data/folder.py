@@ -1,6 +1,7 @@
 """Images without targets, and images in a folder per class: for measuring, not for training."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,30 +78,41 @@ class ClassImages(FolderImages):
         self.labels = {name: index for index, name in enumerate(self.classes)}
         if class_file is not None:
             names = read_classes(class_file)
-            self.labels = {name: index for index, each in enumerate(names) for name in each}
-            if unknown := [name for name in self.classes if name not in self.labels]:
-                known = shortened([each[0] for each in names])
-                raise InputError(f"data.classes={class_file} has no {shortened(unknown)}: it names {known}")
-            self.classes = [each[0] for each in names]
+            known = [each[0] for each in names]
+            found = {folder: _classes_named(folder, names) for folder in self.classes}
+            if unknown := [folder for folder, indices in found.items() if not indices]:
+                raise InputError(f"data.classes={class_file} has no {shortened(unknown)}: it names {shortened(known)}")
+            for folder, (index, *others) in found.items():
+                if others:
+                    raise InputError(f"data.classes={class_file} names two classes {folder}: {index} and {others[0]}")
+                self.labels[folder] = index
+            self.classes = known
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = super().__getitem__(index)
         return {"source": item["source"], "label": self.labels[item["name"].split("/")[0]], "name": item["name"]}
 
 
+def _classes_named(folder: str, names: Sequence[Sequence[str]]) -> list[int]:
+    """Return the indices of the classes of a name: those whose whole line it is, or else a part of the line."""
+    found = [index for index, each in enumerate(names) if folder in each]
+    return [index for index in found if names[index][0] == folder] or found
+
+
 def read_classes(path: str | Path) -> list[list[str]]:
     """Read the names of a network's classes, in the order of its outputs.
 
     The file is text with a class in each line (the whole line, its first word and the rest are names), or JSON: a list
-    of names, {"0": name, "1": [name, name], …} as ImageNet's class index, or {name: 0, …}.
+    of names, {"0": name, "1": [name, name], …} as ImageNet's class index, or {name: 0, …}. Numbers before or after all
+    names of a text, from 0 or 1 on, are the order of the classes.
 
     Raises:
-        InputError: the file cannot be read, or has no such names.
+        InputError: the file cannot be read, has no such names, or an empty one.
     """
     path = Path(path).expanduser()
     try:
         text = path.read_text("utf-8-sig")
-        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else text.splitlines()
+        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else _lines(text)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"data.classes={path} cannot be read: {reason(error)}") from error
     try:
@@ -108,19 +120,33 @@ def read_classes(path: str | Path) -> list[list[str]]:
             numbered = all(isinstance(each, int) for each in found.values())
             numbers = {(each if numbered else int(name)): (name if numbered else each) for name, each in found.items()}
             found = [numbers[index] for index in range(len(found))]
-        rows = [each if isinstance(each, list) else [each] for each in found if each or isinstance(each, int)]
-        names = [[str(name) for name in row] for row in rows]
+        names = [[str(name).strip() for name in (each if isinstance(each, list) else [each])] for each in found]
     except (TypeError, ValueError, KeyError):
         names = []
     if not names or not all(names):
         raise InputError(
             f"data.classes={path} names no classes: a name in each line, or JSON as of ImageNet, is expected"
         )
-    for row in names:
-        line = row[0].strip()
-        first, _, rest = line.partition(" ")
-        row[:] = dict.fromkeys([line, first.rstrip(",:"), rest.strip(), *row]) if len(row) == 1 and rest else row
+    for index, row in enumerate(names):
+        if "" in row:
+            raise InputError(f"data.classes={path} has an empty name for class {index}")
+        first, _, rest = row[0].partition(" ")
+        row[:] = dict.fromkeys([row[0], first.rstrip(",:"), rest.strip(), *row]) if len(row) == 1 and rest else row
     return names
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text in the order of the numbers that all of them begin or end with, if they do."""
+    lines = text.strip().splitlines()
+    for pattern in (r"(?P<index>\d+)[\s,;:]+(?P<name>.+)", r"(?P<name>.+?)[\s,;:]+(?P<index>\d+)"):
+        found = [re.fullmatch(pattern, line.strip()) for line in lines if line.strip()]
+        numbered = {int(match["index"]): match["name"] for match in found if match}
+        count = len(found)
+        # names like "class 0" are numbers themselves
+        distinct = len({*numbered.values()}) > 1
+        if len(numbered) == count and distinct and sorted(numbered) in ([*range(count)], [*range(1, count + 1)]):
+            return [numbered[index] for index in sorted(numbered)]
+    return lines
 
 
 class FolderData(LightningDataModule):

@@ -9,6 +9,7 @@ from PIL import Image, ImageCms
 
 from genstab.data.image_io import ImageInfo
 from genstab.data.paths import shortened
+from genstab.data.reading import Reading
 
 _TURNED = {
     1: "upright", 2: "mirrored", 3: "turned by 180°", 4: "flipped", 5: "transposed", 6: "turned by 90°",
@@ -26,16 +27,25 @@ def orientation_note(a: ImageInfo, b: ImageInfo | None) -> str:
 
 
 class HeaderNotes:
-    """Collects what is remarkable in the headers of a data set, to say each thing once."""
+    """Collects what is remarkable in the headers of a data set, to say each thing once.
 
-    def __init__(self) -> None:
+    Args:
+        readings: how the images are read, and their partners in pairs.
+    """
+
+    def __init__(self, *readings: Reading) -> None:
         self.turned: list[str] = []
         self.coloured: dict[str, list[str]] = {}
+        self.readings = readings
+        self.types: list[dict[str, list[str]]] = [{} for _ in readings]
 
     def see(self, path: Path, info: ImageInfo, partner: ImageInfo | None = None) -> None:
         """Look at the header of an image, and at that of its partner in a pair."""
         if orientation_note(info, partner):
             self.turned.append(path.name)
+        for each, types in zip((info, partner), self.types, strict=False):
+            if each is not None:
+                types.setdefault(each.dtype, []).append(path.name)
         for each in (info, partner):
             if each is not None and each.profile and (name := unlike_srgb(each.profile)):
                 self.coloured.setdefault(name, []).append(path.name)
@@ -47,6 +57,15 @@ class HeaderNotes:
             "they are stored, not converted to sRGB"
             for name, files in self.coloured.items()
         ]
+        sides = list(zip(self.readings, self.types, strict=True))
+        for reading, types in sides if len(sides) > 1 else ():  # alone, each image has its own depth in and out
+            if reading.labels is None and "uint8" in types and len(types) > 1:
+                each = ", ".join(f"{dtype} ({shortened(names, 2)})" for dtype, names in types.items())
+                lines.append(
+                    f"images of several types: {each}; 8 bits are read as 0 to 255, the others by their own range"
+                )
+        if {dtype for reading, types in sides if reading.value_range for dtype in types} == {"uint8"}:
+            lines.append("the range of values has no effect: all images have 8 bits, which are read as 0 to 255")
         if self.turned:
             lines.append(
                 f"EXIF turns one image of a pair and not the other: {shortened(self.turned)}; both are read upright: "

@@ -1,6 +1,7 @@
 """Read image files to float tensors at their full depth, and write them."""
 
 import io
+import math
 import os
 import stat
 import zlib
@@ -34,6 +35,8 @@ from genstab.data.reading import AS_STORED, Range, Reading
 from genstab.errors import InputError
 from genstab.runtime.files import write_whole
 
+ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+
 
 @dataclass(frozen=True)
 class ImageInfo:
@@ -45,6 +48,7 @@ class ImageInfo:
         orientation: of EXIF, 1 to 8; 1 is upright.
         profile: the ICC profile, or None.
         tags: of a GeoTIFF: code, type, count and value of each.
+        extra: see `genstab.data.decoders.Header`; None if the channels are not those of the file.
     """
 
     shape: tuple[int, int, int]
@@ -52,6 +56,12 @@ class ImageInfo:
     orientation: int
     profile: bytes | None
     tags: tuple[Tag, ...]
+    extra: tuple[int, ...] | None = None
+
+    @property
+    def no_data(self) -> float:
+        """The value of pixels without data, NaN where the header names none."""
+        return _no_data(self.tags)
 
 
 def read_image(path: str | Path, reading: Reading = AS_STORED) -> torch.Tensor:
@@ -109,7 +119,8 @@ def _check_type(header: Header, name: str | Path, reading: Reading) -> None:
         bits = 8 * np.dtype(header.dtype).itemsize
         raise InputError(
             f"cannot read {name}: pixels of {header.dtype}, {bits} bits, are not uint8 or uint16: set their range of "
-            "values, data.value_range=[0,10000] or data.value_range=auto (genstab predict: source_range)"
+            "values, data.value_range=[0,10000] (genstab predict: source_range; data=paired finds it with "
+            "data.value_range=auto)"
         )
 
 
@@ -120,7 +131,17 @@ def image_info(path: str | Path, reading: Reading = AS_STORED) -> ImageInfo:
         height, width, channels = header.shape
         size = (width, height) if header.orientation >= 5 else (height, width)
         shape = reading.channels_of(channels), *size
-        return ImageInfo(shape, header.dtype, header.orientation, header.profile, header.tags)
+        check_alpha(path, channels, header.extra, shape[0])
+        extra = header.extra if shape[0] == channels else None
+        return ImageInfo(shape, header.dtype, header.orientation, header.profile, header.tags, extra)
+
+
+def check_alpha(path: str | Path, channels: int, extra: Sequence[int] | None, wanted: int | None) -> None:
+    """Raise an `InputError` if a conversion to other channels would drop the last one as alpha, which it is not."""
+    if wanted not in (None, channels) and channels in (2, 4) and extra and extra[-1] not in ALPHA:
+        raise InputError(
+            f"{path} has {channels} channels, the last of which is not alpha: it cannot be converted to {wanted}"
+        )
 
 
 def image_shape(path: str | Path, reading: Reading = AS_STORED) -> tuple[int, int, int]:
@@ -137,12 +158,25 @@ def pixel_range(path: str | Path, reading: Reading = AS_STORED) -> Range | None:
         if header.dtype == "uint8":
             return None
         pixels = _pixels(header, path)
-        seen = np.isfinite(pixels)
-        for _, _, _, value in (tag for tag in header.tags if tag[0] == GDAL_NODATA):
+        found = pixels[np.isfinite(pixels) & (pixels != _no_data(header.tags))]
+    return (float(found.min()), float(found.max())) if found.size else None
+
+
+def _no_data(tags: Sequence[Tag]) -> float:
+    for code, _, _, value in tags:
+        if code == GDAL_NODATA:
             with suppress(ValueError):
-                seen &= pixels != float(value)
-        found = pixels[seen]
-        return (float(found.min()), float(found.max())) if found.size else None
+                return float(value)
+    return math.nan
+
+
+def missing_pixels(path: str | Path, info: ImageInfo, reading: Reading = AS_STORED) -> torch.Tensor | None:
+    """Return where a file of a header has no data in any channel, (1, H, W) booleans; None where that cannot be."""
+    if np.dtype(info.dtype).kind != "f" and math.isnan(info.no_data):
+        return None
+    with _opened(path, reading) as header:
+        pixels = _upright(_pixels(header, path), header.orientation)
+    return torch.from_numpy((~np.isfinite(pixels) | (pixels == info.no_data)).all(2))[None]
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -238,11 +272,11 @@ def writable(path: Path) -> Path:
 
 
 def type_of_format(path: str | Path, dtype: str) -> str:
-    """Return the type of pixels if the format of a file name supports it, else `uint8`; a TIFF holds any."""
+    """Return the type of pixels if the format of a file name supports it, else the deepest; a TIFF holds any."""
     suffix = Path(path).suffix.lower()
-    if suffix in (".tif", ".tiff") or (dtype == "uint16" and 16 in _HOLDS.get(suffix, ())):
+    if suffix in (".tif", ".tiff") or dtype == "uint8":
         return dtype
-    return "uint8"
+    return "uint16" if 16 in _HOLDS.get(suffix, ()) else "uint8"
 
 
 def write_image(
@@ -252,6 +286,9 @@ def write_image(
     value_range: Range | None = None,
     profile: bytes | None = None,
     tags: Sequence[Tag] = (),
+    extra: Sequence[int] | None = None,
+    missing: torch.Tensor | None = None,
+    no_data: float = math.nan,
 ) -> None:
     """Write an image in [-1, 1] to a file, the inverse of `read_image`; the suffix chooses the format.
 
@@ -266,6 +303,9 @@ def write_image(
         value_range: the values that -1 and 1 become; None: the range of the type, for `uint8` and `uint16`.
         profile: an ICC profile to keep; left out where it is of another number of channels, or BMP.
         tags: of a GeoTIFF to keep, from `image_info`.
+        extra: what the channels of a TIFF after grey or RGB are, from `image_info`; None: alpha, if they are 2 or 4.
+        missing: pixels without data, (1, H, W) booleans.
+        no_data: the value of those.
 
     Raises:
         InputError: the format does not support the image, a value is NaN, or the file cannot be written.
@@ -295,10 +335,12 @@ def write_image(
     if image.isnan().any():
         raise InputError(f"cannot write {path}: the image contains NaN")
     pixels = _levels(image.detach().float(), kind, value_range).permute(1, 2, 0).cpu().numpy().astype(kind)
+    if missing is not None:
+        pixels[missing[0].cpu().numpy()] = no_data
     if profile is not None and profile[16:20] != (b"GRAY" if len(image) <= 2 else b"RGB "):
         profile = None
     try:
-        write_whole(path, lambda file: _save(file, np.ascontiguousarray(pixels), suffix, profile, tags))
+        write_whole(path, lambda file: _save(file, np.ascontiguousarray(pixels), suffix, profile, tags, extra))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -315,14 +357,24 @@ def _levels(image: torch.Tensor, kind: np.dtype, value_range: Range | None) -> t
     return levels.round().clamp(float(np.iinfo(kind).min), float(np.iinfo(kind).max))
 
 
-def _save(file: BinaryIO, pixels: np.ndarray, suffix: str, profile: bytes | None, tags: Sequence[Tag]) -> None:
+def _save(
+    file: BinaryIO,
+    pixels: np.ndarray,
+    suffix: str,
+    profile: bytes | None,
+    tags: Sequence[Tag],
+    extra: Sequence[int] | None,
+) -> None:
     """Write (H, W, C) to an empty file."""
     channels = pixels.shape[2]
     if suffix in (".tif", ".tiff"):
-        colour = "rgb" if channels in (3, 4) else "minisblack"
-        extra = ["unassalpha"] if channels in (2, 4) else [0] * (channels - 1) if channels > 4 else None
+        if extra is None and channels in (2, 3, 4):
+            extra = [tifffile.EXTRASAMPLE.UNASSALPHA] * (channels != 3)
+        elif extra is None or channels - len(extra) not in (1, 3):
+            extra = [tifffile.EXTRASAMPLE.UNSPECIFIED] * (channels - 1)
+        colour = "rgb" if channels - len(extra) == 3 else "minisblack"
         tifffile.imwrite(
-            file, pixels.squeeze(2) if channels == 1 else pixels, photometric=colour, extrasamples=extra,
+            file, pixels.squeeze(2) if channels == 1 else pixels, photometric=colour, extrasamples=extra or None,
             planarconfig="contig" if channels > 1 else None,
             compression="zlib", metadata=None, iccprofile=profile, extratags=[(*tag, True) for tag in tags],
         )  # fmt: skip

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from genstab.data.channels import converted, is_convertible
 from genstab.data.formats import is_image
 from genstab.data.header_notes import HeaderNotes, orientation_note
-from genstab.data.image_io import image_info, read_image
+from genstab.data.image_io import check_alpha, image_info, read_image
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
 from genstab.data.reading import AS_STORED, Reading, resized
 from genstab.errors import InputError, check_choice, check_counts
@@ -224,13 +224,16 @@ def check_pairs(pairs: Sequence[Pair], wanted: Wanted, problems: list[str] | Non
 
     Errors are appended to `problems`, and the pair is left out; they are raised if it is None.
     """
-    sizes, notes = [], HeaderNotes()
+    sizes, notes = [], HeaderNotes(wanted.reading_a, wanted.reading_b)
     for pair in tqdm(pairs, desc="checking images", unit="pair", leave=False, delay=1, disable=None):
         try:
             info_a = image_info(pair.a, wanted.reading_a)
             info_b = None if pair.b is None else image_info(pair.b, wanted.reading_b)
             sizes.append(wanted.check(pair, info_a.shape, None if info_b is None else info_b.shape))
             notes.see(pair.a, info_a, info_b)
+            for path, info, channels in ((pair.a, info_a, wanted.channels_a), (pair.b, info_b, wanted.channels_b)):
+                if path is not None and info is not None:
+                    check_alpha(path, info.shape[0], info.extra, channels)
         except InputError as error:
             if problems is None:
                 raise

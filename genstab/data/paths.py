@@ -2,19 +2,27 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from genstab.data.formats import is_image
 from genstab.errors import InputError
 
 
-def find_images(root: str | Path, recursive: bool = True, name: str = "data.root") -> list[Path]:
+def find_images(
+    root: str | Path,
+    recursive: bool = True,
+    name: str = "data.root",
+    say: Callable[[str], object] = rank_zero_warn,
+) -> list[Path]:
     """List the images in a folder, in natural order of their names (2 before 10). No file is opened.
 
-    Files in formats that genstab does not read, such as HEIC, are listed, too: reading them raises an error. What
-    systems leave behind (`._x.png`, `__MACOSX`, `Thumbs.db`) is not, nor are hidden folders. Sub-folders are searched
-    if `recursive`, also links to folders, except those that lead back to a folder around them.
+    Files in formats that genstab does not read, such as HEIC, are listed, too: reading them raises an error. Files that
+    are no images by their names are counted in a line to `say`. What systems leave behind (`._x.png`, `__MACOSX`,
+    `Thumbs.db`) is left out, as are hidden files and folders. Sub-folders are searched if `recursive`, also links to
+    folders, except those that lead back to a folder around them.
 
     Raises:
         InputError: the folder does not exist or has no images.
@@ -22,23 +30,30 @@ def find_images(root: str | Path, recursive: bool = True, name: str = "data.root
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{name}={root} {'is not a folder' if root.exists() else 'does not exist'}")
-    images, around = [], {str(root): frozenset({os.path.realpath(root)})}
+    images: list[Path] = []
+    others: list[Path] = []
+    around = {str(root): frozenset({os.path.realpath(root)})}
     for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
         outside = around.pop(folder)
         inside = {each: os.path.realpath(os.path.join(folder, each)) for each in below if recursive and is_seen(each)}
         below[:] = [each for each, real in inside.items() if real not in outside]
         around |= {os.path.join(folder, each): outside | {inside[each]} for each in below}
-        # includes dangling links, which fail when they are read
-        images += [path for path in (Path(folder, file) for file in files) if is_image(path)]
+        for file in files:
+            path = Path(folder, file)
+            # an image may be a dangling link, which fails when it is read
+            (images if is_image(path) else others).append(path)
     if not images:
         kinds = "PNG, JPEG, TIFF, WebP, BMP and others that Pillow reads"
         raise InputError(f"{name}={root} has no images ({kinds}): found {listing(root)}")
+    left = [path.relative_to(root).as_posix() for path in others if is_seen(path.name)]
+    if left:
+        say(f"{name}={root}: left out {len(left)} files that are no images by name: {shortened(left)}")
     return sorted(images, key=lambda path: natural(path.relative_to(root).as_posix()))
 
 
-def is_seen(folder: str) -> bool:
-    """Return whether a sub-folder of this name is searched: not if it is hidden, or made by macOS or by Synology."""
-    return not folder.startswith(".") and folder not in ("__MACOSX", "@eaDir")
+def is_seen(name: str) -> bool:
+    """Return whether a folder or file of this name counts: not if it is hidden, or made by a system."""
+    return not name.startswith(".") and name not in ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
 
 
 def _refuse(error: OSError) -> None:

@@ -146,14 +146,15 @@ def parse_ranges(value: Any) -> dict[str, Any]:
     return {side: one if one == "auto" else parse_range("data.value_range", one) for side, one in each.items()}
 
 
-def almost_constant(sources: Tensor | Sequence[Tensor]) -> str | None:
+def almost_constant(images: Tensor | Sequence[Tensor], what: str = "sources") -> str | None:
     """Return a line if images in [−1, 1] differ by less than a tenth of the range, as class indices read as grey do."""
-    least, greatest = min(float(each.amin()) for each in sources), max(float(each.amax()) for each in sources)
+    least, greatest = min(float(each.amin()) for each in images), max(float(each.amax()) for each in images)
     if greatest - least >= 0.2:
         return None
     highest = round((greatest + 1) * 127.5)
+    said = f"the {what} are almost constant: their values are from {least:.3g} to {greatest:.3g} in [-1, 1]"
+    if what == "outputs":
+        return said
     labels = f"if these are class indices, set source_labels={highest + 1}; " if 1 <= highest < 150 else ""
-    return (
-        f"the sources are almost constant: their values are from {least:.3g} to {greatest:.3g} in [-1, 1]; {labels}"
-        "if they are images of less depth than their files, set their value range"
-    )
+    labels = labels if what == "sources" else ""
+    return f"{said}; {labels}if they are images of less depth than their files, set their value range"

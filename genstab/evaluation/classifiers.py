@@ -78,8 +78,8 @@ def classifier_stability(
         size: which sizes the model takes; images are cut to one of them, and moved within the rest of the image.
 
     Returns:
-        For each protocol `consistency`, `consistency_per_image` (a list) and, if there are labels, `accuracy` and
-        `correct` (a list of booleans).
+        For each protocol `consistency`, `consistency_per_image` (a list), `predicted`, the class of each unmoved image,
+        and, if there are labels, `accuracy` and `correct` (a list of booleans).
 
     Raises:
         InputError: the model does not return logits, there are no images, they are too small for the shift, or labels
@@ -102,6 +102,7 @@ def classifier_stability(
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     same: dict[str, list[float]] = {protocol: [] for protocol in protocols}
     correct: dict[str, list[bool]] = {protocol: [] for protocol in protocols}
+    predicted: dict[str, list[int]] = {protocol: [] for protocol in protocols}
     seen = 0
     with inference(model, dtype) as classify:
         for batch in batches:
@@ -130,6 +131,7 @@ def classifier_stability(
                 outputs = in_chunks(classify, torch.stack(views), forward_batch)
                 named = classes(outputs).cpu().view(len(images), -1)
                 agree = same_class(named[:, 1::2].flatten(), named[:, 2::2].flatten()).view(len(images), pairs)
+                predicted[protocol] += named[:, 0].tolist()
                 same[protocol] += agree.double().mean(1).tolist()
                 if labels is not None:
                     correct[protocol] += (named[:, 0] == labels).tolist()
@@ -139,6 +141,7 @@ def classifier_stability(
     results: dict[str, dict[str, Any]] = {}
     for protocol in protocols:
         results[protocol] = {"consistency": float(np.mean(same[protocol])), "consistency_per_image": same[protocol]}
+        results[protocol]["predicted"] = predicted[protocol]
         if correct[protocol]:
             results[protocol] |= {"accuracy": float(np.mean(correct[protocol])), "correct": correct[protocol]}
     return results

@@ -48,8 +48,8 @@ def measure_generator(
 ) -> None:
     """Measure shift PSNR in every protocol, quality and the spread of the outputs; add them to the results.
 
-    The first of the batches, on the device of the generator, has its output; the others get theirs. `rolled` holds its
-    first images, and gets the outputs for their circular shifts. With `fixed`, it takes images of one size alone.
+    The batches, on the device of the generator, have its outputs. `rolled` holds the first images, and gets the outputs
+    for their circular shifts. With `fixed`, the generator takes images of one size alone.
     """
     perceptual = Perceptual(options.perceptual, rolled.images.device)
     realism = MeasuredRealism(rolled.images.device) if options.realism else None
@@ -60,9 +60,8 @@ def measure_generator(
     floors: list[Tensor] = []
     names: list[str] = []
     for batch in batches:
-        if batch.output is None:
-            batch.output = first_output(generate, batch.source, batch.names)
         output = batch.output
+        assert output is not None
         spread.add(output)
         if options.noise_floor:
             error, pixels = squared_error(output, generate(batch.source))

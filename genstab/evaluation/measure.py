@@ -1,5 +1,6 @@
 """Measure any image-to-image model or classifier on any images: numbers and pictures; nothing is trained."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from genstab.evaluation.robustness import corruption_errors, corruption_picture,
 from genstab.inference.conventions import ModelError
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import InputSize, advice, find_input_size, fits
-from genstab.inference.value_range import first_call
+from genstab.inference.value_range import SettledCall, ValuesError
 from genstab.metrics.corruptions import corruptions_for
 from genstab.metrics.feature_distance import feature_maps
 from genstab.metrics.layer_outputs import choose_layers
@@ -36,7 +37,7 @@ from genstab.metrics.shift_ops import Shift, grid_shifts
 from genstab.metrics.shift_psnr import decibel
 from genstab.report.figures import distance_grids, feature_map_picture, save_picture, write_exhibits
 from genstab.runtime.files import MEASUREMENTS, read_json, write_json
-from genstab.runtime.run_folder import MEASURED, check_measurable
+from genstab.runtime.run_folder import MEASURED, MEASUREMENT, alone_in, check_free
 
 SHOWN = 4  # rows of the samples
 FRAMES = 32  # of the animation
@@ -77,11 +78,12 @@ def measure(
     if options.control == "blur":
         model, dataset = nn.Identity(), OfTargets(dataset)
     folder = Path(folder)
-    check_measurable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_free(folder, MEASUREMENT)
     # One stream of random numbers for all parts: otherwise a part would repeat the random draws of G(x).
-    with _same_buffers(model), inference(model, options.dtype) as call:
-        measurement = _Measurement(model, call, call, folder, options, say, baseline, Measured(notes=[*notes]))
+    with alone_in(folder, MEASUREMENT), _same_buffers(model), inference(model, options.dtype) as call:
+        results = Measured(notes=[*notes])
+        settled = SettledCall(call, options.values, results.notes)
+        measurement = _Measurement(model, settled, settled, folder, options, say, baseline, results)
         found = measurement.run(dataset)
     found.notes[:] = dict.fromkeys(found.notes)
     if measurement.failed:
@@ -114,8 +116,8 @@ class _Measurement:
     """One measurement: every image once, then the parts that look at the first ones alone."""
 
     model: nn.Module
-    native: Generate  # of its own values
-    call: Generate  # of images in [−1, 1]
+    settled: SettledCall  # of images in [−1, 1]
+    call: Generate  # the same, or its control
     folder: Path
     options: MeasureOptions
     say: Callable[[str], object]
@@ -126,6 +128,7 @@ class _Measurement:
     sizes: set[torch.Size] = field(default_factory=set)
     size: InputSize = field(default_factory=InputSize)
     failed: list[str] = field(default_factory=list)
+    classes: int = 0  # of a classifier
     decibels: dict[Shift, float] = field(default_factory=dict)  # of the shift map
     progress: Progress | None = None
 
@@ -134,26 +137,27 @@ class _Measurement:
         parts = (options.features, options.corruptions, options.map)
         number = max([SHOWN, *(part["images"] for part in parts if part)])
         images = self._batches(dataset, number)
-        batch = next(images)
-        output = self._first_output(batch)
+        batch = next(images, None)
+        if batch is None:
+            raise InputError(f"there is no image to measure: {results.notes[-1]}")
         if options.control:
-            if output.ndim == 2:
+            if batch.output is None:
                 raise InputError(f"control={options.control}: a classifier draws no images")
-            given = batch.source, output, batch.target
-            self.call, output = controlled(options.control, self.call, *given, results.notes)
+            given = batch.source, batch.output, batch.target
+            self.call, batch.output = controlled(options.control, self.call, *given, results.notes)
+        output = batch.output
         if options.features and options.features["layers"] is not None:
             # fail early if a name is misspelt
             choose_layers(self.model, self.call, batch.source[:1], options.features["layers"])
         speed = results.summary["images_per_second"] = self._speed(batch.source[: min(number, options.batch_size)])
         count = number_of_images(dataset, options.images)
-        passes = passes_of(options, count, output.ndim == 2, batch.source.shape[1])
+        passes = passes_of(options, count, output is None, batch.source.shape[1])
         self.progress = Progress(count, *passes, speed, self.say)
         images = chain([batch], images)
         rolled: RolledOutputs | None = None
-        if output.ndim == 2:
-            self._classifier(images, dataset, output.shape[1])
+        if output is None:
+            self._classifier(images, dataset, self.classes)
         else:
-            batch.output = output
             rolled = RolledOutputs(batch.source[:number], output[:number])
             measure_generator(self.call, images, rolled, options, results, self.size.fixed is not None)
         first = self.first
@@ -191,11 +195,12 @@ class _Measurement:
         device = next((each.device for each in (*self.model.parameters(), *self.model.buffers())), None)
         skip = options.on_error == "skip"
         for batch in batches(dataset, options.images, options.batch_size, skip, notes, self.failed):
-            if not self.names and (line := almost_constant(batch.source)):
-                notes.append(f"in the first batch, {line}")
+            for what, seen in (("sources", batch.source), ("targets", batch.target)):
+                if not self.names and seen is not None and (line := almost_constant(seen, what)):
+                    notes.append(f"in the first batch, {line}")
             batch.source = batch.source.to(device)
-            if not self.size.is_any:
-                self._cut(batch)
+            if not self._takes(batch):
+                continue
             yield batch
             self.sizes.add(batch.source.shape[1:])
             self.names += batch.names
@@ -203,11 +208,34 @@ class _Measurement:
             assert self.progress is not None  # it began with the first batch
             self.progress.measured(len(self.names))
 
-    def _first_output(self, batch: Batch) -> Tensor:
-        """Call the model with the values and with a size of images that it takes, found by trying, and note them."""
+    def _takes(self, batch: Batch) -> bool:
+        """Call the model with a batch; leave it out if the model cannot take it, unless it is the first one."""
+        try:
+            if not self.size.is_any:
+                self._cut(batch)
+            output = self._output(batch)
+        except InputError as error:
+            skip = self.options.on_error == "skip"
+            if isinstance(error.__cause__, ValuesError) or not (skip or self.names):
+                raise
+            if not skip:
+                self.failed.append(str(error))
+            self.results.notes.append(f"skipped: {error}")
+            return False
+        self.settled.settle()
+        self.classes = output.shape[1]
+        batch.output = output if output.ndim == 4 else None
+        return True
+
+    def _output(self, batch: Batch) -> Tensor:
+        """Call the model, with a size that it takes; that is found by trying, for the images from now on, and noted."""
+
+        def call(images: Tensor) -> Tensor:
+            return self.settled(images, batch.target) if self.call is self.settled else self.call(images)
+
         found = None
         try:
-            output, said = self._converted(batch)
+            output = first_output(call, batch.source, batch.names)
             if output.ndim == 4 and not fits(output, batch.source):
                 found = find_input_size(self.model, self.call, batch.source)
         except InputError as error:
@@ -223,19 +251,8 @@ class _Measurement:
             self.results.notes.append(
                 f"the model takes {found}: images are cut to their centre, {size} of {batch.names[0]}"
             )
-            output, said = self._converted(batch)
-        self.results.notes += said
+            output = first_output(call, batch.source, batch.names)
         return output  # another size than the model's multiples is explained where shifts need it
-
-    def _converted(self, batch: Batch) -> tuple[Tensor, list[str]]:
-        """Call the model with the values that it takes, from now on, and return what was found of them."""
-        said: list[str] = []
-
-        def call(images: Tensor) -> Tensor:
-            output, self.call = first_call(self.native, self.options.values, images, said, batch.target)
-            return output
-
-        return first_output(call, batch.source, batch.names), said
 
     def _cut(self, batch: Batch) -> None:
         given = batch.source.shape[2:]
@@ -250,6 +267,7 @@ class _Measurement:
         """Measure consistency and accuracy of a classifier."""
         results, options = self.results, self.options
         part = options.consistency or PARTS["consistency"]
+        size = self.size  # one that is found later is of images cut to it
         named = len(getattr(dataset, "classes", ())) or classes
         labelled = named == classes
         if not labelled and (file := getattr(dataset, "class_file", None)):
@@ -260,10 +278,14 @@ class _Measurement:
                 "data.classes=FILE names the model's classes in order"
             )
 
+        labels: set[int] = set()
+
         def views() -> Iterator[dict[str, Any]]:
             for batch in images:
                 batch.labels = batch.labels if labelled else None
-                yield {"source": batch.source if batch.whole is None else batch.whole, "label": batch.labels}
+                whole = batch.source if batch.whole is None or size.is_any else batch.whole
+                labels.update(() if batch.labels is None else batch.labels.tolist())
+                yield {"source": whole, "label": batch.labels}
 
         found = classifier_stability(
             self.model,
@@ -273,11 +295,14 @@ class _Measurement:
             seed=options.seed,
             forward_batch=options.batch_size,
             dtype=options.dtype,
-            size=self.size,
+            size=size,
         )
         results.measurements["consistency"] = {"images": self.names, **found}
         results.summary["val/consistency"] = found["crop"]["consistency"]
         results.summary["val/consistency_roll"] = found["circular"]["consistency"]
+        if len(labels) > 1:  # otherwise one class may be the right answer for all images
+            times = Counter(found["circular"]["predicted"]).values()
+            results.summary["val/output_spread"] = 1 - sum((each / len(self.names)) ** 2 for each in times)
         if "accuracy" in found["circular"]:
             results.summary["val/accuracy"] = found["circular"]["accuracy"]
         elif labelled:

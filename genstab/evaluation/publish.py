@@ -16,6 +16,7 @@ from genstab.report.page import write_page
 from genstab.report.runs import read_runs
 from genstab.report.table import results_table
 from genstab.runtime.files import SUMMARY, write_json
+from genstab.runtime.masking import masked
 from genstab.runtime.provenance import provenance
 
 PAGE = "report.html"
@@ -42,7 +43,7 @@ def publish(
         **(provenance() if origin is None else origin),
         "config": dict(config),
     }
-    write_json(folder / SUMMARY, summary)
+    write_json(folder / SUMMARY, masked(summary))
     for logger in loggers:
         logger.log_metrics(metrics, step=0)
         log_tables(logger, found.measurements, 0)

@@ -107,6 +107,8 @@ def _unevenness(known: Known) -> str:
 
 
 def _sharpness(known: Known) -> str:
+    if "val/consistency" in known:  # a classifier
+        return ""
     for key, words in (
         ("val/output_spread", "Produces nearly the same image for every input: outputs differ"),
         ("val/output_std", "Its outputs are nearly flat: they vary"),
@@ -126,6 +128,8 @@ def _sharpness(known: Known) -> str:
 
 
 def _consistency(known: Known) -> str:
+    if is_constant(known) and "val/consistency" in known:
+        return "No evidence of stability: it gives the same class to every image."
     for key, when in (("val/consistency", "the camera moves"), ("val/consistency_roll", "the image is rolled around")):
         if (share := known.get(key)) is not None:
             often = "Often" if share < INCONSISTENT else "Sometimes" if share < CONSISTENT else "Hardly ever"

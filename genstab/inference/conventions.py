@@ -152,7 +152,9 @@ def described(output: Any) -> str:
 
 
 def one_tensor(output: Any, images: Tensor, name: str = "the generator") -> Tensor:
-    """Return the output of a model if it is one tensor of images or logits; grey images (N, H, W) get their channel.
+    """Return the output of a model if it is one tensor of images or logits.
+
+    Grey images (N, H, W) get their channel, and logits (N, K, 1, 1) of larger images become (N, K).
 
     Raises:
         InputError: it returns several outputs, a map of classes, or something else.
@@ -168,4 +170,8 @@ def one_tensor(output: Any, images: Tensor, name: str = "the generator") -> Tens
             )
         if output.shape[1:] == images.shape[2:]:
             return output[:, None]
+    if output.ndim == 4 and output.shape[2:] == (1, 1) != images.shape[2:]:
+        return output.flatten(1)
+    if output.ndim not in (2, 4):
+        raise InputError(f"{name} returns {tuple(output.shape)}, not images (N, C, H, W) or logits (N, K)")
     return output

@@ -6,7 +6,9 @@ are refused without running them.
 
 import hashlib
 import logging
+import mmap
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +58,7 @@ class Program(nn.Module):
         output: index or key of the output, if there are several.
         layout: `nchw` or `nhwc`.
 
-    `sha256` is the digest of its file, for `genstab.inference.predict_record.model_digest`.
+    `sha256` is the digest of its files, for `genstab.inference.predict_record.model_digest`.
 
     Raises:
         InputError: in `forward`, if the program cannot take the images.
@@ -118,9 +120,25 @@ def load_program(path: Path, kind: str, conventions: Conventions | None = None) 
     """Return the program in a file of kind `TORCHSCRIPT`, `EXPORTED` or `ONNX`, in eval mode, on the CPU."""
     read = {TORCHSCRIPT: _torchscript, EXPORTED: _exported, ONNX: _onnx}[kind]
     program = read(path, conventions or Conventions()).eval()
-    with path.open("rb") as file:
-        program.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    digests = [_digest(each) for each in (path, *(external_data(path) if kind == ONNX else ()))]
+    program.sha256 = " ".join(digests)
     return program
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def external_data(path: Path) -> list[Path]:
+    """Return the files beside an ONNX file that hold its weights, as those of models above 2 GB do."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # an entry of the message StringStringEntryProto: its key, then the length and the bytes of its value
+        names = {
+            match[2][: match[1][0]] for match in re.finditer(rb"\n\x08location\x12(.)(.{0,127})", content, re.DOTALL)
+        }
+    found = sorted(path.parent / os.fsdecode(name) for name in names)
+    return [each for each in found if each.is_file()]
 
 
 def _torchscript(path: Path, conventions: Conventions) -> Program:

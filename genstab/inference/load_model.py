@@ -165,6 +165,8 @@ def file_kind(path: Path) -> str:
             return TORCHSCRIPT
         if "data.pkl" in members:
             return CHECKPOINT
+    elif head[:4] == b"PK\x03\x04":
+        raise InputError(f"{path} is cut off: it begins as a file of torch.save and has no end")
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return SAFETENSORS
     elif head[:1] == b"\x80":  # pickle, as torch wrote it before 1.6

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from genstab.data.augment import Size
+from genstab.data.decoders import GDAL_NODATA
 from genstab.data.geotiff import scaled_geotiff
 from genstab.data.header_notes import HeaderNotes
-from genstab.data.image_io import ImageInfo, image_info, read_image, type_of_format, writable, write_image
+from genstab.data.image_io import (
+    ImageInfo,
+    image_info,
+    missing_pixels,
+    read_image,
+    type_of_format,
+    writable,
+    write_image,
+)
 from genstab.data.paths import find_images, hxw, shortened
 from genstab.data.reading import INTERPOLATIONS, Range, Reading, almost_constant, parse_range, resized
 from genstab.errors import ON_ERROR, InputError, check_choice, check_counts
@@ -26,8 +36,10 @@ from genstab.inference.conventions import reason_of
 from genstab.inference.eval_mode import inference
 from genstab.inference.input_size import fits, padded_calls
 from genstab.inference.predict_record import RECORD, Stamp, model_digest, read_record, recording, stamp
-from genstab.inference.value_range import Values, converted_calls
+from genstab.inference.value_range import SettledCall, Values
 from genstab.runtime.files import remove_parts
+
+LOOKED_AT = 16  # batches of which nothing is written while they do not tell what the values mean
 
 
 @dataclass
@@ -62,6 +74,7 @@ class _Job:
     target: Path
     shape: tuple[int, int, int]
     stamp: Stamp = field(compare=False)  # a list has no hash
+    info: ImageInfo = field(compare=False)
     written: Mapping[str, Any] = field(compare=False)  # type, range, profile and tags, for `write_image`
 
 
@@ -127,7 +140,9 @@ def predict(
     source, output = Path(source).expanduser(), Path(output).expanduser()
     check_choice("on_error", on_error, ON_ERROR)
     check_counts(batch_size=batch_size)
-    paths = find_images(source, recursive, name="input")
+    found: list[str] = [] if notes is None else notes
+    say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
+    paths = find_images(source, recursive, "input", say)
     _check_output(source, output, recursive)
     _check_targets(paths)
     trained = getattr(generator, "trained_on", {})
@@ -151,10 +166,13 @@ def predict(
     record = read_record(output)
     if not overwrite:
         record.check(output, kept)
+        if record.made_by == kept and (as_before := [each for each in values if str(each) == record.values]):
+            values = as_before
+            found.append(f"value_range=auto: {as_before[0]}, as for the results in {output}")
     result = Predicted()
     jobs: list[_Job] = []
     unknown: list[str] = []
-    headers = HeaderNotes()
+    headers = HeaderNotes(reading)
     for path in paths:
         name = path.relative_to(source).as_posix()
         target = writable(output / name)
@@ -168,7 +186,9 @@ def predict(
                     continue
             info = image_info(path, reading)
             headers.see(path, info)
-            jobs.append(_Job(name, path, target, info.shape, state, _written(info, target, reading, written_range)))
+            jobs.append(
+                _Job(name, path, target, info.shape, state, info, _written(info, target, reading, written_range))
+            )
     if unknown:
         raise InputError(
             f"output={output} holds {shortened(unknown)}, which {RECORD} there does not know: overwrite=true replaces "
@@ -177,29 +197,50 @@ def predict(
     _check_links([writable(output / path.relative_to(source)) for path in paths], paths, output)
     if not jobs:
         return result
-    found: list[str] = [] if notes is None else notes
-    say = partial(warnings.warn, stacklevel=3) if notes is None else notes.append
     for line in headers.lines():
         say(line)
+    unfit: list[str] = []
     spans: list[Tensor] = []
+    written: list[Tensor] = []
     with (
-        recording(output, kept, [job.name for job in jobs], overwrite) as done,
+        recording(output, kept, [job.name for job in jobs], overwrite) as add,
         inference(generator) as native,
         tqdm(total=len(jobs), unit="image", disable=None) as bar,
     ):
-        call = converted_calls(padded_calls(generator, native, found), values, found)
-        for batch in _batches(jobs, batch_size, size):
+        call = SettledCall(padded_calls(generator, native, found), values, found)
+        later: list[list[_Job]] = []
+        for batch in chain(_batches(jobs, batch_size, size), later):
             images: dict[_Job, Tensor] = {}
             for job in batch:
                 with result.leave_out(job.name, on_error):
                     image = read_image(job.source, reading)
                     images[job] = image if size is None else resized(image, size, reading.interpolation)
-            if images:
+            outputs = _outputs(images, call, size is None, device, result, on_error) if images else None
+            if outputs is not None:
+                if not call.told and len(later) < LOOKED_AT and batch not in later:
+                    later.append(batch)  # nothing is written before it is known what the values mean
+                    continue
+                if len(values) > 1 and not call.settled:
+                    add({"values": str(call.values)})
+                call.settle()
                 spans += [torch.stack(image.aminmax()) for image in images.values()]
-                _generate(images, call, size is None, device, result, on_error, done)
+                for job, image in zip(images, outputs, strict=True):
+                    with result.leave_out(job.name, on_error):
+                        if not _write(job, image, size is None, reading):
+                            unfit.append(job.name)
+                        written.append(torch.stack(image.aminmax()).cpu())
+                        add({"images": {job.name: job.stamp}})
+                        result.written.append(job.name)
             bar.update(len(batch))
-    if spans and (empty := almost_constant(spans)):
-        say(empty)
+    if unfit:
+        say(
+            f"{shortened(unfit)}: pixels without data hold what the model made of them, as the type of the results "
+            "has no value for them"
+        )
+    for side, seen in (("sources", spans), ("outputs", written)):
+        if seen and (empty := almost_constant(seen, side)):
+            say(empty)
+            break  # outputs of nothing are nothing
     return result
 
 
@@ -225,13 +266,14 @@ def _check_links(targets: Sequence[Path], sources: Sequence[Path], output: Path)
 def _written(info: ImageInfo, target: Path, reading: Reading, values: Range | None) -> dict[str, Any]:
     """Return how a result is written: in the type of its source, if that has a range of values or is `uint16`."""
     own = info.dtype == "uint8" or (values is None and (reading.value_range or info.dtype != "uint16"))
-    dtype = "uint8" if own or reading.labels else type_of_format(target, info.dtype)
-    if dtype != "uint8" and values and np.dtype(dtype).kind != "f" and values[1] - values[0] < 255:
-        dtype = type_of_format(target, "float32")  # so few whole numbers would be steps
+    wanted = "uint8" if own or reading.labels else info.dtype
+    if wanted != "uint8" and values and values[1] - values[0] < 255 and np.dtype(wanted).kind != "f":
+        wanted = "float32"  # so few whole numbers would be steps
+    dtype = type_of_format(target, wanted)
     tags = info.tags if info.orientation == 1 and target.suffix.lower() in (".tif", ".tiff") else ()
     return {
         "dtype": dtype,
-        "value_range": None if dtype == "uint8" else values,
+        "value_range": values if dtype == wanted != "uint8" else None,
         "profile": info.profile,
         "tags": tags,
     }
@@ -267,16 +309,15 @@ def _batches(jobs: Sequence[_Job], batch_size: int, size: Size | None) -> Iterat
             yield group[start : start + batch_size]
 
 
-def _generate(
+def _outputs(
     images: dict[_Job, Tensor],
     call: Callable[[Tensor], Tensor],
     native: bool,
     device: str | torch.device,
     result: Predicted,
     on_error: str,
-    done: Callable[[str, Stamp], None],
-) -> None:
-    """Call the generator with a batch, and write the outputs."""
+) -> Tensor | None:
+    """Call the generator with a batch; return None if it cannot take it and that is no error."""
     inputs = torch.stack(list(images.values())).to(device)
     shape = f"{inputs.shape[1]} channels of {hxw(inputs.shape[2:])} pixels"
     try:
@@ -294,11 +335,24 @@ def _generate(
         for job in images:
             with result.leave_out(job.name, on_error):
                 raise InputError(f"{job.source}, {shape}: {reason_of(error)}") from error
-        return
-    for job, image in zip(images, outputs, strict=True):
-        with result.leave_out(job.name, on_error):
-            image = image if native else resized(image, job.shape[1:])
-            ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
-            write_image(job.target, image, **{**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)})
-            done(job.name, job.stamp)
-            result.written.append(job.name)
+        return None
+    return outputs
+
+
+def _write(job: _Job, output: Tensor, native: bool, reading: Reading) -> bool:
+    """Write an output; pixels without data stay so. Return whether its type has a value for them."""
+    if not output.isfinite().all():
+        raise InputError(f"{job.source}: the output contains NaN or infinite values")
+    image = output if native else resized(output, job.shape[1:])
+    ratio = [now / before for now, before in zip(image.shape[1:], job.shape[1:], strict=True)]
+    options = {**job.written, "tags": scaled_geotiff(job.written["tags"], ratio)}
+    options["extra"] = job.info.extra if len(image) == job.shape[0] else None
+    missing, no_data = missing_pixels(job.source, job.info, reading), job.info.no_data
+    kind = np.dtype(job.written["dtype"])
+    fits_type = kind.kind == "f" or (no_data.is_integer() and np.iinfo(kind).min <= no_data <= np.iinfo(kind).max)
+    if missing is not None and missing.any() and fits_type:
+        options |= {"missing": resized(missing.float(), image.shape[1:], "nearest") > 0, "no_data": no_data}
+    elif not fits_type:
+        options["tags"] = [tag for tag in options["tags"] if tag[0] != GDAL_NODATA]
+    write_image(job.target, image, **options)
+    return fits_type or missing is None or not missing.any().item()

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from genstab.errors import InputError, reason
 from genstab.runtime.files import writing
@@ -24,9 +26,13 @@ Stamp = list[int]
 
 @dataclass
 class Record:
-    """What a record says: the model and options, and for each image the stamp of its source, or None if unfinished."""
+    """What a record says: the model and options, and for each image the stamp of its source, or None if unfinished.
+
+    `values` is what `value_range=auto` took, so that later images get the same.
+    """
 
     made_by: dict[str, Any] | None = None
+    values: str = ""
     images: dict[str, Stamp | None] = field(default_factory=dict)
 
     def check(self, output: Path, made_by: Mapping[str, Any]) -> None:
@@ -57,6 +63,9 @@ def model_digest(model: nn.Module) -> str:
 
     A program that was read from a file has none of them; it is the content of its file, its `sha256`.
 
+    Raises:
+        InputError: weights of a lazy module have no values yet.
+
     >>> first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> model_digest(first) == model_digest(second), model_digest(first) == model_digest(first)
     (False, True)
@@ -65,6 +74,8 @@ def model_digest(model: nn.Module) -> str:
     digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(model)).encode())
     digest.update(str(getattr(model, "sha256", "")).encode())
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(f"the network's {name} has no values before its first call: set model.checkpoint")
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -85,8 +96,8 @@ def read_record(output: Path) -> Record:
 @contextmanager
 def recording(
     output: Path, made_by: Mapping[str, Any], images: Sequence[str], overwrite: bool
-) -> Iterator[Callable[[str, Stamp], None]]:
-    """Say in the record that images will be written, and yield a function that says that one was.
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Say in the record that images will be written, and yield a function that adds to it: that one was, say.
 
     Several processes with the same model and options may do so at a time. What a killed process did not finish has no
     stamp, and the next one does it again.
@@ -117,10 +128,7 @@ def recording(
         os.fsync(file.fileno())
         lock(file, shared=True)
 
-        def done(name: str, source: Stamp) -> None:
-            _append(output, file, {"images": {name: source}})
-
-        yield done
+        yield partial(_append, output, file)
 
 
 def _open(output: Path, flags: int) -> BinaryIO:
@@ -150,6 +158,8 @@ def _parse(output: Path, file: BinaryIO) -> Record:
             content = {}  # cut off when its process was killed
         if isinstance(content, dict) and isinstance(content.get("made_by"), dict):
             record.made_by = content["made_by"]
+        if isinstance(content, dict) and isinstance(content.get("values"), str):
+            record.values = content["values"]
         if isinstance(content, dict) and isinstance(content.get("images"), dict):
             record.images |= content["images"]
     if record.made_by is None and file.tell():

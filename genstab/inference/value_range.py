@@ -19,6 +19,11 @@ DARK = -0.5  # an input as dark as that, and no negative output: the output is h
 _CURE = "value_range=auto tries [-1,1], [0,1] and [0,255]; value_range=[min,max] and output_range=[min,max] set it"
 _MARGIN = 0.02  # of two likenesses, below which it tells nothing
 VARIES = 0.02  # standard deviation; outputs that vary less tell nothing
+TELLING = 0.1  # likewise of images: what is almost black has outputs of few values
+
+
+class ValuesError(InputError):
+    """The values of a model's outputs have another meaning than the one that is taken, whatever the images."""
 
 
 @dataclass(frozen=True)
@@ -178,39 +183,55 @@ def tried(call: Call, meanings: Sequence[Values], source: Tensor, target: Tensor
     return values, f"value_range=auto took {values}: {why}{also}"
 
 
-def first_call(
-    call: Call, meanings: Sequence[Values], images: Tensor, notes: list[str], target: Tensor | None = None
-) -> tuple[Tensor, Call]:
-    """Call a model with the meaning that fits; return its output, and the function that converts its values.
+class SettledCall:
+    """A model as a function of images in [−1, 1]; what its values mean is judged until its outputs tell something.
 
-    `notes` gets a line about what was found by trying, and another one if the outputs are hardly of that range.
+    Black images, say, tell nothing of a range. Until then, `told` is false and the meaning may become another one,
+    unless `settle` was called because outputs are used.
+
+    Args:
+        call: the model, a function of images of its own values.
+        meanings: of several, the one that fits is found by trying.
+        notes: gets a line about what was found by trying, and another one if outputs are hardly of that range.
 
     Raises:
-        InputError: most of the outputs' values would be lost, see `doubt`.
+        ValuesError: in a call, most of the outputs' values would be lost, see `doubt`; or outputs tell another meaning
+            than the one that is used.
     """
-    values, said = tried(call, meanings, images, target)
-    call = converted(call, values)
-    output = call(images)
-    why, lost = doubt(images, output, values)
-    if lost:
-        raise InputError(f"{why}: {_CURE}")
-    hint = f"{why}: if that is not meant, {_CURE}"
-    notes += [each for each in (said, why and hint) if each and each not in notes]
-    return output, call
 
+    def __init__(self, call: Call, meanings: Sequence[Values], notes: list[str]) -> None:
+        self.call, self.meanings, self.notes = call, meanings, notes
+        self.values: Values | None = None
+        self.told = self.settled = False
+        self.said: list[str] = []
 
-def converted_calls(call: Call, meanings: Sequence[Values], notes: list[str]) -> Call:
-    """Return a function of images in [−1, 1] that converts them, as the `first_call` without an error settles."""
-    settled: Call | None = None
+    def settle(self) -> None:
+        """Refuse other meanings from now on."""
+        self.settled = True
 
-    def generate(images: Tensor) -> Tensor:
-        nonlocal settled
-        if settled is not None:
-            return settled(images)
-        output, settled = first_call(call, meanings, images, notes)
+    def __call__(self, images: Tensor, target: Tensor | None = None) -> Tensor:
+        """Return the output for images (N, C, H, W); a target helps to find the meaning."""
+        if self.told and self.values is not None:
+            return converted(self.call, self.values)(images)
+        values, said = tried(self.call, self.meanings, images, target)
+        output = converted(self.call, values)(images)
+        tells = output.ndim != 4 or (images.std() > TELLING and output.isfinite().all() and output.std() > VARIES)
+        if self.settled and self.values not in (None, values):
+            if tells:
+                raise ValuesError(
+                    f"value_range=auto took {self.values} for the first images, which tell nothing, but {values} fits "
+                    "these: set it"
+                )
+            return converted(self.call, self.values or values)(images)
+        why, lost = doubt(images, output, values)
+        if lost:
+            raise ValuesError(f"{why}: {_CURE}")
+        self.values, self.told = values, bool(tells)
+        hint = f"{why}: if that is not meant, {_CURE}"
+        self.notes[:] = [each for each in self.notes if each not in self.said]
+        self.said = [each for each in (said, why and hint) if each]
+        self.notes += self.said
         return output
-
-    return generate
 
 
 def _likeness(source: Tensor, output: Tensor) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genstab.errors import InputError, check_choice, reason
+from genstab.runtime.checkpoint_file import tensors
 
 Weights = dict[str, Tensor]
 KINDS = ("raw", "ema")
@@ -27,7 +28,7 @@ def fitting_weights(
     expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     first = next(iter(expected), "")
     fitting: dict[str, Weights] = {}
-    nearest, most = "it holds no weights", -1
+    nearest, most = unnamed(content), -1
     for place, weights in state_dicts(content):
         before = [key.removesuffix(first) for key in weights if key.endswith(first)]
         for each in dict.fromkeys(["", *before]):
@@ -42,7 +43,7 @@ def fitting_weights(
     return choose(path, fitting, f"fit {type(network).__name__}", prefix, kind)
 
 
-def state_dicts(content: object, place: str = "", depth: int = 3) -> Iterator[tuple[str, Weights]]:
+def state_dicts(content: object, place: str = "", depth: int = 8) -> Iterator[tuple[str, Weights]]:
     """Yield the sets of tensors in nested dicts, each with the keys that lead to it, as in `state_dict.`."""
     if isinstance(content, Mapping):
         if weights := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
@@ -50,6 +51,11 @@ def state_dicts(content: object, place: str = "", depth: int = 3) -> Iterator[tu
         if depth:
             for key, value in content.items():
                 yield from state_dicts(value, f"{place}{key}.", depth - 1)
+
+
+def unnamed(content: object) -> str:
+    """Say why a file's content has no set of tensors with names."""
+    return "its tensors are in lists, without names" if any(tensors(content)) else "it holds no weights"
 
 
 def below(weights: Mapping[str, Any], prefix: str) -> Weights:

@@ -15,8 +15,9 @@ ALWAYS = (nn.PixelShuffle, nn.PixelUnshuffle, nn.FractionalMaxPool2d, nn.MaxUnpo
 STRIDED = (nn.LPPool2d, nn.Unfold, nn.Conv3d, nn.ConvTranspose3d, nn.MaxPool3d, nn.AvgPool3d)
 FUNCTIONS = {
     "interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "pixel_shuffle", "pixel_unshuffle",
-    "grid_sample", "fold", "max_unpool2d", "adaptive_max_pool2d",
+    "grid_sample", "fold", "max_unpool2d",
 }  # fmt: skip
+ADAPTIVE_FUNCTIONS = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
 STRIDED_FUNCTIONS = {"conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "lp_pool2d", "unfold"}
 Module = TypeVar("Module", bound=nn.Module)
 UNREAD = "functions in a forward that cannot be traced"
@@ -75,21 +76,31 @@ def _in_forward(layer: nn.Module) -> Iterator[str]:
     for node in graph.nodes:
         if node.op == "call_function":
             name = getattr(node.target, "__name__", "").lstrip("_")
-            if name in FUNCTIONS or (name in STRIDED_FUNCTIONS and _calls_with_stride(name, node)):
+            if (
+                name in FUNCTIONS
+                or (name in STRIDED_FUNCTIONS and _calls_with_stride(name, node))
+                or (name in ADAPTIVE_FUNCTIONS and _given(node, 1, "output_size", 1) not in (1, (1, 1), [1, 1]))
+            ):
                 yield f"F.{name}"
             elif node.target is operator.getitem:
                 parts = node.args[1] if isinstance(node.args[1], tuple | list) else (node.args[1],)
                 if any(isinstance(part, slice) and part.step is not None and _steps(part.step) for part in parts):
                     yield "a slice with a step"
+        elif node.op == "call_method" and node.target == "unfold" and _steps(_given(node, 3, "step", 1)):
+            yield "Tensor.unfold"
+
+
+def _given(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    """Return an argument of a call, by its place or its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def _calls_with_stride(name: str, node: fx.Node) -> bool:
     convolves = name in ("conv2d", "conv_transpose2d", "unfold")
     place = 4 if name == "unfold" else 3 if convolves or name == "lp_pool2d" else 2
-    arguments: dict[Any, Any] = dict(enumerate(node.args)) | dict(node.kwargs)
-    stride = arguments.get("stride", arguments.get(place))
+    stride = _given(node, place, "stride", None)
     if stride is None or stride == ():  # that of a pooling is then its window
-        stride = 1 if convolves else arguments.get("kernel_size", arguments.get(place - 1, 2))
+        stride = 1 if convolves else _given(node, place - 1, "kernel_size", 2)
     return _steps(stride)
 
 

@@ -21,7 +21,9 @@ SAME = 0.01  # share of the value range, 2.6 grey levels: what differs less is t
 
 
 def is_constant(summary: Mapping[str, Any]) -> bool:
-    """Return whether a generator draws the same picture for every input, or flat ones: any number of it is worthless.
+    """Return whether a model draws the same picture for every input, or flat ones, or always answers with one class.
+
+    Any number of it is worthless.
 
     >>> is_constant({"val/output_spread": 0.0, "val/output_std": 0.2}), is_constant({"val/l1": 0.1})
     (True, False)

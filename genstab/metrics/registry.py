@@ -222,8 +222,8 @@ for _metric in (
     Metric("step_ratio", "step", "time of a training step relative to `none`, from the benchmark", "cost", "×", "min",
            2, brief=True),
     Metric("val/output_spread", "distance between outputs", "root mean square distance between the outputs of "
-           "different images, as a share of the value range; near 0: the generator has collapsed", "further", "", "",
-           4, in_training=True),
+           "different images, as a share of the value range; of a classifier, the share of pairs of images with two "
+           "answers; near 0: always the same", "further", "", "", 4, in_training=True),
     Metric("val/output_std", "deviation within outputs", "standard deviation within an output, as a share of the value "
            "range; near 0: the outputs are flat", "further", "", "", 4, in_training=True),
     Metric("val/constant_outputs", "constant outputs", "share of images of which the output is constant: its standard "

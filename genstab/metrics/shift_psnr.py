@@ -179,10 +179,12 @@ def shift_period(shifts: Sequence[Sequence[float]], decibels: Sequence[float]) -
     """Return the period of aliasing: the smallest p of which all multiples are 3 dB better than all other shifts.
 
     A network with strides of 2 and 2 may follow shifts by 4 pixels exactly and flicker at those between. 1: there is no
-    such p. None: the shifts cannot tell, as they are not by whole pixels or none is by more than one.
+    such p. None: the shifts cannot tell, as they are not by whole pixels, none is by more than one, or p has a single
+    multiple among them, which may be better by chance.
 
     >>> shift_period([(0, 1), (0, 2), (0, 3), (0, 4)], [20.0, 73.6, 20.0, 70.9])
     2
+    >>> shift_period([(0, 1), (0, 2), (0, 3)], [20.0, 73.6, 20.0])
     """
     moved = [tuple(map(abs, shift)) for shift in shifts]
     farthest = max((distance for shift in moved for distance in shift), default=0)
@@ -193,7 +195,7 @@ def shift_period(shifts: Sequence[Sequence[float]], decibels: Sequence[float]) -
         multiples = [value for value, is_easy in zip(decibels, easy, strict=True) if is_easy]
         others = [value for value, is_easy in zip(decibels, easy, strict=True) if not is_easy]
         if multiples and others and min(multiples) >= max(others) + PERIOD_GAP:
-            return period
+            return period if len(multiples) > 1 else None
     return 1
 
 

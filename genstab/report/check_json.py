@@ -4,10 +4,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from genstab.metrics.measurements import number
+from genstab.metrics.registry import metrics
+
+GREATEST = 1e15
+SHARES = ("val/accuracy", "val/consistency", "val/consistency_roll", "val/corruption_error", "val/constant_outputs")
+SIGNED = ("val/ssim", "val/kid", "val/frechet_patches", *(f"val/frechet_patches_{stride}" for stride in (4, 8, 16)))
+"""Metrics that may be below 0 by their definition or, as estimates without bias, by chance."""
 
 
 def check_summary(summary: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` that names the first key of another type; metrics that are no numbers are not measured."""
+    """Raise a `ValueError` that names the first key of another type, or the first number that nothing can measure.
+
+    Metrics that are no numbers are not measured.
+
+    >>> check_summary({"val/accuracy": 1.5})
+    Traceback (most recent call last):
+    ...
+    ValueError: val/accuracy is 1.5, not from 0 to 1
+    """
+    for key, metric in metrics().items():
+        least = -GREATEST if metric.unit == "dB" or key in SIGNED else 0
+        most = 1 if key in SHARES else GREATEST
+        value = number(summary.get(key))
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{key} is {value:g}, not from {least:g} to {most:g}")
     for key in ("verdict", "notes"):
         _texts(summary.get(key), key)
     for key in ("config", "versions"):

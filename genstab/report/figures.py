@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from genstab.data.image_io import to_uint8
+from genstab.data.paths import shortened
 from genstab.errors import InputError
 from genstab.metrics.protocols import Generate, shift_pairs
 from genstab.metrics.shift_map import RolledOutputs
@@ -214,7 +215,15 @@ def shift_table(
 
 
 def animations_beside(runs: Sequence[Run]) -> list[Picture]:
-    """Return 16 pictures: the source and each run's output sliding, and below them the same moved back."""
+    """Return 16 pictures: the source and each run's output sliding, and below them the same moved back.
+
+    Raises:
+        InputError: a run has no such pictures, as a classifier has none, or those of another source.
+    """
+    if without := [run.name for run in runs if not (run.folder / SLIDE_OUTPUT).is_file()]:
+        raise InputError(
+            f"{shortened(without)}: no animation, without {SLIDE_OUTPUT}: leave it out, or leave out film="
+        )
     slides = {run.name: read_slide(run.folder / SLIDE_SOURCE, run.folder / SLIDE_OUTPUT) for run in runs}
     first = slides[runs[0].name]
     for name, slide in slides.items():

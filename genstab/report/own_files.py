@@ -1,34 +1,32 @@
 """What `genstab report` may replace: files that it wrote itself, which it knows by what is in them."""
 
-from collections.abc import Mapping
-from pathlib import Path
+import io
 
-from genstab.errors import InputError
-from genstab.runtime.files import writing
+from PIL import Image
 
 SOFTWARE = "genstab report"  # in the metadata of pictures
-WRITTEN_BY_REPORT: dict[str, tuple[bytes, ...]] = {
-    "output": (b'<meta name="generator" content="genstab', b"<footer><p>Written by genstab "),
-    "table": (b"| option | runs |",),
-    "plot": (SOFTWARE.encode(),),
-    "film": (SOFTWARE.encode(),),
-}
-"""The options that name a file, and bytes that tell each kind of file from those of others."""
+PAGE_BEGINS, GENERATOR = b"<!doctype html>\n", b'\n<meta name="generator" content="genstab '
+HEAD = 1000  # bytes of a page that hold its first meta tags, and nothing that quotes those of another page
+TABLE_BEGINS = b"| option | runs |"
+TABLE_LINES = (b"|", b"Differences on the same images, ")  # of `options_table` and `differences_table`
+WRITTEN_BY_REPORT = ("output", "table", "plot", "film")
+"""The options that name a file."""
 
 
-def check_replaceable(outputs: Mapping[str, str], overwrite: bool = False) -> None:
-    """Raise an `InputError` for the first file of an option that others wrote, unless `overwrite`."""
-    keys: dict[Path, str] = {}
-    for key, name in outputs.items():
-        path = Path(name)
-        if (other := keys.setdefault(path.absolute(), key)) != key:
-            raise InputError(f"{key}={name} is {other}, too: give each a file of its own")
-        if overwrite or not path.is_file():
-            continue
-        with writing(key, name):
-            content = path.read_bytes()
-        if content and not any(mark in content for mark in WRITTEN_BY_REPORT[key]):
-            raise InputError(
-                f"{key}={name} exists and was not written by genstab report: name another file, or replace it with "
-                "overwrite=true"
-            )
+def is_own(key: str, content: bytes) -> bool:
+    """Return whether `genstab report` wrote the content of the file of an option.
+
+    >>> is_own("table", b"| option | runs |\\n|---|---|\\n"), is_own("table", b"# Mine\\n\\n| option | runs |\\n")
+    (True, False)
+    """
+    if key == "output":
+        return content.startswith(PAGE_BEGINS) and GENERATOR in content[:HEAD]
+    if key == "table":
+        return content.startswith(TABLE_BEGINS) and all(
+            line.startswith(TABLE_LINES) for line in content.splitlines() if line
+        )
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return SOFTWARE in (picture.info.get("Software"), picture.info.get("comment", b"").decode("latin-1"))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False

@@ -9,10 +9,11 @@ from typing import Any
 from genstab.data.paths import natural
 from genstab.errors import InputError
 from genstab.report.check_json import check_measurements, check_summary
-from genstab.runtime.files import MEASUREMENTS, SUMMARY, read_json
+from genstab.runtime.files import MEASUREMENTS, SLIDE_OUTPUT, SLIDE_SOURCE, SUMMARY, read_json
 
 # How far below a folder that is no run itself its runs may lie: multirun/DATE/TIME/0.
 DEPTH = 3
+READ_BY_REPORT = (SUMMARY, MEASUREMENTS, SLIDE_SOURCE, SLIDE_OUTPUT)
 
 
 @dataclass(frozen=True)

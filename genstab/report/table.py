@@ -38,7 +38,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     |---|---|
     | blur | 1.20 |
     """
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    texts = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in texts]
     return "\n".join([lines[0], f"|{'---|' * len(header)}", *lines[1:]])
 
 

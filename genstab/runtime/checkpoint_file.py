@@ -37,7 +37,7 @@ def read_weights(path: Path, notes: list[str] | None = None) -> Any:
         notes: gets a line that names the kinds of objects that were left out.
 
     Raises:
-        InputError: see `read_checkpoint`; also a file of such objects without any tensor in a dict.
+        InputError: see `read_checkpoint`; also a file of such objects without any tensor.
     """
     _check(path)
     kinds: dict[str, type[StandIn]] = {}
@@ -52,7 +52,7 @@ def read_weights(path: Path, notes: list[str] | None = None) -> Any:
                 raise
             kinds[kind] = type("StandIn", (StandIn,), {})
             refusal = error
-    if kinds and not any(True for _ in _tensors(content)):
+    if kinds and not any(True for _ in tensors(content)):
         raise refusal
     if kinds and notes is not None:
         notes.append(
@@ -61,11 +61,17 @@ def read_weights(path: Path, notes: list[str] | None = None) -> Any:
     return content
 
 
-def _tensors(content: object) -> Iterator[torch.Tensor]:
-    for value in content.values() if isinstance(content, Mapping) else ():
+def tensors(content: object) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors in nested dicts and lists, each with the keys that lead to it, as in `state_dict.weight`."""
+    left, seen = [("", content)], set[int]()  # a hostile file may hold a list that holds itself
+    while left:
+        place, value = left.pop()
         if isinstance(value, torch.Tensor):
-            yield value
-        yield from _tensors(value)
+            yield place, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            left += [(f"{place}.{key}".lstrip("."), each) for key, each in items]
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -93,7 +99,7 @@ def _load(path: Path) -> Any:
     try:
         with catch_warnings():
             simplefilter("ignore")  # about old protocols of pickle, before it refuses them
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may raise any
         if kind := _refused_kind(error):
             reason = f"it holds Python objects ({kind}), not weights alone; refused, nothing in it was run; "
@@ -103,6 +109,12 @@ def _load(path: Path) -> Any:
         else:
             reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    for key, value in tensors(content):
+        kinds = {"nested": value.is_nested, "quantized": value.is_quantized, "meta": value.is_meta}
+        kinds["sparse"] = value.layout != torch.strided and not value.is_nested
+        for kind in (name for name, found in kinds.items() if found):
+            raise InputError(f"{path} cannot be read as a checkpoint: {key} is a {kind} tensor: save a dense one")
+    return content
 
 
 def _refused_kind(error: BaseException | None) -> str:

@@ -1,21 +1,24 @@
 """A run folder belongs to one training run or one measurement: others are refused, before anything is written."""
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 from genstab.errors import InputError
 from genstab.runtime.lock import lock
 
-LOCK = ".lock"
+LOCK = ".lock"  # it also says which kind of run the folder belongs to
 MEASURED = (
     "measurements.json", "summary.json", "report.html", "samples.png", "shift_map.png", "features.png",
     "corruptions.png", "shift.gif", "slide_source.webp", "slide_output.webp",
 )  # fmt: skip
 """What a measurement leaves in its folder; a second one there replaces all of it."""
+NAMES = (*MEASURED, "checkpoints", "csv", ".hydra")
+"""What the runs of both kinds replace in their folder."""
+TRAINING, MEASUREMENT = "training run", "measurement"
 
 
 def fresh(folder: str) -> str:
@@ -32,53 +35,68 @@ def fresh(folder: str) -> str:
     raise AssertionError
 
 
-def check_unused(folder: str | Path, checkpoint: Path | None, signs: tuple[Path, ...]) -> None:
-    """Raise an `InputError` if a training run is running in `folder`, or has left one of the files `signs` there.
+def check_free(folder: str | Path, kind: str, checkpoint: Path | None = None, ended: Collection[Path] = ()) -> None:
+    """Raise an `InputError` unless a run may write into a folder: what it would replace there is its own.
 
-    With a `checkpoint` inside `folder` it is the same training run, which may go on.
+    That is a new folder, or one that holds nothing of a run's names. The file that `alone_in` leaves tells whose others
+    are: a measurement replaces an earlier one, a training run one that left none of the files `ended` behind.
+
+    Args:
+        folder: of the run; whatever is in it stays as it is.
+        kind: `TRAINING` or `MEASUREMENT`.
+        checkpoint: what the training run resumes from; in its own folder it goes on.
+        ended: files that tell a training run that is worth keeping.
     """
     folder = Path(folder)
     if (folder / LOCK).exists():
-        with suppress(OSError), alone_in(folder):  # raises if it is still running
+        with suppress(OSError), _locked(folder, "r+"):  # raises if a run is still writing there
             pass
     if checkpoint is not None and folder.resolve() in checkpoint.resolve().parents:
         return
-    found = next((sign for sign in signs if (folder / sign).exists()), None)
-    if found is not None:
-        raise InputError(
-            f"{folder} already holds a training run ({found}): resume it with ckpt_path=last, or choose another folder "
-            "with hydra.run.dir or hydra.sweep.dir"
-        )
+    found = [str(name) for name in ended if (folder / name).exists()]
+    held = [name for name in NAMES if (folder / name).exists()]
+    mark = _mark(folder)
+    if not held or (mark == kind and not found):
+        return
+    what = f"a {mark}" if mark in (TRAINING, MEASUREMENT) else f"{', '.join(held)} that may be of others"
+    resumable = mark == kind == TRAINING
+    if resumable:
+        what += f" ({found[0]})"
+    raise InputError(
+        f"{folder} already holds {what}: {'resume it with ckpt_path=last, or ' if resumable else ''}choose another "
+        "folder with hydra.run.dir or hydra.sweep.dir"
+    )
 
 
-def check_measurable(folder: str | Path) -> None:
-    """Raise an `InputError` unless a measurement in `folder` replaces nothing but an earlier measurement."""
-    folder = Path(folder)
-    trained = any((folder / name).exists() for name in ("checkpoints", LOCK))
-    with suppress(OSError, ValueError, TypeError, RecursionError):  # a training may keep no checkpoint
-        trained |= "steps" in json.loads((folder / "summary.json").read_bytes())
-    if trained:
-        raise InputError(f"{folder} holds a training run: hydra.run.dir=DIR names a folder of its own")
-    found = [name for name in MEASURED if (folder / name).exists()]
-    if found and MEASURED[0] not in found:
-        raise InputError(
-            f"{folder} holds {', '.join(found)} that no measurement wrote ({MEASURED[0]} is missing): "
-            "hydra.run.dir=DIR names a folder of its own"
-        )
+def _mark(folder: Path) -> str:
+    """Return the kind of the run that a folder belongs to; an empty text if none says so."""
+    try:
+        return (folder / LOCK).read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 @contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
+def alone_in(folder: str | Path, kind: str) -> Iterator[None]:
     """Lock a folder until this context or the process ends, however it ends, where the file system has locks.
+
+    From then on the folder is marked as that of a run of this kind.
 
     Raises:
         InputError: another process has the lock.
     """
-    path = Path(folder) / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        if not lock(file):
-            raise InputError(
-                f"another training run is running in {folder}: wait for it to end, or choose another folder"
-            )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, "a+") as file:
+        file.truncate(0)
+        file.write(kind)
+        file.flush()
         yield
+
+
+@contextmanager
+def _locked(folder: Path, mode: str) -> Iterator[IO[str]]:
+    with (folder / LOCK).open(mode) as file:
+        if not lock(file):
+            raise InputError(f"another run is writing into {folder}: wait for it to end, or choose another folder")
+        yield file

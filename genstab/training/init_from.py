@@ -17,7 +17,7 @@ from genstab.errors import InputError
 from genstab.inference.cyclegan_checkpoints import cyclegan_generator, generators_in
 from genstab.inference.load_model import CHECKPOINT as TORCH_FILE
 from genstab.inference.load_model import LAST, SAFETENSORS, file_kind, read_content
-from genstab.inference.weights import Weights, below, same, shape_text, state_dicts
+from genstab.inference.weights import Weights, below, same, shape_text, state_dicts, unnamed
 from genstab.networks.patchgan import PatchGAN, PixelGAN
 from genstab.networks.unet import UNet
 
@@ -141,7 +141,7 @@ def _generator_weights(path: Path, content: object, generator: nn.Module, prefix
         raise InputError(f"init_from_prefix={prefix} names no weights in {path} that fit; it has {places or 'none'}")
     if not published:
         keys = [key for weights in sets.values() for key in weights]
-        what = f"its first keys are {', '.join(keys[:LISTED])}" if keys else "it holds no tensors"
+        what = f"its first keys are {', '.join(keys[:LISTED])}" if keys else unnamed(content)
         raise InputError(
             f"init_from={path}: nothing in it has the name and the shape of a tensor of {_name(generator)}; {what}"
         )

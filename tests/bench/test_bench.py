@@ -462,6 +462,7 @@ def test_a_filter_that_the_other_libraries_lack_is_timed_alone():
         (["guards", "--channels", "-1"], "argument --channels: -1 is not an integer of at least 1"),
         (["layers", "--size", "48"], "argument --size: invalid choice: 48 (choose from 32, 64, 128"),
         (["layers", "--json", "."], "argument --json: . is a folder, not a file"),
+        (["layers", "--json", __file__], "test_bench.py exists already: name another file"),
         (["layers", "--json", "nowhere/a.json"], "argument --json: nowhere/a.json: the folder nowhere does not exist"),
     ],
 )

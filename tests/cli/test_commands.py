@@ -75,10 +75,10 @@ def test_a_run_and_its_measurement_are_compared_on_one_page(trained, monkeypatch
     for output in outputs:  # but never what somebody else made
         path = Path(output.partition("=")[2])
         kept = path.read_bytes()
-        path.write_bytes(b"mine")
-        with pytest.raises(SystemExit, match=rf"{output} exists and was not written by genstab report: "):
+        path.write_bytes(mine := b"mine: " + kept)  # which quotes it
+        with pytest.raises(SystemExit, match=rf"{output} exists already: name another file"):
             genstab(monkeypatch, "report", str(trained), *outputs)
-        assert path.read_bytes() == b"mine"
+        assert path.read_bytes() == mine
         path.write_bytes(kept)
     with pytest.raises(SystemExit, match=r"table=both\.html is output, too: give each a file of its own"):
         genstab(monkeypatch, "report", str(trained), "output=both.html", "table=both.html")
@@ -216,11 +216,11 @@ def test_help_lists_the_groups_that_a_command_has(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("left", "arguments", "message"),
     [
-        ("checkpoints/last.ckpt", ["measure", "hydra.run.dir=runs/0"], "holds a training run: hydra.run.dir=DIR"),
-        (".lock", ["measure", "-m", "hydra.sweep.dir=runs", "seed=1"], "holds a training run: hydra.run.dir=DIR"),
-        ("samples.png", ["measure", "hydra.run.dir=runs/0"], "holds samples.png that no measurement wrote"),
-        ("checkpoints/last.ckpt", ["train", "hydra.run.dir=runs/0"], "already holds a training run (checkpoints"),
-        ("summary.json", ["train", "-m", "hydra.sweep.dir=runs", "seed=1"], "already holds a training run (summary"),
+        ("checkpoints/last.ckpt", ["measure", "hydra.run.dir=runs/0"], "checkpoints, .hydra that may be of others"),
+        ("samples.png", ["measure", "-m", "hydra.sweep.dir=runs", "seed=1"], "samples.png, .hydra that may be of"),
+        ("checkpoints/best.ckpt", ["train", "hydra.run.dir=runs/0"], "checkpoints, .hydra that may be of others"),
+        ("report.html", ["train", "hydra.run.dir=runs/0", "ckpt_path=last"], "report.html, .hydra that may be"),
+        ("summary.json", ["train", "-m", "hydra.sweep.dir=runs", "seed=1"], "summary.json, .hydra that may be of"),
     ],
 )
 def test_a_folder_of_other_results_is_refused_before_anything_in_it_is_replaced(monkeypatch, left, arguments, message):
@@ -228,7 +228,7 @@ def test_a_folder_of_other_results_is_refused_before_anything_in_it_is_replaced(
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
-    with pytest.raises(SystemExit, match=f"^genstab: \\S*runs/0 {re.escape(message)}"):
+    with pytest.raises(SystemExit, match=f"^genstab: \\S*runs/0 already holds {re.escape(message)}"):
         genstab(monkeypatch, *arguments)
     assert {file.read_text() for file in files} == {"mine"}
     logs = {f"{arguments[0]}.log", "multirun.yaml", ".lock"}

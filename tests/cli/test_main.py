@@ -48,15 +48,20 @@ def genstab(monkeypatch, *arguments):
         (["trainer=ddp_cpu", "trainer.devices=5000"], "genstab: trainer.devices=5000: this machine has .* processors"),
         (["trainer=gpu", "trainer.devices=[63]"], r"genstab: .*\[63\]"),
         (["model.generator.in_channels=1"], r"genstab: UNet: in_channels=1, not a source of \(2, 3, 32, 32\)"),
-        (["trainer.gradient_clip_val=-1"], "genstab: trainer.gradient_clip_val=-1 is negative"),
-        (["trainer.accumulate_grad_batches=0"], "genstab: trainer.accumulate_grad_batches=0 is not positive"),
+        (["trainer.gradient_clip_val=-1"], "genstab: trainer.gradient_clip_val=-1 is not a finite number"),
+        (["trainer.accumulate_grad_batches=0"], "genstab: trainer.accumulate_grad_batches=0 is not an integer of at"),
+        (["trainer.overfit_batches=0.01"], "set trainer.limit_train_batches, or trainer.overfit_batches, to at least"),
+        (["trainer.max_time=00:00:00:00"], "genstab: trainer.max_time='00:00:00:00' trains nothing"),
         (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),
         (["model.generator=vit"], "genstab: .*Could not find 'model/generator/vit' .*: resnet unet unet_256"),
         (
             ["model.generator=resnet", "antialias=stable"],
             r"genstab: model\.generator\.head=10, which antialias=stable sets, is not known to genstab\.ResNet",
         ),
-        (["callbacks.stability.margin=20"], "genstab: .*margin=20 leave no pixel"),
+        (
+            ["callbacks.stability.margin=20", "trainer.num_sanity_val_steps=0"],
+            "genstab: .*margin=20 leave no pixel.*, of validation images of 32×32: set callbacks.stability.margin or",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_starts_no_training(monkeypatch, overrides, message):

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from genstab.cli import main as cli
 from genstab.cli.recorded import recorded
@@ -38,7 +40,25 @@ def test_no_file_of_a_run_holds_the_value_of_a_variable(tmp_path, monkeypatch, c
         config = json.loads(Path(folder, "summary.json").read_text())["config"]
         assert {key: config[key] for key in KEPT} == KEPT
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["config"]["url"] == KEPT["url"]
-    # nor does an error
+    # nor do what could not be read, the record of a prediction, the terminal, an error
+    (tmp_path / SECRET).mkdir()
+    for name in "ab":
+        Image.new("RGB", (16, 16)).save(tmp_path / SECRET / f"{name}.png")
+    (tmp_path / SECRET / "c.png").write_bytes((tmp_path / SECRET / "a.png").read_bytes()[:60])
+    monkeypatch.setenv("CLASS", "torch.nn.Identity")
+    folder, network = "{}=${{oc.env:TOKEN}}/", "model._target_=${oc.env:CLASS}"
+    options = ["logger=csv", "data=folder", folder.format("data.root"), "on_error=skip", network, *MEASURE[5:]]
+    for words in (
+        ["measure", "hydra.run.dir=skipping", *QUIET, *options],
+        ["predict", network, folder.format("input"), "output=out", "on_error=skip"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["genstab", *words])
+        with suppress(SystemExit):
+            cli.main()
+    assert json.loads(Path("skipping/summary.json").read_text())["notes"]
+    made = [path.read_text("latin-1") for path in tmp_path.rglob("*") if path.suffix in (".json", ".html", ".jsonl")]
+    assert [text for text in made if SECRET in text or "nn.Identity" in text] == []
+    assert any("cannot read ${oc.env:TOKEN}/c.png" in text for text in made)
     monkeypatch.setattr(sys, "argv", ["genstab", "train", *QUIET, "data=paired", 'data.root="/x/${oc.env:TOKEN}"'])
     with pytest.raises(SystemExit, match=r"data\.root=/x/\$\{oc\.env:TOKEN\} does not exist"):
         cli.main()

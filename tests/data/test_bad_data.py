@@ -247,6 +247,7 @@ WORKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:images of several types", "ignore:.*no images by name")
 @pytest.mark.parametrize("make", WORKS.values(), ids=WORKS)
 @pytest.mark.parametrize("check", ["fast", "full", "off"])
 def test_what_is_unusual_works(root: Path, make: Callable[[Path], object], check: str, tmp_path: Path) -> None:

@@ -28,10 +28,14 @@ def test_images_are_found_in_natural_order(tmp_path):
     touch(tmp_path, "@eaDir/9.png/SYNOPHOTO_THUMB_M.jpg")
     touch(tmp_path, "b/.2.png", "d.HEIC")  # a picture, and one that cannot be read, which must not go without a word
     (tmp_path / "b/dangling.png").symlink_to("nowhere")
-    names = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
+    (tmp_path / "b/x.npy").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left out 2 files that are no images by name: notes\.txt, b/x\.npy$"):
+        found = find_images(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == [
         "9.jpeg", "10.png", "b/1.webp", "b/2.TIF", "b/.2.png", "b/dangling.png", "c.png/x.bmp", "d.HEIC",
     ]  # fmt: skip
+    (tmp_path / "notes.txt").unlink()
     assert [path.name for path in find_images(str(tmp_path), recursive=False)] == ["9.jpeg", "10.png", "d.HEIC"]
 
 
@@ -163,6 +167,7 @@ def test_classes(tmp_path):
         (["cat/a.txt"], "has no images"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*no images by name")
 def test_folders_that_are_no_classes(tmp_path, files, message):
     touch(tmp_path, *files)
     with pytest.raises(InputError, match=f"data.root=.*{message}"):
@@ -205,6 +210,10 @@ def test_measuring_a_paired_data_set_needs_no_training_images(tmp_path):
         ("numbers.json", '{"crane bird": 2, "n01": 0, "cat": 1}'),
         ("words.txt", "n01 crane\nn02 cat\nn03 crane bird\n"),
         ("lines.txt", "n01\ncat\ncrane bird"),
+        ("indices.txt", "2 crane bird\n1 cat\n0 n01\n"),
+        ("after.csv", "crane bird,3\nn01,1\n\ncat,2\n"),
+        ("named_by_numbers.txt", "n01\n1\ncrane bird"),
+        ("doubled.txt", "n01\ncrane\ncrane bird\ncrane"),
     ],
 )
 def test_classes_by_a_file(tmp_path, name, content):
@@ -214,10 +223,26 @@ def test_classes_by_a_file(tmp_path, name, content):
     data = ClassData(str(tmp_path / "data"), classes=str(tmp_path / name))
     data.setup("validate")
     assert {item["name"].split("/")[0]: item["label"] for item in data.val_set} == {"crane bird": 2, "n01": 0}
-    assert len(data.val_set.classes) == 3
+    assert len(data.val_set.classes) == (4 if name == "doubled.txt" else 3)
     (tmp_path / "data/n01").rename(tmp_path / "data/dog")
     with pytest.raises(InputError, match=rf"data.classes=.*{name} has no dog: it names n01"):
         data.setup("validate")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["a", "b", "a"]', "names two classes a: 0 and 2"),
+        ('["", "a", "b"]', "has an empty name for class 0"),
+        ("a\n\nb", "has an empty name for class 1"),
+    ],
+)
+def test_doubled_and_empty_names_of_classes(tmp_path, content, message):
+    for folder in "ab":
+        paint(tmp_path / "data" / folder / "1.png", (4, 4), 1)
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(InputError, match=f"data.classes=.*x {message}"):
+        ClassImages(tmp_path / "data", class_file=tmp_path / "x")
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"0": "a", "2": "b"}', '{"a": "b"}', "[[]]", "[", "3"])

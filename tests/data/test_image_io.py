@@ -583,7 +583,7 @@ def test_depths_of_formats():
     for suffix in (*deep, ".jpg", ".webp", ".bmp"):
         assert type_of_format(f"x{suffix}", "uint16") == ("uint16" if suffix in deep else "uint8")
     assert type_of_format("x.tif", "float32") == "float32"
-    assert type_of_format("x.png", "int16") == type_of_format("x.png", "uint8") == "uint8"
+    assert [type_of_format("x.png", each) for each in ("uint8", "int16", "float32")] == ["uint8", "uint16", "uint16"]
 
 
 def test_depth_of_what_others_write(tmp_path):

@@ -23,6 +23,7 @@ def paint(path: Path, size: tuple[int, int], *values: int) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:.*no images by name")
 def test_side_by_side(tmp_path: Path) -> None:
     names = [
         "train/10.jpg",

@@ -1,6 +1,8 @@
 """Numbers keep their meaning: value ranges, class labels, nearest sources, GeoTIFFs, colour profiles, orientations."""
 
 import io
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import nn
 
+from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
 from genstab.data.folder import ClassData, FolderData
 from genstab.data.geotiff import scaled_geotiff
@@ -21,6 +24,7 @@ from genstab.errors import InputError
 from genstab.inference.predict import predict
 from genstab.inference.trained_on import read_alike, trained_on
 from tests.conftest import tiny_pix2pix
+from tests.helpers.killed import TINY, run
 
 RNG = np.random.default_rng(0)
 
@@ -110,6 +114,44 @@ def test_the_range_is_found_in_the_training_split_kept_and_used_by_predict_and_m
     assert np.allclose(tifffile.imread(tmp_path / "metres/1.tif"), (heights(1) + 100.0) * 30 / 4000)
     with pytest.raises(InputError, match=r"results target_range=.*overwrite=true"):
         predict(identity, tmp_path / "trainA", tmp_path / "heights")
+
+
+def test_a_resumed_training_keeps_the_range_that_was_found(tmp_path):
+    target = np.zeros((24, 28, 3), np.uint8)
+    paired(tmp_path / "in", lambda number: np.full((24, 28), 100 * number - 50, np.int16), target)
+    options = [f"data.root={tmp_path / 'in'}", "data.value_range=auto", "data.load_size=null", "data.crop_size=24"]
+    options += ["data=paired", "data.source_channels=1", "model.generator.in_channels=1"]
+    base = [each for each in TINY if not each.startswith("data.")] + ["model.discriminator.source_channels=1", *options]
+    for steps in (1, 2):
+        run(tmp_path / "run", f"trainer.max_steps={steps}", base=base)
+        checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        assert trained_on(checkpoint)["value_range"] == {"source": (-50.0, 50.0), "target": None}
+        assert checkpoint["resume"]["steps"] == steps
+        paired(tmp_path / "in", lambda number: np.full((24, 28), 900 * number - 50, np.int16), target)  # anew
+
+
+def test_measure_takes_the_split_and_reading_of_the_training_but_for_what_is_typed(tmp_path, monkeypatch):
+    paired(tmp_path, np.zeros((30, 30, 3), np.uint8), np.zeros((30, 30, 3), np.uint8), 12, "png")
+    for side in "AB":
+        shutil.rmtree(tmp_path / f"val{side}")
+    trained = data(tmp_path, val_share=0.25, val_seed=7, source_interpolation="nearest")
+    model = nn.Identity()
+    model.trained_on = trained_on({"data": trained.described})
+    seen = []
+
+    def measure(model, images, *_):
+        seen.append(images)
+        raise InputError("seen")
+
+    monkeypatch.setattr("genstab.cli.jobs.model_of", lambda *_: model)
+    monkeypatch.setattr("genstab.cli.jobs.measure", measure)
+    options = ["data=paired", f"data.root={tmp_path}", "hydra.run.dir=m", "logger=csv"]
+    for more in ([], ["data.val_seed=8", "data.source_interpolation=bilinear"]):
+        monkeypatch.setattr(sys, "argv", ["genstab", "measure", *options, *more])
+        with pytest.raises(SystemExit, match="seen"):
+            cli.main()
+    assert [each.pairs == trained.val_set.pairs for each in seen] == [True, False]
+    assert [each.wanted.reading_a.interpolation for each in seen] == ["nearest", "bilinear"]
 
 
 def test_shards_of_other_types_and_folders_to_measure_on(tmp_path):
@@ -216,10 +258,30 @@ def test_sources_that_are_almost_constant_are_said(tmp_path):
     found = data(tmp_path, source_channels=1, target_channels=1)
     found.trainer = type("Trainer", (), {"training": True})()
     batch = found.train_set[0]["source"].expand(10, -1, -1, -1)
-    found.on_before_batch_transfer({"source": batch}, 0)  # too few yet
-    with pytest.warns(UserWarning, match="in the first 20 images, the sources are almost constant"):
-        found.on_before_batch_transfer({"source": batch}, 0)
-    found.on_before_batch_transfer({"source": batch}, 0)  # once: warnings are errors
+    both = {"source": batch, "target": -batch}
+    found.on_before_batch_transfer(dict(both), 0)  # too few yet
+    with pytest.warns(UserWarning, match="in the first 20 images, the ") as said:
+        found.on_before_batch_transfer(dict(both), 0)
+    assert [str(each.message).split("are almost")[0][-13:-1] for each in said] == [" the sources", " the targets"]
+    found.on_before_batch_transfer(dict(both), 0)  # once: warnings are errors
+    write_image(tmp_path / "in/1.png", torch.linspace(-1, 1, 900).view(1, 30, 30))
+    with pytest.warns(UserWarning, match=r"the outputs are almost constant: .* from 0.5 to 0.51 in \[-1, 1\]$"):
+        predict(nn.Sequential(nn.Hardtanh(0.5, 0.51)), tmp_path / "in", tmp_path / "out")
+
+
+def test_types_and_ranges_that_do_not_reach_each_other_are_said(tmp_path):
+    def mixed(number):
+        return np.arange(900, dtype=np.uint16).reshape(30, 30).astype(np.uint8 if number else np.uint16)
+
+    grey = {"source_channels": 1, "target_channels": 1}
+    paired(tmp_path / "mixed", mixed, mixed(1))
+    with pytest.warns(UserWarning, match=r"images of several types: uint16 \(0.tif\), uint8 \(1.tif\); 8 bits are"):
+        data(tmp_path / "mixed", **grey)
+    paired(tmp_path / "bytes", mixed(1), mixed(1))
+    for given in ([0, 100], "auto"):
+        with pytest.warns(UserWarning, match=r"has no effect: all images have 8 bits"):
+            data(tmp_path / "bytes", value_range=given, **grey)
+    data(tmp_path / "bytes", **grey)  # nothing to say: warnings are errors
 
 
 # --- GeoTIFF and auxiliary pages
@@ -228,7 +290,7 @@ GEO = [
     (33550, "d", 3, (10.0, 20.0, 0.0)),
     (33922, "d", 6, (2.0, 4.0, 0.0, 5e5, 4e6, 0.0)),
     (34735, "H", 4, (1, 1, 0, 1)),
-    (42112, "s", 0, "<GDALMetadata/>"),
+    (42112, "s", 0, '<G>\n <Item name="STATISTICS_MEAN" sample="0">7</Item>\n <Item name="UNIT">m</Item>\n</G>'),
     (42113, "s", 0, "-9999"),
 ]
 
@@ -246,11 +308,42 @@ def test_the_tags_of_a_geotiff_stay_and_fit_the_size_of_the_result(tmp_path):
             tags = {code: tiff.pages.first.tags.valueof(code) for code, *_ in GEO}
             assert tiff.pages.first.dtype == np.int16
             assert tiff.geotiff_metadata["ModelPixelScale"] == [10 / ratio, 20 / ratio, 0]
+            written = tiff.asarray()
         assert tags[33922] == (2 * ratio, 4 * ratio, 0, 5e5, 4e6, 0)
-        assert (tags[34735], tags[42112], tags[42113]) == ((1, 1, 0, 1), "<GDALMetadata/>", "-9999")
+        kept = '<G>\n <Item name="UNIT">m</Item>\n</G>'  # without what was true of other pixels
+        assert (tags[34735], tags[42112], tags[42113]) == ((1, 1, 0, 1), kept, "-9999")
+        assert np.argwhere(written == -9999).tolist() == [[i, j] for i in range(ratio) for j in range(ratio)]
+    tifffile.imwrite(tmp_path / "in/a.tif", np.where(values < 0, np.nan, values).astype(np.float32))
+    predict(nn.Identity(), tmp_path / "in", tmp_path / "float", source_range=[0, 10000])
+    assert np.argwhere(np.isnan(tifffile.imread(tmp_path / "float/a.tif"))).tolist() == [[0, 0]]
+    model = nn.Identity()
+    model.trained_on = {"value_range": {"source": (0.0, 10000.0), "target": None}}  # of 8 bits
+    with pytest.warns(UserWarning, match=r"^a.tif: pixels without data hold what the model made of them, as the type"):
+        predict(model, tmp_path / "in", tmp_path / "bytes")
     matrix = (34264, 12, 16, tuple(map(float, (10, 0, 0, 5, 0, -20, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1))))
     ((_, _, _, fitted),) = scaled_geotiff([matrix], (4, 2))
     assert fitted == (5, 0, 0, 5, 0, -5, 0, 6, 0, 0, 0, 0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 5])
+@pytest.mark.parametrize("alpha", [0, 2])
+@pytest.mark.parametrize("colour", ["rgb", "minisblack"])
+def test_a_band_that_is_not_alpha_does_not_become_one(tmp_path, channels, alpha, colour):
+    more = channels - (3 if colour == "rgb" else 1)
+    if more < 0:
+        return
+    (tmp_path / "in").mkdir()
+    pixels = RNG.integers(0, 65536, (8, 9, channels), dtype=np.uint16)
+    extra = [alpha] * more or None
+    tifffile.imwrite(tmp_path / "in/a.tif", pixels, photometric=colour, planarconfig="contig", extrasamples=extra)
+    predict(nn.Identity(), tmp_path / "in", tmp_path / "out")
+    with tifffile.TiffFile(tmp_path / "out/a.tif") as tiff:
+        page = tiff.pages.first
+        assert (page.photometric.name.lower(), [*page.extrasamples]) == (colour, extra or [])
+        assert np.array_equal(tiff.asarray(), pixels)
+    if channels in (2, 4) and not alpha:
+        with pytest.raises(InputError, match=r"a.tif has \d channels, the last of which is not alpha"):
+            predict(nn.Identity(), tmp_path / "in", tmp_path / "converted", source_channels=1)
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (32, 48, 3)])
@@ -327,3 +420,5 @@ def test_an_orientation_on_one_side_is_said(tmp_path):
         save(tmp_path / f"{split}A/1.jpg", 3)
     with pytest.warns(UserWarning, match=r"EXIF turns one image of a pair and not the other: 1\.jpg; both"):
         data(tmp_path)
+    (note,) = write_shards(tmp_path, tmp_path / "shards").notes
+    assert note.startswith("EXIF turns one image of a pair and not the other: 1.jpg")

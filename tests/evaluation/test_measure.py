@@ -20,6 +20,7 @@ from genstab.evaluation.measure import PartlyMeasuredError, measure
 from genstab.evaluation.options import MeasureOptions as Options
 from genstab.evaluation.verdict import verdict
 from genstab.loggers.wandb_tables import tables
+from genstab.metrics.measurements import is_constant
 from genstab.metrics.quality import total_variation
 from genstab.metrics.shift_map import measure_map
 from genstab.metrics.shift_ops import grid_shifts
@@ -337,6 +338,25 @@ def test_a_damaged_last_image_does_not_cost_the_others(tmp_path):
     assert error.value.found.notes[0].startswith("skipped: cannot read ")
 
 
+def test_images_that_do_not_fit_do_not_cost_the_others(tmp_path):
+    class Strict(nn.Module):  # RGB alone, in sides of multiples of 16
+        def forward(self, images):
+            assert images.shape[1] == 3, "needs 3 channels"
+            assert images.shape[-1] % 16 == images.shape[-2] % 16 == 0, "multiples of 16"
+            return images.clone()
+
+    fitting, grey, odd = noise(3, 32, 48), noise(1, 32, 48), noise(3, 35, 50)
+    options = {**SMALL, "protocols": ["circular"], "map": None}
+    with pytest.raises(PartlyMeasuredError, match=r"1\.png \(1, 1, 32, 48\): needs 3 .*: the other 2 images") as error:
+        measure(Strict(), Items(fitting, grey, odd), tmp_path, Options(**options))
+    found = measure(Strict(), Items(grey, fitting, odd), tmp_path, Options(**options, on_error="skip"))
+    for each, names in ((error.value.found, ["0.png", "2.png"]), (found, ["1.png", "2.png"])):
+        assert each.measurements["shift_psnr"]["circular"]["images"] == names
+        assert "the model takes multiples of 16: images are cut to their centre, 32×48 of 2.png" in each.notes
+    with pytest.raises(InputError, match=r"no image to measure: skipped: .* needs 3 channels"):
+        measure(Strict(), Items(grey), tmp_path, Options(**options, on_error="skip"))
+
+
 def test_it_says_what_it_does_and_how_long_it_takes(tmp_path, monkeypatch):
     """The clock goes by the passes through a model that is free: what takes time is a metric."""
     calls, now, said = [], [0.0], []
@@ -557,11 +577,15 @@ def test_a_classifier_is_measured_as_one(tmp_path):
     assert (found.summary["val/consistency"], found.summary["val/consistency_roll"]) == (1, 1)
     assert found.summary["val/accuracy"] == pytest.approx(5 / 6)
     assert found.measurements["consistency"]["circular"]["correct"] == [True] * 4 + [False, True]
+    assert found.summary["val/output_spread"] == pytest.approx(1 - (4 + 1 + 9) / 36)  # 2, 1 and 3 images of a class
     # neither moves one channel past another
     assert found.measurements["corruption_errors"]["errors"] == {
         name: [pytest.approx(1 / 6)] * 2 for name in ("brightness", "contrast")
     }
     assert "val/shift_psnr" not in found.summary
+    always = measure(nn.Sequential(Constant(), Brightest()), Labelled(*images), tmp_path, Options(**SMALL)).summary
+    assert is_constant(always)
+    assert verdict(always)[0] == "No evidence of stability: it gives the same class to every image."
     unlabelled = measure(Brightest(), Items(*images), tmp_path, Options(**SMALL))
     assert unlabelled.notes == ["accuracy: not measured, the images have no labels (data=classes has)"]
 

@@ -73,6 +73,19 @@ def test_a_grey_image_without_channel_and_a_map_of_classes():
         load_model(None, Returns(lambda x: x), output=0)(x)
 
 
+def test_a_head_of_one_pixel_gives_logits_and_other_shapes_are_one_line():
+    x = torch.rand(2, 3, 4, 5)
+    with inference(Returns(lambda x: x.mean((2, 3), keepdim=True))) as generate:
+        assert generate(x).shape == (2, 3)
+        assert generate(x[..., :1, :1]).shape == (2, 3, 1, 1)  # images of one pixel stay images
+    for reduced in (lambda x: x.mean((1, 2, 3)), lambda x: x[..., 0]):
+        with (
+            inference(Returns(reduced)) as generate,
+            pytest.raises(InputError, match=r"returns \(2,.*\), not images .* or logits \(N, K\)"),
+        ):
+            generate(x)
+
+
 @pytest.mark.parametrize("error", [KeyError("a"), ZeroDivisionError(), TypeError("no"), SystemExit(3), StopIteration()])
 def test_whatever_a_model_raises_is_one_line(tmp_path, error):
     def fail(_):

@@ -40,6 +40,25 @@ def test_one_command_makes_a_file_that_equals_the_model(weights, tmp_path, monke
     assert {path.name for path in tmp_path.iterdir()} == {"weights.pth", name}
 
 
+def test_neither_the_weights_nor_a_file_that_exists_is_replaced(weights, tmp_path, monkeypatch):
+    mine, words = tmp_path / "mine.pt", ["genstab", "export", str(weights[1]), "size=[8,12]", "format=torchscript"]
+    mine.write_text("mine")
+    (link := tmp_path / "link.pth").symlink_to(weights[1])
+    before = weights[1].read_bytes()
+    for output, more, message in (
+        (mine, [], "mine.pt exists already: name another file, or replace it with overwrite=true"),
+        (weights[1], ["overwrite=true"], "weights.pth is a file that this command reads: name another file"),
+        (link, ["overwrite=true"], "link.pth is a file that this command reads"),
+    ):
+        monkeypatch.setattr(sys, "argv", [*words, f"output={output}", *more, *LAYER])
+        with pytest.raises(SystemExit, match=message):
+            cli.main()
+    assert (mine.read_text(), weights[1].read_bytes()) == ("mine", before)
+    monkeypatch.setattr(sys, "argv", [*words, f"output={mine}", "overwrite=true", *LAYER])
+    cli.main()
+    assert load_model(mine)(torch.zeros(1, 3, 8, 12)).shape == (1, 2, 4, 6)
+
+
 class Odd(nn.Module):
     """Does what cannot be recorded, as `how` says."""
 

@@ -22,6 +22,7 @@ from genstab.cli.jobs import model_of
 from genstab.cli.model_options import check_model
 from genstab.inference.eval_mode import inference
 from genstab.inference.exported_programs import Program
+from genstab.inference.predict_record import model_digest
 from tests.conftest import pairs_loader, tiny_pix2pix
 from tests.inference.test_cyclegan_checkpoints import FILE, REFERENCE, real_file
 from tests.training.test_pix2pix import QUIET
@@ -107,7 +108,9 @@ def test_a_network_alone_keeps_its_weights():
             "does not fit Conv2d: missing bias; unexpected w1, w2, w3 and 1 more$",
         ),
         ({"epoch": 3}, "does not fit Conv2d: it holds no weights$"),
-        ([torch.zeros(3)], "does not fit Conv2d: it holds no weights$"),
+        ([torch.zeros(3)], "does not fit Conv2d: its tensors are in lists, without names$"),
+        ({"net": {"weight": torch.eye(3).to_sparse()}}, r"net\.weight is a sparse tensor: save a dense one$"),
+        ({"a": [torch.zeros(2, device="meta")]}, r"a\.0 is a meta tensor"),
         (
             {f"G_{way}.{key}": i + torch.zeros(3, 1, 1, 1) if key == "weight" else torch.zeros(3)
              for i, way in enumerate(("AB", "BA")) for key in ("weight", "bias")},
@@ -120,6 +123,19 @@ def test_weights_that_do_not_fit_are_named_on_one_line(tmp_path, holds, message)
     with pytest.raises(InputError, match=f"x.pth .*{message}") as error:
         load_model(tmp_path / "x.pth", nn.Conv2d(1, 3, 1))
     assert "\n" not in str(error.value)
+
+
+def test_weights_in_many_dicts_and_a_file_that_was_cut_off(tmp_path):
+    original = network(1)
+    holds = original.state_dict()
+    for key in "abcd":
+        holds = {key: holds}
+    torch.save(holds, tmp_path / "x.pth")
+    assert_same(load_model(tmp_path / "x.pth", network(2)), original, *SIZES)
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"x\.pth is cut off: it begins as a file of torch\.save"):
+        load_model(tmp_path / "x.pth", network(2))
 
 
 # --- checkpoints
@@ -252,6 +268,17 @@ def test_an_exported_program_in_half_precision(tmp_path):
     x = torch.rand(2, 3, 16, 16)
     with inference(load_model(path)) as generator, torch.no_grad():
         torch.testing.assert_close(generator(x), network().half()(x.half()).float(), rtol=0, atol=1e-5)
+
+
+def test_weights_beside_an_onnx_file_belong_to_the_model(programs, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(programs / "any.onnx")
+    onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.weights", size_threshold=0)
+    before = model_digest(load_model(tmp_path / "x.onnx"))
+    assert before == model_digest(load_model(tmp_path / "x.onnx"))
+    content = (tmp_path / "x.weights").read_bytes()
+    (tmp_path / "x.weights").write_bytes(bytes(len(content)))
+    assert model_digest(load_model(tmp_path / "x.onnx")) != before
 
 
 def test_onnx_without_onnxruntime(programs, monkeypatch):

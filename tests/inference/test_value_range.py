@@ -13,7 +13,7 @@ from genstab.evaluation.measure import measure
 from genstab.evaluation.options import MeasureOptions
 from genstab.inference.eval_mode import inference
 from genstab.inference.predict import predict
-from genstab.inference.value_range import Values, converted, doubt, first_call, parse_values
+from genstab.inference.value_range import SettledCall, Values, converted, doubt, parse_values
 from tests.conftest import Items, noise
 
 SMALL = {"map": None, "features": None, "corruptions": None, "margin": 2, "shifts": [(0, 1)], "protocols": ["circular"]}
@@ -41,7 +41,8 @@ def test_a_range_is_found_by_trying_and_said(bounds, targets):
     images, notes = noise(2, 3, 16, 16), []
     expected, model = AS_IT_SHOULD(images), Between(*bounds)
     with inference(model) as call:
-        output, converting = first_call(call, parse_values("auto"), images, notes, expected if targets else None)
+        converting = SettledCall(call, parse_values("auto"), notes)
+        output = converting(images, expected if targets else None)
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
         torch.testing.assert_close(converting(images), expected, rtol=0, atol=1e-5)
     assert notes[0].startswith(f"value_range=auto took value_range=[{bounds[0]:g},{bounds[1]:g}]: outputs lie in ")
@@ -52,7 +53,7 @@ def test_tanh_and_sigmoid_tell_their_range():
     for last, found in ((nn.Tanh(), (-1, 1)), (nn.Sigmoid(), (0, 1))):
         model = nn.Sequential(nn.Conv2d(3, 3, 1), last)
         with inference(model) as call:
-            first_call(call, parse_values("auto"), images, notes := [])
+            SettledCall(call, parse_values("auto"), notes := [])(images)
         assert f"took value_range=[{found[0]},{found[1]}]" in notes[0]
 
 
@@ -62,7 +63,7 @@ def test_logits_tell_no_range():
         inference(model) as call,
         pytest.raises(InputError, match=r"auto looks at images, .* returns \(2, 3\)"),
     ):
-        first_call(call, parse_values("auto"), noise(2, 3, 4, 4), [])
+        SettledCall(call, parse_values("auto"), [])(noise(2, 3, 4, 4))
 
 
 def test_what_is_no_image_in_the_range_is_refused_and_what_may_be_another_one_is_said(tmp_path):
@@ -91,6 +92,39 @@ def test_what_is_no_image_in_the_range_is_refused_and_what_may_be_another_one_is
     (note,) = measure(nn.Sigmoid(), Items(*images), tmp_path, options).notes
     assert note.startswith("outputs lie in [0.2")
     assert "never below zero, where [-1,1] is expected: if that is not meant, value_range=auto tries" in note
+
+
+def test_black_images_tell_nothing_of_the_range(tmp_path):
+    black, picture = torch.full((3, 16, 16), -1.0), noise(3, 16, 16)
+    for name, image in (("0", black), ("1", picture)):
+        write_image(tmp_path / f"in/{name}.png", image)
+    one_by_one = {**SMALL, "batch_size": 1}
+
+    class Brighter(nn.Module):  # of [0, 255]
+        def forward(self, images):
+            return (1.1 * images).clamp(0, 255)
+
+    class Bytes(nn.Module):  # from [−1, 1], so that a black image becomes 0
+        def forward(self, images):
+            return 127.5 * (images + 1)
+
+    with pytest.raises(InputError, match=r"1\.png.*outputs lie in"):
+        predict(Bytes(), tmp_path / "in", tmp_path / "out", batch_size=1)
+    assert not list((tmp_path / "out").glob("*.png"))
+    with pytest.raises(InputError, match="outputs lie in"):
+        measure(Bytes(), Items(black, picture), tmp_path / "m", MeasureOptions(**one_by_one))
+    model, auto = Brighter(), parse_values("auto")
+    predict(model, tmp_path / "in", tmp_path / "auto", batch_size=1, values=auto, notes=(notes := []))
+    assert [note.partition(":")[0] for note in notes] == ["value_range=auto took value_range=[0,255]"]
+    expected = (1.1 * (read_image(tmp_path / "in/1.png") + 1) - 1).clamp(-1, 1)
+    assert (read_image(tmp_path / "auto/1.png") - expected).abs().max() < 2 / 255
+    write_image(tmp_path / "in/2.png", black)  # alone, it would be taken for [−1, 1]
+    predict(model, tmp_path / "in", tmp_path / "auto", values=auto, notes=(notes := []))
+    assert notes[0].startswith("value_range=auto: value_range=[0,255], as for the results in ")
+    assert (tmp_path / "auto/2.png").read_bytes() == (tmp_path / "auto/0.png").read_bytes()
+    options = MeasureOptions(**one_by_one, value_range="auto")
+    with pytest.raises(InputError, match=r"took .*\[-1,1\] for the first .* but value_range=\[0,255\] fits these"):
+        measure(model, Items(black, picture), tmp_path / "m", options)
 
 
 def test_bright_sources_say_nothing_of_the_range():

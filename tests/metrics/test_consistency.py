@@ -107,7 +107,7 @@ def test_without_labels_and_in_training_mode():
     model = nn.Sequential(nn.Dropout(0.9), WhereIsTheDot())
     for data in ([dots([3, 4])], [{"source": dots([3, 4]), "name": ["a", "b"]}]):
         result = classifier_stability(model, data, pairs=2)
-        assert set(result["crop"]) == set(result["circular"]) == {"consistency", "consistency_per_image"}
+        assert set(result["crop"]) == set(result["circular"]) == {"consistency", "consistency_per_image", "predicted"}
     assert model.training
     nan = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
     nan(dots([3]))

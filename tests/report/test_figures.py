@@ -78,3 +78,6 @@ def test_runs_that_cannot_be_beside_each_other_are_named(tmp_path):
     (other / "slide_source.webp").unlink()
     with pytest.raises(InputError, match=r"slide_source\.webp cannot be read"):
         animations_beside(read_runs([first, other]))
+    (other / "slide_output.webp").unlink()
+    with pytest.raises(InputError, match=r"^other: no animation"):
+        animations_beside(read_runs([first, other]))

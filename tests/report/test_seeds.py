@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from genstab.bench.step import OPTIONS, STABLE, STABLE_LOSSES, config_of
+from genstab.cli.jobs import run_report
 from genstab.errors import InputError
 from genstab.report.pareto import STABILITY, name_points, pareto_picture
 from genstab.report.runs import Run
@@ -78,6 +79,16 @@ def test_the_table_has_the_columns_that_some_run_has():
         "| none-pre | 2 | 23.0 ± 1.4 | 110.0 ± 14.1 | 1.00 |",
         "| tri3-pre | 1 | 30.0 | – | – |",
     ]
+
+
+def test_any_name_is_one_cell_of_a_table(tmp_path):
+    (tmp_path / "run").mkdir()
+    content = {"val/l1": 0.5, "config": {"run_name": "a|b\nc\ud800"}}
+    (tmp_path / "run/summary.json").write_text(json.dumps(content), encoding="utf-8")
+    config = dict.fromkeys(("costs", "title", "output", "plot", "film", "baseline"))
+    table = tmp_path / "table.md"
+    run_report(OmegaConf.create({**config, "runs": [str(tmp_path / "run")], "table": str(table), "overwrite": False}))
+    assert table.read_text(encoding="utf-8").splitlines()[2] == "| a\\|b c\\ud800 | 1 | 0.500 |"
 
 
 def costs(**ratios):

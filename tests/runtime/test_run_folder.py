@@ -13,7 +13,7 @@ import pytest
 
 from genstab import InputError
 from genstab.cli import main as cli
-from genstab.runtime.run_folder import alone_in, check_measurable, check_unused, fresh
+from genstab.runtime.run_folder import MEASUREMENT, TRAINING, alone_in, check_free, fresh
 from tests.helpers.killed import TINY, run
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def locked_by_another(folder):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with alone_in(folder):
+        with alone_in(folder, TRAINING):
             os.write(writer, b"in")
             time.sleep(60)
     assert os.read(reader, 2) == b"in"
@@ -66,28 +66,37 @@ def locked_by_another(folder):
 def test_two_trainings_at_the_same_time_are_kept_apart(tmp_path):
     with locked_by_another(tmp_path / "run"):
         with pytest.raises(
-            InputError, match=r"another training run is running in .*run: wait for it to end, or choose another folder"
+            InputError, match=r"another run is writing into .*run: wait for it to end, or choose another folder"
         ):
             run(tmp_path / "run")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
         (tmp_path / "run" / "summary.json").touch()
-        with pytest.raises(InputError, match="another training run is running in"):
+        with pytest.raises(InputError, match="another run is writing into"):
             run(tmp_path / "run", "ckpt_path=null")
-    with alone_in(tmp_path / "run"):  # a killed one keeps nobody out
+    with alone_in(tmp_path / "run", TRAINING):  # a killed one keeps nobody out
         pass
 
 
 def test_a_folder_whose_lock_cannot_be_opened_is_refused_for_what_it_holds(tmp_path):
     (tmp_path / ".lock").mkdir()
     (tmp_path / "summary.json").touch()
-    with pytest.raises(InputError, match=r"already holds a training run \(summary\.json\)"):
-        check_unused(tmp_path, None, (Path("summary.json"),))
+    with pytest.raises(InputError, match=r"already holds summary\.json that may be of others"):
+        check_free(tmp_path, TRAINING)
 
 
-def test_a_summary_that_is_no_object_is_no_training(tmp_path):
-    (tmp_path / "summary.json").write_text("5")
-    with pytest.raises(InputError, match=r"holds summary\.json that no measurement wrote"):
-        check_measurable(tmp_path)
+@pytest.mark.parametrize("kind", [TRAINING, MEASUREMENT])
+@pytest.mark.parametrize("name", ["measurements.json", "samples.png", "checkpoints/best.ckpt", "csv/metrics.csv"])
+def test_files_of_others_are_refused_and_a_run_of_the_other_kind(tmp_path, kind, name):
+    (file := tmp_path / name).parent.mkdir(exist_ok=True)
+    file.write_text('{"my": "lab data"}')
+    with pytest.raises(InputError, match=f"already holds {Path(name).parts[0]} that may be of others: choose another"):
+        check_free(tmp_path, kind)
+    with alone_in(tmp_path, kind):
+        pass
+    check_free(tmp_path, kind)  # a measurement that is measured again; a training run that was killed early
+    other = TRAINING if kind == MEASUREMENT else MEASUREMENT
+    with pytest.raises(InputError, match=f"already holds a {kind}: choose another folder with hydra"):
+        check_free(tmp_path, other)
 
 
 def test_file_systems_without_locks(tmp_path, monkeypatch):
@@ -97,7 +106,7 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "lockf", none)
-    with alone_in(tmp_path / "run"):
+    with alone_in(tmp_path / "run", TRAINING):
         assert (tmp_path / "run" / ".lock").is_file()
 
 
@@ -110,10 +119,11 @@ def test_a_clock_that_stands_still_gives_each_run_its_own_folder(monkeypatch):
     monkeypatch.setattr("hydra.core.utils.datetime", type("Still", (), {"now": lambda: datetime(2026, 1, 2, 3, 4, 5)}))
     options = [*ONCE, "hydra/job_logging=none", "hydra/hydra_logging=none"]
     sweep = ["-m", *(option for option in options if not option.startswith("seed")), "seed=1,2"]
-    monkeypatch.setattr("genstab.cli.submitit.run_train", lambda config, processes: None)
+    given: list[str] = []
+    monkeypatch.setattr("genstab.cli.submitit.run_train", lambda config, processes: given.append(config.output_dir))
     for arguments in (options, options, sweep, sweep):
         monkeypatch.setattr(sys, "argv", ["genstab", "train", *arguments])
         cli.main()
     runs = ["outputs/2026-01-02/03-04-05", "outputs/2026-01-02/03-04-05-2"]
     runs += [f"multirun/2026-01-02/03-04-05{more}/{job}" for more in ("", "-2") for job in (0, 1)]
-    assert sorted(str(path.parent.parent) for path in Path().rglob(".hydra/config.yaml")) == sorted(runs)
+    assert [os.path.relpath(folder) for folder in given] == runs

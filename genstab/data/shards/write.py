@@ -14,10 +14,11 @@ import torch
 from tqdm import tqdm
 
 from genstab.data.channels import is_convertible
-from genstab.data.image_io import image_shape, read_image
+from genstab.data.header_notes import HeaderNotes
+from genstab.data.image_io import ImageInfo, image_info, read_image
 from genstab.data.pairs import Pair, Wanted, check_share, find_pairs, has_pairs, split_pairs
 from genstab.data.paths import listing
-from genstab.data.reading import Reading
+from genstab.data.reading import AS_STORED, Reading
 from genstab.data.shards.cache import webdataset
 from genstab.data.shards.format import INDEX, KIND, key_of
 from genstab.errors import ON_ERROR, InputError, check_choice
@@ -29,12 +30,13 @@ ANY_TYPE = (0.0, 1.0)  # a range of values, without which only images of 8 and 1
 
 @dataclass
 class Written:
-    """Number of pairs and shards of each split, the pairs left out and why, and a line if some are held out."""
+    """Number of pairs and shards of each split, the pairs left out and why, a line if some are held out, and notes."""
 
     pairs: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     held: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def summary(self, output: str | Path) -> str:
         """Return a summary in one line."""
@@ -116,9 +118,10 @@ def _splits(root: str | Path, val_share: float, val_seed: int) -> tuple[dict[str
 
 
 class _Read(NamedTuple):
-    """A pair, its files by the end of their names in a shard, and the (H, W) and the channels of A and B."""
+    """A pair, its headers, files by the end of their names in a shard, the (H, W) and the channels of A and B."""
 
     pair: Pair
+    headers: list[ImageInfo]
     files: dict[str, Path]
     sizes: tuple[tuple[int, int], tuple[int, int]]
     channels: tuple[int, int]
@@ -128,14 +131,16 @@ def _read(pair: Pair, full: bool, reading: Reading) -> _Read | InputError:
     """Check the files of a pair: their headers, or if `full` all of them."""
     sides = {"ab": pair.a} if pair.b is None else {"a": pair.a, "b": pair.b}
     try:
-        shapes = [image_shape(path, reading) for path in sides.values()]
+        headers = [image_info(path, reading) for path in sides.values()]
+        shapes = [header.shape for header in headers]
         channels = shapes[0][0], shapes[-1][0]
         sizes = Wanted(*channels, same_size=False).check(pair, shapes[0], None if pair.b is None else shapes[1])
         for path in sides.values() if full else ():
             read_image(path, reading)
     except InputError as error:
         return error
-    return _Read(pair, {f"{side}{path.suffix.lower()}": path for side, path in sides.items()}, sizes, channels)
+    files = {f"{side}{path.suffix.lower()}": path for side, path in sides.items()}
+    return _Read(pair, headers, files, sizes, channels)
 
 
 def _write(
@@ -150,6 +155,7 @@ def _write(
     written = Written()
     splits: dict[str, dict[str, Any]] = {}
     channels: tuple[int, int] | None = None
+    notes = HeaderNotes(AS_STORED, AS_STORED)
     for split, each in pairs.items():
         if split == "train" and seed is not None:
             order = torch.randperm(len(each), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -162,6 +168,7 @@ def _write(
                     found = _fitting(found, channels, convert)
                 if isinstance(found, _Read):
                     good.append(found)
+                    notes.see(found.pair.a, *found.headers)
                 elif skip:
                     written.left_out.append(str(found))
                 else:
@@ -180,6 +187,7 @@ def _write(
         }
         written.pairs[split], written.shards[split] = len(good), len(splits[split]["shards"])
     write_json(folder / INDEX, {"kind": KIND, "splits": splits})
+    written.notes = notes.lines()
     return written
 
 

@@ -9,6 +9,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from genstab.data.collate import names_of, source_of
+from genstab.data.datamodules import PairData
+from genstab.data.paths import hxw
 from genstab.data.shares import dataset_positions
 from genstab.errors import InputError, check_choice, check_counts
 from genstab.inference.eval_mode import inference, submodule
@@ -84,6 +86,7 @@ class ShiftStability(Callback):
         self.tables: dict[str, Tensor] = {}
         self.pooled: dict[str, Tensor] = {}
         self.names: list[str] = []
+        self._sizes: set[tuple[int, ...]] = set()  # of images that are large enough
         self._seen = 0
         self._named: dict[int, str] = {}
         # by protocol and batch: positions, errors and numbers of pixels
@@ -92,6 +95,27 @@ class ShiftStability(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fail early if there is no such generator."""
         submodule(pl_module, self.generator)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fail early if the first validation image is too small for the shifts."""
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by its data connector
+        if isinstance(data, PairData) and trainer.limit_val_batches:
+            self._check_size(data.val_set[0]["source"].shape[-2:])
+
+    def _check_size(self, size: Sequence[int]) -> None:
+        """Raise an `InputError` if images of this size have no pixels to compare."""
+        if tuple(size) in self._sizes:
+            return
+        blank = torch.zeros(1, 1, *size)
+        try:
+            for first, group in self.passes.items():
+                list(errors_by_protocol(lambda images: images, blank, self.shifts[first], group, **self.options))
+        except InputError as error:
+            raise InputError(
+                f"{error}, of validation images of {hxw(size)}: set callbacks.stability.margin or "
+                "callbacks.stability.shifts to less, or data.crop_size to more"
+            ) from error
+        self._sizes.add(tuple(size))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
@@ -117,6 +141,7 @@ class ShiftStability(Callback):
         if not counted.any():
             return
         source = source[counted.to(source.device)]
+        self._check_size(source.shape[-2:])
         named = dict(zip(positions.tolist(), names_of(batch, positions), strict=True))
         positions = positions[counted]
         self._named.update({place: named[place] for place in positions.tolist() if place < MOST_COLUMNS})

@@ -22,6 +22,7 @@ from genstab.runtime.files import MEASUREMENTS, SUMMARY, FailedWrites, unwritten
 from genstab.runtime.gather import all_gathered
 from genstab.runtime.last_checkpoint import LastCheckpoint
 from genstab.runtime.loop_state import takes_step
+from genstab.runtime.masking import masked
 from genstab.runtime.provenance import provenance
 from genstab.runtime.signals import Stopped
 from genstab.training.callbacks.collapse import CollapseWatch
@@ -144,7 +145,7 @@ class RunSummary(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files and print the table and the paths."""
-        summary, measurements = self.summary(trainer), self.measurements(trainer)
+        summary, measurements = masked(self.summary(trainer)), self.measurements(trainer)
         for name, content in ((MEASUREMENTS, measurements), (SUMMARY, summary)):
             with self.unwritten.tolerate(self.folder / name):
                 write_json(self.folder / name, content)
