@@ -234,7 +234,7 @@ def test_everything_is_left_in_the_folder(tmp_path, drawn):
     found = measure(generator, Pairs(3), tmp_path / "new", Options(**plan))
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
         "measurements.json", "samples.png", "shift_map.png", "shift.gif", "features.png", "corruptions.png",
-        "slide_source.webp", "slide_output.webp",
+        "slide_source.webp", "slide_output.webp", ".lock",
     }  # fmt: skip
     assert read_json(tmp_path / "new" / "measurements.json") == found.measurements
     assert generator.training
