@@ -297,7 +297,7 @@ def test_prediction_ends_with_a_line_that_names_the_file(tmp_path, trained, said
     write(b"")(tmp_path / "in" / "2.png")
     model = ["predict", f"model.checkpoint={trained}", "input=in", "output=out"]
     assert "in/2.png" in said(*model)
-    assert re.fullmatch(r"genstab: 1 images were left out: 2\.png", said(*model, "on_error=skip"))
+    assert re.fullmatch(r"genstab: 1 image was left out: 2\.png", said(*model, "on_error=skip"))
     assert Path("out/1.png").is_file()
 
 
