@@ -640,8 +640,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "a web page": (lambda path, good: path.write_text("<!DOCTYPE html>"), READ, "is not a model file"),
     "a pointer": (lambda path, good: path.write_bytes(POINTER), READ, "is not a model file"),
     "a picture": (lambda path, good: noise().save(path, "PNG"), READ, "is not a model file"),
-    "half": (part(0.5), "cut off or damaged", "is not a model file"),
-    "all but the end": (part(0.99), "cut off or damaged", "is not a model file"),
+    "half": (part(0.5), "cut off or damaged", "is cut off: it begins as a file of torch.save"),
+    "all but the end": (part(0.99), "cut off or damaged", "is cut off: it begins as a file of torch.save"),
     "one bit": (
         lambda path, good: path.write_bytes(damaged(good.read_bytes(), good.stat().st_size // 2)),
         "cut off or damaged .archive/data/",
