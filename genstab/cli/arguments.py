@@ -8,7 +8,7 @@ from genstab.cli.signatures import signature_of
 from genstab.errors import InputError
 
 MULTIRUN = {"-m", "--multirun"}
-_PATHS = {
+PATHS = {
     "ckpt_path", "corruptions.baseline", "costs", "data.classes", "data.root", "hydra.run.dir", "hydra.sweep.dir",
     "init_from", "init_from_d", "input", "model.checkpoint", "output", "output_dir", "plot", "table",
 }  # fmt: skip
@@ -83,7 +83,7 @@ def to_overrides(words: Sequence[str]) -> list[str]:
     def override(word: str) -> str:
         key, _, value = word.partition("=")
         special = re.search(r"[^\w/.%*@$?|+-]", value, re.ASCII) and not re.search(r"^['\"]|\$\{|\\", value)
-        if special and key in _PATHS and (not sweep or key.startswith("hydra.") or Path(value).exists()):
+        if special and key in PATHS and (not sweep or key.startswith("hydra.") or Path(value).exists()):
             word = f"{key}={quoted(value)}"
         return re.sub(r"^\+?(?=(antialias|data|model|trainer)\.[^=]+=)", "++", word)
 

@@ -66,7 +66,7 @@ def input_errors() -> Iterator[None]:
 def _with_key(error: InputError, outer: BaseException) -> InputError:
     """Write the whole key before an argument that a constructor named, if the config called it: `data.crop_size=0`."""
     key = re.search(r"full_key: (\S+)", str(outer)) if isinstance(outer, InstantiationException) else None
-    if key is None or not re.match(r"\w+=", str(error)):
+    if key is None or not re.match(r"[a-z]\w*=", str(error)):  # WANDB_MODE is no argument
         return error
     # What users set: model.generator.antialias is the group of that name, and some arguments are of the Trainer.
     group = key[1].removeprefix("model.generator.") if key[1].endswith(".antialias") else key[1]

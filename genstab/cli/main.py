@@ -20,6 +20,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError
 
 from genstab.cli.arguments import (
     MULTIRUN,
+    PATHS,
     check_launcher,
     check_words,
     name_model,
@@ -228,6 +229,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(config)):
         options = " ".join(f"{key}={'NAME' if key == 'entity' else 'DIR'}" for key in missing)
         raise InputError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: add {options}")
+    for key in sorted(PATHS - {"ckpt_path"}):  # with which an empty text means none
+        if OmegaConf.select(config, key) == "":
+            raise InputError(f"{key}= is empty: name a file or a folder, or leave it out")
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]  # a dict
 
 

@@ -19,7 +19,7 @@ def claim(config: DictConfig, kind: str, checkpoint: Path | None = None, ended: 
     The config of an earlier run of the same folder stays until `keep_config` replaces it.
     """
     check_free(config.output_dir, kind, checkpoint, ended)
-    if not Path(config.output_dir, FOLDER).exists():
+    if HydraConfig.initialized() and not Path(config.output_dir, FOLDER).exists():
         with writing("output_dir", config.output_dir), alone_in(config.output_dir, kind):
             keep_config(config)
 

@@ -64,10 +64,10 @@ def run_train(config: DictConfig, processes: Rendezvous | None = None) -> float 
     with input_errors():
         wanted = "" if config.ckpt_path is None else str(config.ckpt_path)  # a folder may be called 5
         path = _checkpoint_of(config, wanted)
+        checkpoint = read_resumable(path) if path else None
         _claim(config, path)
         given_config = config.copy()
         config.ckpt_path = None if path is None else str(path)
-        checkpoint = read_resumable(path) if path else None
         if path and checkpoint:
             config.update(check_begun(path, checkpoint, recorded(config)))
         record = recorded(config)

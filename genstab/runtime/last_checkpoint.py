@@ -114,6 +114,7 @@ class LastCheckpoint(Checkpoint):
         self.random: dict[str, Any] = {}  # the random states before it
         self.after_step: dict[str, Any] = {}  # the random states before the batches that are held back
         self.resumed: dict[str, Any] | None = None
+        self.groups: list[list[int]] = []  # how many parameters each group of its optimizers has
         self.limits: tuple[int | None, int] | None = None
         self.epochs: int | None = None
 
@@ -234,6 +235,7 @@ class LastCheckpoint(Checkpoint):
         if RESUME not in checkpoint:
             raise InputError(f"{trainer.ckpt_path} was not written by a training run with LastCheckpoint")
         self.resumed = checkpoint[RESUME]
+        self.groups = [_groups(state) for state in checkpoint["optimizer_states"]]
         for callback in trainer.checkpoint_callbacks:
             if not (isinstance(callback, ModelCheckpoint) and callback.dirpath and trainer.ckpt_path):
                 continue
@@ -248,6 +250,9 @@ class LastCheckpoint(Checkpoint):
         found = [type(optimizer).__name__ for optimizer in trainer.optimizers]
         if found != self.resumed["optimizers"]:
             raise InputError(f"{trainer.ckpt_path} does not fit: optimizers {self.resumed['optimizers']} → {found}")
+        groups = [_groups(optimizer.state_dict()) for optimizer in trainer.optimizers]
+        if groups != self.groups:
+            raise InputError(f"{trainer.ckpt_path} does not fit: parameters of the optimizers {self.groups} → {groups}")
         fit, limits = trainer.fit_loop, (trainer.max_epochs, trainer.max_steps)
         if 0 <= (limits[0] or -1) <= self.resumed["epoch"] or 0 <= limits[1] <= self.resumed["steps"]:
             self.limits = limits
@@ -284,6 +289,10 @@ class LastCheckpoint(Checkpoint):
             self.limits, self.signals.at_once = None, True
         elif self.limits or progress["batch"] >= trainer.num_training_batches:
             fit.epoch_loop.batch_progress.is_last_batch = True  # nothing to train: only the epoch's end
+
+
+def _groups(optimizer: dict[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer["param_groups"]]
 
 
 def _fitting(trainer: Trainer) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
+from genstab.errors import InputError
+
 
 def takes_step(trainer: Trainer, batch_idx: int) -> bool:
     """Return whether the optimizers take a step in a batch: in every one, unless gradients are accumulated."""
@@ -83,7 +85,9 @@ def restore_progress(trainer: Trainer, progress: dict[str, Any]) -> None:
     # Lightning adds one where it enters an epoch that was begun
     _set_logged_step(trainer, progress.get("logged", batches) - within)
     loaders = [each for each in _loaders(trainer) if hasattr(each, "load_state_dict")]
-    for loader, state in zip(loaders, progress["loaders"], strict=False):
+    if len(loaders) != (count := len(progress["loaders"])):
+        raise InputError(f"the checkpoint has the places of {count} data loaders, this training has {len(loaders)}")
+    for loader, state in zip(loaders, progress["loaders"], strict=True):
         loader.load_state_dict(state)
 
 

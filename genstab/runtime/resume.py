@@ -1,17 +1,18 @@
 """Which checkpoint a training run resumes from, and whether the two fit together."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, NonNegativeInt, ValidationError
 from pytorch_lightning import LightningModule
 
 from genstab.errors import InputError
-from genstab.runtime.checkpoint_file import read_checkpoint
+from genstab.runtime.checkpoint_file import read_checkpoint, tensors
 from genstab.runtime.last_checkpoint import RESUME
 
 CHECKPOINT = Path("checkpoints/last.ckpt")
@@ -31,20 +32,65 @@ FIXED = (
     "trainer.precision", *LIMITS,
 )  # fmt: skip  # which batches there are, and what is computed of them
 MOST = 8  # differences that an error lists
-PROGRESS = {
-    "epoch", "batch", "batches", "steps", "loaders", "images", "images_per_step", "pending", "metrics", "random",
-    "optimizers", "wandb",
-}  # fmt: skip
-# What a checkpoint must hold, and whether a value is what Lightning and `LastCheckpoint` write there.
-KEYS: dict[str, Callable[[Any], bool]] = {
-    "state_dict": lambda value: isinstance(value, dict),
-    "optimizer_states": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
-    "lr_schedulers": lambda value: isinstance(value, list),
-    "loops": lambda value: isinstance(value, dict) and "fit_loop" in value,
-    "callbacks": lambda value: isinstance(value, dict),
-    "pytorch-lightning_version": lambda value: isinstance(value, str) and bool(re.match(r"\d+\.\d+", value)),
-    RESUME: lambda value: isinstance(value, dict) and value.keys() >= PROGRESS,
-}
+Array = InstanceOf[torch.Tensor]
+
+
+class _Part(BaseModel):
+    """What a checkpoint must hold, of the types that Lightning and `LastCheckpoint` write; it may hold more."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Random(_Part):
+    torch: Array
+    python: tuple[int, Array, float | None]
+    numpy: tuple[str, Array, int, int, float]
+
+
+class _Loader(_Part):
+    seed: int = 0
+    batch: NonNegativeInt = 0
+
+
+class _Progress(_Part):
+    epoch: NonNegativeInt
+    batch: NonNegativeInt
+    batches: NonNegativeInt
+    logged: NonNegativeInt = 0
+    steps: NonNegativeInt
+    loaders: list[_Loader]
+    images: NonNegativeInt | None
+    images_per_step: NonNegativeInt
+    pending: bool
+    metrics: dict[str, Array]
+    random: list[_Random]
+    optimizers: list[str]
+    wandb: str | None
+
+
+class _Group(_Part):
+    params: list[int]
+
+
+class _Optimizer(_Part):
+    state: dict[Any, Any]
+    param_groups: list[_Group]
+
+
+class _Loops(_Part):
+    fit_loop: dict[str, Any]
+
+
+class _Checkpoint(_Part):
+    state_dict: dict[str, Any]
+    optimizer_states: list[_Optimizer]
+    lr_schedulers: list[dict[str, Any]]
+    loops: _Loops
+    callbacks: dict[str, Any]
+    version: str = Field(alias="pytorch-lightning_version", pattern=r"^\d+\.\d+")
+    config: dict[str, Any] = {}
+    init_from: dict[str, Any] | None = None
+    resume: _Progress
 
 
 def find_checkpoint(wanted: str, folder: str | Path, fixed: bool, begins: bool = False) -> Path | None:
@@ -81,12 +127,29 @@ def read_resumable(path: Path) -> dict[str, Any]:
         InputError: it is damaged, cut off, or not one of `LastCheckpoint`.
     """
     checkpoint = read_checkpoint(path)
-    missing = KEYS if not isinstance(checkpoint, dict) else [key for key in KEYS if key not in checkpoint]
-    if missing:
-        raise InputError(f"{path} is not a checkpoint to resume from: it has no {', '.join(missing)}")
-    if wrong := [key for key, fits in KEYS.items() if not fits(checkpoint[key])]:
-        raise InputError(f"{path} is not a checkpoint to resume from: invalid {', '.join(wrong)}")
+    try:
+        _Checkpoint.model_validate(checkpoint)
+        _check_counts(checkpoint)
+    except ValidationError as error:
+        problems = [(each["type"], ".".join(map(str, each["loc"]))) for each in error.errors(include_url=False)]
+        missing = dict.fromkeys(place for kind, place in problems if kind == "missing" and "." not in place)
+        what = f"it has no {', '.join(missing)}" if missing else f"invalid {problems[0][1] or 'content'}"
+        raise InputError(f"{path} is not a checkpoint to resume from: {what}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a checkpoint to resume from: {error}") from error
     return checkpoint
+
+
+def _check_counts(checkpoint: Mapping[str, Any]) -> None:
+    progress, optimizers = checkpoint[RESUME], len(checkpoint["optimizer_states"])
+    if len(progress["optimizers"]) != optimizers:
+        raise ValueError(f"{optimizers} optimizer_states of {len(progress['optimizers'])} optimizers")
+    if progress["epoch"] > progress["batches"] or progress["steps"] > progress["batches"] * max(1, optimizers):
+        raise ValueError(f"{progress['batches']} batches in {progress['epoch']} epochs, {progress['steps']} steps")
+    for part in ("state_dict", "optimizer_states"):
+        for key, value in tensors(checkpoint[part]):
+            if value.is_floating_point() and value.isnan().any():
+                raise ValueError(f"{part}.{key} contains NaN")
 
 
 def is_over(progress: Mapping[str, Any], trainer: Mapping[str, Any]) -> bool:

@@ -671,7 +671,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
     "a device": (lambda path, good: path.symlink_to("/dev/zero"), "does not exist", "does not exist"),
     "a link to itself": (lambda path, good: path.symlink_to(path), "does not exist", "does not exist"),
     "no place": (changed(resume=None), f"{ON}: it has no resume", None),
-    "an odd place": (changed(resume={}), f"{ON}: invalid resume", None),
+    "an odd place": (changed(resume={}), f"{ON}: invalid resume.epoch", None),
     "no optimizer": (changed(optimizer_states=None), f"{ON}: it has no optimizer_states", None),
     "an odd optimizer": (changed(optimizer_states=[1]), f"{ON}: invalid optimizer_states", None),
     "odd loops": (changed(loops={}), f"{ON}: invalid loops", None),
@@ -683,7 +683,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str, str | None]] =
         "does not fit this training run: .* absent → ",
         "claims 3 levels, but holds 0",
     ),
-    "NaN": (nan, r"is nan at step \d.*training stopped", "1.png: the output contains NaN"),
+    "NaN": (nan, rf"{ON}: state_dict\.\S+ contains NaN", "1.png: the output contains NaN"),
 }
 
 

@@ -48,6 +48,8 @@ ASKED = [
     (["measure", "batch_size=abc"], "batch_size='abc' is not an integer"),
     (["measure", "model._target_=genstab.UNet", "model.chanels=3"], "model.chanels is not known"),
     (["predict", "input=a", "output=b", "recursive=maybe"], "recursive='maybe' is not true or false"),
+    (["predict", "input=a", "output="], "output= is empty: name a file or a folder"),
+    (["measure", "model.checkpoint=''"], "model.checkpoint= is empty"),
     (["shard", "input=a"], "output is missing: add output=DIR"),
 ]
 PROGRAM = """

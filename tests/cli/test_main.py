@@ -71,6 +71,12 @@ def test_bad_input_is_one_line_and_starts_no_training(monkeypatch, overrides, me
     assert not Path("run/checkpoints").exists()
 
 
+def test_a_variable_of_wandb_is_no_key(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "banana")
+    with pytest.raises(SystemExit, match=r"^genstab: WANDB_MODE='banana' is not one of online, offline, disabled"):
+        genstab(monkeypatch, "train", *PLAIN, "logger=wandb")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

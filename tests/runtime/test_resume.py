@@ -402,6 +402,35 @@ def test_other_files_are_refused_by_name(tmp_path, stopped, damage):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("resume.epoch", -5, r"invalid resume\.epoch"),
+        ("resume.batch", "x", r"invalid resume\.batch"),
+        ("resume.steps", 10**18, r"9 batches in 1 epochs, 1000000000000000000 steps"),
+        ("resume.logged", "a", r"invalid resume\.logged"),
+        ("resume.random", 5, r"invalid resume\.random"),
+        ("resume.loaders.0.seed", "a", r"invalid resume\.loaders\.0\.seed"),
+        ("resume.loaders", [], "the places of 0 data loaders, this training has 1"),
+        ("optimizer_states", [], "0 optimizer_states of 2 optimizers"),
+        ("optimizer_states.0.param_groups", [], r"does not fit: parameters of the optimizers \[\[\], \["),
+        ("lr_schedulers.1", 5, r"invalid lr_schedulers\.1"),
+        ("config", 5, "invalid config"),
+        ("optimizer_states.1.state.0.exp_avg", torch.tensor(torch.nan), r"exp_avg contains NaN"),
+    ],
+)
+def test_a_checkpoint_of_other_values_is_one_line(tmp_path, stopped, place, value, message):
+    checkpoint = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
+    *parts, last = (int(key) if key.isdecimal() else key for key in place.split("."))
+    part = checkpoint
+    for key in parts:
+        part = part[key]
+    part[last] = value
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "new", f"ckpt_path={tmp_path / 'odd.ckpt'}")
+
+
 def test_last_in_a_sweep_wants_its_folder(monkeypatch):
     arguments = ["train", "-m", "ckpt_path=last", "antialias=none,tri3", "hydra/hydra_logging=none"]
     monkeypatch.setattr(sys, "argv", ["genstab", *arguments])
