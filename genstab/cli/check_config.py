@@ -83,9 +83,9 @@ def check_training(config: Mapping[str, Any]) -> None:
             f"trainer.strategy={strategy} does not support two optimizers: use trainer=ddp or trainer=ddp_cpu"
         )
     for name in ("check_val_every_n_epoch", "val_check_interval"):
-        apart = trainer.get(name)
-        if isinstance(apart, int | float) and not apart > 0:
-            raise InputError(f"trainer.{name}={written(apart)} is not positive")
+        count = trainer.get(name)
+        if isinstance(count, int | float) and not count > 0:
+            raise InputError(f"trainer.{name}={written(count)} is not positive")
     if trainer.get("enable_checkpointing") is False and (callbacks.get("best") or callbacks.get("last")):
         raise InputError("trainer.enable_checkpointing=false also needs callbacks.best=null callbacks.last=null")
     for name, callback in callbacks.items():
@@ -140,7 +140,7 @@ def check_arguments(target: str, arguments: Mapping[str, Any], group: str = "") 
                 f"antialias, or ~{key} for the other parts of the recipe"
             )
         elif not is_open:
-            close = get_close_matches(name, types, n=2, cutoff=0.7)
+            close = [f"{group}.{each}".lstrip(".") for each in get_close_matches(name, types, n=2, cutoff=0.7)]
             takes = f": did you mean {' or '.join(close)}?" if close else f"; {target} takes {', '.join(types)}"
             raise InputError(f"{key} is not known{takes}")
 
@@ -164,7 +164,9 @@ def check_type(key: str, value: Any, kind: Any) -> None:
     if len(problems) == 1 and problems[0]["type"] != "missing":  # perhaps of an element of a list
         key = ".".join([key, *map(str, problems[0]["loc"])])
         value = problems[0]["input"]
-    raise InputError(f"{key}={written(value)} is not {' or '.join(dict.fromkeys(words))}")
+    *others, last = dict.fromkeys(each for choices in words for each in re.split(", | or ", choices))
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    raise InputError(f"{key}={written(value)} is not {allowed}")
 
 
 def _problems(adapter: TypeAdapter[Any], text: bytes) -> list[Any]:

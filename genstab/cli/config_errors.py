@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genstab.cli.signatures import signature_of
 from genstab.errors import DISK, InputError, reason
 
 
@@ -87,7 +88,7 @@ def one_line(error: BaseException, defaults: Callable[[], Any] | None = None) ->
     `defaults` returns the config to look for them, where the error does not have it.
     """
     message = re.split("Config search path:|full_key:|Key '|See https://hydra", str(error))[0]
-    said = " ".join(message.split())
+    said = re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", " ".join(message.split()))
     if found := re.search(r"(Could not find '.*/(.*)') (Available options in '.*': (.*))", said):
         return f"{found[1]}{_perhaps(get_close_matches(found[2], found[4].split(), n=1))} {found[3]}"
     if defaults and (found := re.fullmatch(r"(Could not delete from config\. '(.*)' does not exist)\.", said)):
@@ -100,6 +101,8 @@ def one_line(error: BaseException, defaults: Callable[[], Any] | None = None) ->
         wrong = said.split("'")[1]
         # private: a node of OmegaConf has no public way to the config that it belongs to
         known = list(_keys(OmegaConf.to_container(cause.parent_node._get_root())))
+        if "trainer" in known and (signature := signature_of("pytorch_lightning.Trainer")):
+            known += [f"trainer.{key}" for key in signature.types if f"trainer.{key}" not in known]
         same = [key for key in known if key.endswith(f".{wrong.rpartition('.')[2]}")][:2]
         if meant := same or get_close_matches(wrong, known, n=1, cutoff=0.8):
             return said.replace("'.", f"'{_perhaps(meant)}", 1)

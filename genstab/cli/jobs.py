@@ -129,18 +129,16 @@ def run_predict(config: DictConfig) -> None:
         finally:
             for note in notes:
                 print(f"note: {note}", file=sys.stderr)
-    _conclude(
-        result.summary(config.output), result.failed.values(), f"images were left out: {shortened([*result.failed])}"
-    )
+    _conclude(result.summary(config.output), result.failed.values(), "image", f": {shortened([*result.failed])}")
 
 
-def _conclude(summary: str, left_out: Collection[str], what: str) -> None:
+def _conclude(summary: str, left_out: Collection[str], what: str, names: str = "") -> None:
     """Print the summary of a job and why something was left out; the code of the program is not 0 then."""
     print(summary)
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     if left_out:
-        raise InputError(f"{len(left_out)} {what}")
+        raise InputError(f"{len(left_out)} {what}{' was' if len(left_out) == 1 else 's were'} left out{names}")
 
 
 def run_export(config: DictConfig) -> None:
@@ -200,7 +198,7 @@ def run_shard(config: DictConfig) -> None:
         print(written.held)
     for note in written.notes:
         print(f"note: {note}", file=sys.stderr)
-    _conclude(written.summary(config.output), written.left_out, "pairs were left out")
+    _conclude(written.summary(config.output), written.left_out, "pair")
 
 
 def run_workspace(config: DictConfig) -> None:

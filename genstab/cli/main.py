@@ -191,10 +191,11 @@ def _launch(name: str, *given: object) -> None:
             plain = _plain(config)
             command.check(plain)
             return resolve_name(command.job)(config, *given)
-        except InputError as error:
+        except (InputError, InterpolationResolutionError) as error:
+            said = error if isinstance(error, InputError) else InputError(one_line(error))
             if by_submitit():
-                raise InputError(masked(str(error))) from error  # another process waits for it
-            errors.append(error)  # not raised through Hydra, which prints a line of its own and ends the sweep
+                raise InputError(masked(str(said))) from error  # another process waits for it
+            errors.append(said)  # not raised through Hydra, which prints a line of its own and ends the sweep
             return None
 
     with _one_line_errors(name):

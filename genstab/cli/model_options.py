@@ -34,7 +34,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     check_arguments(LOADER, ours, "model")
     if others and "_target_" not in others:
         first = next(iter(others))
-        meant = "".join(f", or do you mean {each}?" for each in get_close_matches(first, _loader_keys(), 1, 0.7))
+        meant = "".join(f"; did you mean model.{each}?" for each in get_close_matches(first, _loader_keys(), 1, 0.7))
         raise InputError(f"model.{first} is an argument of a network: name it with model._target_{meant}")
     check_options(others, "model")
 

@@ -199,7 +199,7 @@ class SyntheticData(PairData):
         kwargs: the other arguments of `PairData`.
 
     Raises:
-        InputError: a count or size is not positive, or size is smaller than crop_size.
+        InputError: a count or size is not positive, or size is smaller than crop_size; a `load_size` is given.
     """
 
     def __init__(
@@ -212,6 +212,8 @@ class SyntheticData(PairData):
         batch_size: int = 4,
         **kwargs: Any,
     ) -> None:
+        if "load_size" in kwargs:
+            raise InputError(f"load_size={kwargs['load_size']}: façades are drawn in any size, which size sets")
         super().__init__(crop_size, None, batch_size=batch_size, **kwargs)
         if max(self.crop_size) > size:
             raise InputError(f"size={size} is smaller than crop_size={self.crop_size}")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from genstab.data.augment import Size
 from genstab.data.datamodules import as_size
-from genstab.data.image_io import image_shape, read_image
+from genstab.data.header_notes import HeaderNotes
+from genstab.data.image_io import image_info, image_shape, read_image
 from genstab.data.paths import find_images, hxw, is_seen, listing, natural, printable, shortened
 from genstab.data.reading import AS_STORED, Reading, parse_range, resized
 from genstab.errors import InputError, check_counts, reason
@@ -35,8 +37,11 @@ class FolderImages(Dataset[dict[str, Any]]):
 
     def check_headers(self, images: int) -> None:
         """Read the headers of the first images; raise the `InputError` of the first one that cannot be read."""
+        notes = HeaderNotes(self.reading)
         for path in tqdm(self.paths[:images], "checking images", leave=False, delay=1, disable=None):
-            image_shape(path, self.reading)
+            notes.see(path, image_info(path, self.reading))
+        for line in notes.lines():
+            rank_zero_warn(line)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]

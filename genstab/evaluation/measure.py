@@ -71,7 +71,10 @@ def measure(
     options = options or MeasureOptions()
     baseline = None
     if options.corruptions and options.corruptions["baseline"]:
-        baseline = read_json(Path(options.corruptions["baseline"], MEASUREMENTS))  # before any work
+        path = Path(options.corruptions["baseline"], MEASUREMENTS)
+        baseline = read_json(path)  # before any work
+        if not isinstance(baseline, Mapping) or baseline.keys().isdisjoint(("corruptions", "corruption_errors")):
+            raise InputError(f"corruptions.baseline: {path} has no corruptions: measure them there first")
     if options.control == "blur":
         model, dataset = nn.Identity(), OfTargets(dataset)
     folder = Path(folder)
@@ -172,7 +175,7 @@ class _Measurement:
         ):
             if part:
                 of_part = first.first(part["images"])
-                self.say(f"Next: {name}, of {len(of_part.names)} images")
+                self.say(f"Next: {name}, on {len(of_part.names)} images")
                 try:
                     measure_part(part, of_part, rolled)
                 except InputError as error:  # the numbers of the other parts are kept

@@ -28,7 +28,8 @@ class Progress:
         self.began = time.monotonic()
         self.said: float | None = None
         least = timedelta(seconds=round(self.passes / speed))
-        say(f"Measuring {images} images: {self.passes:,} passes at {speed:.3g} per second, at least {least}")
+        rate = f"{speed:,.0f}" if speed >= 100 else f"{speed:.2g}"
+        say(f"Measuring {images} images: {self.passes:,} passes at {rate} per second, at least {least}")
 
     def measured(self, images: int) -> None:
         """Say it after the first batch, and where no bar is drawn every ten seconds."""

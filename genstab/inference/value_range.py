@@ -215,7 +215,8 @@ class SettledCall:
             return converted(self.call, self.values)(images)
         values, said = tried(self.call, self.meanings, images, target)
         output = converted(self.call, values)(images)
-        tells = output.ndim != 4 or (images.std() > TELLING and output.isfinite().all() and output.std() > VARIES)
+        varied = images.std(correction=0) > TELLING and output.std(correction=0) > VARIES
+        tells = output.ndim != 4 or bool(varied and output.isfinite().all())
         if self.settled and self.values not in (None, values):
             if tells:
                 raise ValuesError(
@@ -226,7 +227,7 @@ class SettledCall:
         why, lost = doubt(images, output, values)
         if lost:
             raise ValuesError(f"{why}: {_CURE}")
-        self.values, self.told = values, bool(tells)
+        self.values, self.told = values, tells
         hint = f"{why}: if that is not meant, {_CURE}"
         self.notes[:] = [each for each in self.notes if each not in self.said]
         self.said = [each for each in (said, why and hint) if each]

@@ -157,7 +157,7 @@ register_protocol(
 register_protocol(
     Protocol(
         "crop_edge",
-        heading="crop, margin 0",
+        heading="crop to border",
         meaning="two overlapping crops, compared up to the border of the overlap",
         when="when the camera moves, up to the border",
         move=_translate,

@@ -79,7 +79,7 @@ def begin_from(
     else:
         beside = path.with_name(path.name.replace("net_G", "net_D"))
         hint = f"; init_from_d={beside} loads it" if beside != path and beside.is_file() else ""
-        notes.append(f"discriminator: begins anew{why}{hint}")
+        notes.append(f"discriminator: starts from random weights{why}{hint}")
     return begun
 
 
@@ -104,7 +104,9 @@ def _read(name: str, file: str | Path, notes: list[str]) -> tuple[Path, object]:
         raise InputError(f"{name}={file} does not exist")
     kind = file_kind(path)
     if kind not in (TORCH_FILE, SAFETENSORS):
-        raise InputError(f"{name}={file} is {kind}, a program: begin from a checkpoint, a state dict or safetensors")
+        raise InputError(
+            f"{name}={file} is {kind}, a program: init_from takes a checkpoint, a state dict or safetensors"
+        )
     return path, read_content(path, kind, notes)
 
 

@@ -49,6 +49,7 @@ def genstab(monkeypatch, *arguments):
         (["trainer=gpu", "trainer.devices=[63]"], r"genstab: .*\[63\]"),
         (["model.generator.in_channels=1"], r"genstab: UNet: in_channels=1, not a source of \(2, 3, 32, 32\)"),
         (["trainer.gradient_clip_val=-1"], "genstab: trainer.gradient_clip_val=-1 is not a finite number"),
+        (["trainer.accumulate_grad_batches=0"], "genstab: trainer.accumulate_grad_batches=0 is not an integer of at"),
         (["trainer.overfit_batches=0.01"], "set trainer.limit_train_batches, or trainer.overfit_batches, to at least"),
         (["trainer.max_time=00:00:00:00"], "genstab: trainer.max_time='00:00:00:00' trains nothing"),
         (["trainer.devices=4"], "genstab: trainer.devices=4 needs several processes: add trainer=ddp"),

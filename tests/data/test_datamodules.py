@@ -223,6 +223,8 @@ def test_without_a_validation_split_a_share_is_held_out_and_said(tmp_path, capsy
 def test_synthetic_size_must_hold_the_crop():
     with pytest.raises(InputError, match="size=32 is smaller than crop_size"):
         SyntheticData(size=32, crop_size=64)
+    with pytest.raises(InputError, match="load_size=70: façades are drawn in any size, which size sets"):
+        SyntheticData(load_size=70)
 
 
 def trainer_of(data, world_size=1):

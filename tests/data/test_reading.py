@@ -13,7 +13,7 @@ from torch import nn
 
 from genstab.cli import main as cli
 from genstab.data.datamodules import PairedData
-from genstab.data.folder import ClassData, FolderData
+from genstab.data.folder import ClassData, FolderData, FolderImages
 from genstab.data.geotiff import scaled_geotiff
 from genstab.data.header_notes import HeaderNotes, unlike_srgb
 from genstab.data.image_io import image_info, pixel_range, read_image, write_image
@@ -281,6 +281,8 @@ def test_types_and_ranges_that_do_not_reach_each_other_are_said(tmp_path):
     for given in ([0, 100], "auto"):
         with pytest.warns(UserWarning, match=r"has no effect: all images have 8 bits"):
             data(tmp_path / "bytes", value_range=given, **grey)
+    with pytest.warns(UserWarning, match=r"has no effect: all images have 8 bits"):
+        FolderImages(tmp_path / "bytes/trainA", reading=Reading((0.0, 100.0))).check_headers(9)
     data(tmp_path / "bytes", **grey)  # nothing to say: warnings are errors
 
 

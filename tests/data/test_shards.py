@@ -325,7 +325,7 @@ def test_bad_pairs_are_left_out_and_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^genstab: 2 pairs were left out$"):
         shard(monkeypatch, f"input={root}", "output=out", "on_error=skip")
     printed = capsys.readouterr()
-    assert printed.out == "out: 6 pairs for train in 1 shards, 2 pairs for val in 1 shards; 2 left out\n"
+    assert printed.out == "out: 6 pairs for train in 1 shard, 2 pairs for val in 1 shard; 2 left out\n"
     assert sorted(line.split()[2:5] for line in printed.err.splitlines()) == [
         ["cannot", "read", f"{root}/trainA/-.heic:"],
         ["cannot", "read", f"{root}/trainA/10.png:"],

@@ -233,8 +233,8 @@ def test_everything_is_left_in_the_folder(tmp_path, drawn):
     plan = {**SMALL, "features": {"reach": 1}, "corruptions": {"names": ["contrast"], "severities": [2]}}
     found = measure(generator, Pairs(3), tmp_path / "new", Options(**plan))
     assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        ".lock", "measurements.json", "samples.png", "shift_map.png", "shift.gif", "features.png", "corruptions.png",
-        "slide_source.webp", "slide_output.webp",
+        "measurements.json", "samples.png", "shift_map.png", "shift.gif", "features.png", "corruptions.png",
+        "slide_source.webp", "slide_output.webp", ".lock",
     }  # fmt: skip
     assert read_json(tmp_path / "new" / "measurements.json") == found.measurements
     assert generator.training
@@ -382,7 +382,7 @@ def test_it_says_what_it_does_and_how_long_it_takes(tmp_path, monkeypatch):
     assert [number for number, _, _ in foreseen] == ["2", "3"]
     for (_, minutes, seconds), passes in zip(foreseen, (11 + 47, 47), strict=True):
         assert 60 * int(minutes) + int(seconds) == pytest.approx(passes, rel=0.2)
-    assert said[3:] == ["Next: features, of 2 images", "Next: corruptions, of 3 images", "Next: map, of 2 images"]
+    assert said[3:] == ["Next: features, on 2 images", "Next: corruptions, on 3 images", "Next: map, on 2 images"]
 
 
 class Picky(nn.Module):
@@ -544,10 +544,14 @@ def test_small_images_are_measured_without_corruptions(tmp_path):
         assert found.notes == ["corruptions: not measured, 28×40 images are smaller than 32×32"]
 
 
-def test_a_baseline_that_is_not_there_is_named_before_any_work(tmp_path):
+def test_a_baseline_that_is_not_there_or_has_no_corruptions_is_named_before_any_work(tmp_path):
     generator = Counting()
     plan = Options(**{**SMALL, "corruptions": {"baseline": str(tmp_path / "none")}})
     with pytest.raises(InputError, match=r"cannot read .*none/measurements\.json"):
+        measure(generator, Items(noise(3, 32, 32)), tmp_path, plan)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/measurements.json").write_text('{"features": {}}')
+    with pytest.raises(InputError, match=r"none/measurements\.json has no corruptions: measure them there first"):
         measure(generator, Items(noise(3, 32, 32)), tmp_path, plan)
     assert not generator.images
 

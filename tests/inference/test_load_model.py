@@ -508,7 +508,7 @@ def test_a_model_by_its_keys(tmp_path, monkeypatch):
         ({"_target_": "genstab.Net"}, "model._target_=genstab.Net: genstab has no Net"),
         (
             {"_target_": "genstab.UNet", "chanels": 3},
-            "model.chanels is not known: did you mean channels",
+            "model.chanels is not known: did you mean model.channels",
         ),
         ({"_target_": "torch.nn.Conv2d"}, "model._target_=torch.nn.Conv2d: .*missing 3 required positional arguments"),
         ({"_target_": "torch.zeros", "size": [3]}, "network is a Tensor, not a torch.nn.Module"),

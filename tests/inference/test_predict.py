@@ -408,7 +408,7 @@ def test_a_generator_of_other_values_and_folders_with_any_name(tmp_path, monkeyp
 def test_the_command_leaves_out_and_says_so(images, monkeypatch, capsys):
     (images / "1.png").write_bytes(b"")
     options = [*NETWORK, "input=in", "output=out", "on_error=skip", "size=[16,16]", "batch_size=2"]
-    with pytest.raises(SystemExit, match=r"genstab: 1 images were left out: 1\.png"):
+    with pytest.raises(SystemExit, match=r"genstab: 1 image was left out: 1\.png"):
         genstab(monkeypatch, "predict", *options)
     printed = capsys.readouterr()
     assert printed.out == "9 images written to out, 0 already existed, 1 left out\n"

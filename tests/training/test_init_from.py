@@ -48,7 +48,7 @@ def test_both_files_of_the_cyclegan_repository(tmp_path, norm):
 
     blurred = model_of(norm)
     begin_from(blurred, tmp_path / "latest_net_G.pth", notes=(notes := []))
-    assert notes[1] == f"discriminator: begins anew; init_from_d={tmp_path}/latest_net_D.pth loads it"
+    assert notes[1] == f"discriminator: starts from random weights; init_from_d={tmp_path}/latest_net_D.pth loads it"
     plain = model_of(norm, antialias=None).eval()
     begun = begin_from(plain, tmp_path / "latest_net_G.pth", tmp_path / "latest_net_D.pth")
     assert differing(blurred.generator, plain.generator) == []  # a blur has no weights

@@ -40,7 +40,10 @@ class Written:
 
     def summary(self, output: str | Path) -> str:
         """Return a summary in one line."""
-        each = [f"{number} pairs for {split} in {self.shards[split]} shards" for split, number in self.pairs.items()]
+        each = [
+            f"{number} pair{'s' * (number != 1)} for {split} in {shards} shard{'s' * (shards != 1)}"
+            for (split, number), shards in zip(self.pairs.items(), self.shards.values(), strict=True)
+        ]
         return f"{output}: {', '.join(each)}" + (f"; {len(self.left_out)} left out" if self.left_out else "")
 
 

@@ -154,7 +154,11 @@ class RunSummary(Callback):
         console = Console()
         metrics = {key: value for key, value in summary.items() if isinstance(value, float)}
         if "val/shift_psnr" in metrics or "val/l1" in metrics:
-            console.print(results_table(metrics, f"{summary['steps']} batches in {summary['seconds']:.0f} s"))
+            console.print(
+                results_table(
+                    metrics, f"{summary['steps']} batch{'es' * (summary['steps'] != 1)} in {summary['seconds']:.0f} s"
+                )
+            )
             for line in summary["verdict"]:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
