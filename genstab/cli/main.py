@@ -5,9 +5,10 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from pkgutil import resolve_name
 from types import FrameType
@@ -30,6 +31,7 @@ from genstab.cli.arguments import (
 )
 from genstab.cli.check_config import check_keys, check_options, check_seed, check_training, check_type
 from genstab.cli.config_errors import one_line, refusal
+from genstab.cli.help import HELP, with_comments
 from genstab.cli.model_options import check_model
 from genstab.cli.recorded import masked_variable
 from genstab.cli.signatures import signature_of
@@ -203,7 +205,14 @@ def _launch(name: str, *given: object) -> None:
         sys.argv[1:] = command.overrides(sys.argv[1:])
         check_words(sys.argv[1:])
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+            run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+            if HELP & set(sys.argv):
+                with suppress(SystemExit), redirect_stdout(StringIO()) as printed:
+                    run()
+                overrides = [word for word in sys.argv[1:] if not word.startswith("-")]
+                print(with_comments(printed.getvalue(), CONF, name, overrides), end="")
+            else:
+                run()
         except OSError as error:
             # Hydra's own errors are OSErrors, too; after the start it can be the folder of the next job of a sweep
             if error.filename is None or (started and error.errno not in DISK):

@@ -41,8 +41,19 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     Blurry, which makes it more stable: 50 % of the targets' total variation.
     """
     known = {key: value for key in summary if (value := number(summary[key])) is not None}
-    parts = (_stability, _noise, _rolling, _unevenness, _sharpness, _consistency, _accuracy, _robustness)
+    parts = (_flatness, _stability, _noise, _rolling, _unevenness, _sharpness, _consistency, _accuracy, _robustness)
     return [sentence for part in parts if (sentence := part(known))]
+
+
+def _flatness(known: Known) -> str:
+    """Say first what makes any stability worthless."""
+    for key, words in (
+        ("val/output_spread", "Produces nearly the same image for every input: outputs differ"),
+        ("val/output_std", "Its outputs are nearly flat: they vary"),
+    ):
+        if known.get(key, 1) < SAME and "val/consistency" not in known:  # not a classifier
+            return f"{words} by {100 * known[key]:.2g} % of the value range."
+    return ""
 
 
 def _stability(known: Known) -> str:
@@ -107,14 +118,8 @@ def _unevenness(known: Known) -> str:
 
 
 def _sharpness(known: Known) -> str:
-    if "val/consistency" in known:  # a classifier
+    if "val/consistency" in known or _flatness(known):  # a classifier, or nothing to judge
         return ""
-    for key, words in (
-        ("val/output_spread", "Produces nearly the same image for every input: outputs differ"),
-        ("val/output_std", "Its outputs are nearly flat: they vary"),
-    ):
-        if known.get(key, 1) < SAME:
-            return f"{words} by {100 * known[key]:.2g} % of the value range."
     headline, ratio = _headline(known), metrics()["tv_ratio"].of(known)
     stable = headline is not None and _judged(known, headline)[0] >= FLICKERS
     if ratio is not None:

@@ -1,5 +1,6 @@
 """A logger that fails without ending the training, its end, and where to look at what was logged."""
 
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -80,7 +81,7 @@ def outlived(logger: Logger) -> Iterator[None]:
         if isinstance(logger, WandbLogger) and logger.version is not None:
             place = run_folder(logger.experiment)
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # Lightning wraps TensorBoard's
-        unwritten.record(str(place or type(logger).__name__), cause)
+        unwritten.record(os.path.normpath(place or type(logger).__name__), cause)
 
 
 def _start_another_file(logger: TensorBoardLogger) -> None:

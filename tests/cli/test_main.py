@@ -128,8 +128,7 @@ def test_a_reader_that_has_read_enough_is_no_error(monkeypatch, words):
 
 def test_help_has_examples_and_every_group(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["genstab", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        cli.train()
+    cli.train()
     printed = capsys.readouterr().out
     assert "genstab train data=paired data.root=DIR" in printed
     for group in (
