@@ -29,7 +29,7 @@ Known = Mapping[str, float]
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
-    """Judge a model by the numbers of its `summary.json`: at most six sentences.
+    """Judge a model by the numbers of its `summary.json`: at most seven sentences.
 
     They say how stable it is, by the protocol `crop` if measured, which is what a camera does, at its worst shift, or
     else by the pooled number or the mean; whether that number is reliable; and what it costs. Numbers that are missing,
@@ -41,7 +41,18 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     Blurry, which makes it more stable: 50 % of the targets' total variation.
     """
     known = {key: value for key in summary if (value := number(summary[key])) is not None}
-    parts = (_flatness, _stability, _noise, _rolling, _unevenness, _sharpness, _consistency, _accuracy, _robustness)
+    parts = (
+        _flatness,
+        _stability,
+        _border,
+        _noise,
+        _rolling,
+        _unevenness,
+        _sharpness,
+        _consistency,
+        _accuracy,
+        _robustness,
+    )
     return [sentence for part in parts if (sentence := part(known))]
 
 
@@ -60,17 +71,21 @@ def _stability(known: Known) -> str:
     if (headline := _headline(known)) is None:
         return ""
     psnr, said = _judged(known, headline)
-    edge = PROTOCOLS["crop_edge"]  # a film shows its border, which the margin of `crop` leaves out
-    border = f"; up to the border {_judged(known, edge)[1]}" if edge.key in known else ""
     if psnr >= CAP:
         if is_constant(known):
             return f"No evidence of stability: constant outputs always reach {said}, the cap."
-        return f"Follows its input exactly {headline.when}: {said}, the cap{border}."
+        return f"Follows its input exactly {headline.when}: {said}, the cap."
     levels = (FLICKERS, "Flickers visibly"), (STEADY, "Shimmers"), (STILL, "Is steady")
     judgement = next((words for level, words in levels if psnr < level), "No visible flicker")
     change = 100 * 10 ** (-psnr / 20)
     share = f"{change:.1f}" if change >= 1 else f"{change:.2g}"
-    return f"{judgement} {headline.when}: {said}, a change of {share} % of the value range{border}."
+    return f"{judgement} {headline.when}: {said}, a change of {share} % of the value range."
+
+
+def _border(known: Known) -> str:
+    """A film shows its border, which the margin of `crop` leaves out."""
+    edge = PROTOCOLS["crop_edge"]
+    return f"Up to the border: {_judged(known, edge)[1]}." if edge.key in known else ""
 
 
 def _noise(known: Known) -> str:
