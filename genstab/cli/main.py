@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError
@@ -223,6 +224,8 @@ def _launch(name: str, *given: object) -> None:
             if (reason := refusal(error)) is None:
                 raise
             raise InputError(reason) from error
+        finally:
+            HydraConfig.instance().cfg = None  # what runs later in this process is another job
         for other in errors[:-1]:
             print(f"genstab: {other}", file=sys.stderr)
         if errors:

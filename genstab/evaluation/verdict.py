@@ -85,7 +85,7 @@ def _stability(known: Known) -> str:
 def _border(known: Known) -> str:
     """A film shows its border, which the margin of `crop` leaves out."""
     edge = PROTOCOLS["crop_edge"]
-    return f"Up to the border: {_judged(known, edge)[1]}." if edge.key in known else ""
+    return f"Up to the border: {_judged(known, edge)[1]}." if known.get(edge.key, CAP) < CAP else ""
 
 
 def _noise(known: Known) -> str:
