@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from genstab.cli import main as cli
+from genstab.report.slider_frames import read_frames
 
 TEXT = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
 COMMANDS = {
@@ -30,9 +31,16 @@ STUBS = {
     "vintagify": ("torchvision", "torchvision.transforms", "torchvision.utils"),
     "demosaicnet": ("wget", "pkg_resources"),
 }
+# Packages of npm, below a folder of Python's path.
+NPM = {"esrgan_slim": "node_modules/@upscalerjs/esrgan-slim"}
 
 
 def folder_of(package):
+    if package in NPM:
+        for folder in map(Path, sys.path):
+            if (folder / NPM[package]).is_dir():
+                return folder / NPM[package]
+        pytest.skip(f"{NPM[package]} is in no folder of Python's path")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"{package} is not installed")
@@ -99,6 +107,10 @@ def test_the_first_command_measures_the_model(package, pictures, monkeypatch, ca
     numbers = {key: value for key, value in summary.items() if key.startswith("val/") and isinstance(value, float)}
     assert {"val/shift_psnr_crop", "val/consistency"} & numbers.keys()
     assert all(np.isfinite(list(numbers.values())))
+    if package == "esrgan_slim":  # stride 1 throughout: exact inside, at twice the size
+        assert numbers["val/shift_psnr_crop"] > 99
+        source, output = (read_frames(f"measured/slide_{name}.webp").shape for name in ("source", "output"))
+        assert output[1:3] == (2 * source[1], 2 * source[2])
     shown = ("val/shift_psnr", "val/shift_psnr_pooled", "val/shift_psnr_crop", "val/consistency", "val/accuracy")
     with capfd.disabled():
         found = ", ".join(f"{key[4:]} {numbers[key]:.4g}" for key in shown if key in numbers)
