@@ -55,7 +55,9 @@ def build_page(runs: Sequence[Run], title: str | None = None) -> str:
         title=title or ("One run" if len(runs) == 1 else f"{len(runs)} runs compared"),
         runs=runs,
         styles=styles,
-        protocols=protocols().values(),
+        protocols=[
+            each for each in protocols().values() if any(run.summary.keys() & each.keys().values() for run in runs)
+        ],
         verdicts=[(run.name, run.summary["verdict"]) for run in runs if run.summary.get("verdict")],
         columns=columns,
         groups=[(group, len(list(members))) for group, members in groupby(columns, lambda column: column.group)],
